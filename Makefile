@@ -1,0 +1,55 @@
+# Everything runs from one environment, .venv, made on first use (torch with CUDA: about 5.6 GB, some minutes)
+# and brought up to date when a pyproject.toml changes. Further options go in ARGS, as in
+#   make fit ARGS="--sparsity 0.95 --out runs/first"        make test ARGS="-k masks"
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+
+# One thread a test worker: workers that each start a thread a core slow one another down. It also makes weights
+# comparable between runs, which are equal bit for bit at equal thread counts only.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help install fit test slow lint types format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## make .venv with sparsekit, its test tools and every package under plugins/, all editable
+
+fit: $(STAMP) ## prune and merge a small ResNet on digits; options in ARGS
+	$(BIN)/sparsekit fit --method gmp --merge uniform $(ARGS)
+
+test: $(STAMP) ## the tests that take seconds
+	$(PYTEST) -m "not slow" $(ARGS)
+
+slow: $(STAMP) ## the long tests
+	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff fix and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and built packages; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# All in one pip command, so that a plugin's dependency on sparsekit-soups is met by this checkout.
+$(STAMP): pyproject.toml sparsekit/_version.py $(PLUGINS:%=%/pyproject.toml)
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PLUGINS:%=-e ./%)
+	@touch $@

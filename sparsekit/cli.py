@@ -1,0 +1,91 @@
+"""The command line: one function a command, and errors turned into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from sparsekit._version import __version__
+from sparsekit.errors import RunError, UserError, nearest
+
+USAGE = """\
+usage: sparsekit COMMAND [options]
+
+Prune a timm model while it trains, and average replicas into one sparse model at every pruning step.
+
+commands:
+  fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
+  plan      print what fit would do, and its cost, without training
+  plugins   list: the installed pruning methods and merges
+
+options:
+  --help     this text; `sparsekit COMMAND --help` for a command's own
+  --version  the version
+  --debug    with any command: show tracebacks
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except (UserError, RunError) as error:
+        if debug:
+            raise
+        print(f"sparsekit: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("sparsekit: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 2
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"sparsekit {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        raise UserError(f"unknown {kind} {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    return COMMANDS[name](rest)
+
+
+def _fit(arguments: Sequence[str]) -> int:
+    from sparsekit import options
+
+    config = options.parse(options.build("sparsekit fit", "Train a timm model, prune it, and merge replicas."), arguments)
+    from sparsekit.fit import fit  # only now: it imports torch
+
+    fit(config)
+    return 0
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from sparsekit import display, options, planning
+    from sparsekit.config import check
+
+    parser = options.build("sparsekit plan", "Print the plan of a run and its cost, without training.")
+    config = options.parse(parser, arguments)
+    check(config)
+    plan = planning.make_plan(config, planning.make_stages(config))
+    display.Display().plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+    return 0
+
+
+def _plugins(arguments: Sequence[str]) -> int:
+    from sparsekit import listing
+
+    return listing.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"fit": _fit, "plan": _plan, "plugins": _plugins}

@@ -1,0 +1,228 @@
+"""Every option of `fit` and `plan`: names, types, defaults, help, and the checks that need neither torch nor data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.errors import UserError
+from sparsekit.registry import GROUPS, Kind, name_of
+
+
+@dataclass(frozen=True)
+class ReplicasConfig:
+    """Copies of the parent that are trained apart and merged at every pruning step.
+
+    Args:
+        count: How many replicas a segment trains.
+        vary: What differs between replicas: `seed` (batch order and augmentation) always does; the other axes add to it.
+        values: One value a replica. `weight_decay` and `lr`: the value itself; `epochs`: fraction of the segment's
+            length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
+            By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
+            `subsample` is 0.8 for all.
+        start: Fraction of the budget, 0 to 1, before which one model trains alone.
+        batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
+    """
+
+    count: int = 3
+    vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
+    values: list[float] | None = None
+    start: float = 0.0
+    batchnorm: Literal["recalibrate", "average"] = "recalibrate"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The timm model.
+
+    Args:
+        name: A timm model name. By default a small ResNet for small images: `resnet18` with the keyword arguments
+            `layers: [1, 1, 1, 1]`, `channels: [16, 32, 64, 128]`.
+        pretrained: Start from timm's pretrained weights, or, with `--model.name local-dir:DIR`, from those in DIR.
+        kwargs: Further keyword arguments of `timm.create_model`, such as `{drop_path_rate: 0.1}`.
+    """
+
+    name: str | None = None
+    pretrained: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set and its batches.
+
+    Args:
+        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`.
+        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too).
+        batch_size: Images an optimizer step.
+        image_size: Side in pixels to which images are resized; by default 16 for digits, else their own.
+        held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always).
+        augment: Random shifts, and horizontal flips where they keep the label.
+    """
+
+    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100"] = "digits"
+    root: str | None = None
+    batch_size: int = 50
+    image_size: int | None = None
+    held_out: float = 0.1
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its original schedule.
+
+    Args:
+        name: A timm optimizer name, such as `sgd`, `adamw` or `lamb`.
+        lr: Largest learning rate.
+        weight_decay: Weight decay; never on biases and norms.
+        momentum: Momentum, for the optimizers that have one.
+        schedule: Shape of the original schedule after its warm-up.
+        warmup: Fraction of the schedule, 0 to 1, that rises linearly from 0.
+        min_lr: Where the schedule ends, as a fraction of `lr`.
+        clip_norm: Largest norm of the gradient; none by default.
+        kwargs: Further keyword arguments of the optimizer, such as `{betas: [0.9, 0.95]}`.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    min_lr: float = 0.01
+    clip_norm: float | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """Which weights are pruned, and where.
+
+    Args:
+        allocation: How sparsity is shared out between layers.
+        exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
+    """
+
+    allocation: Literal["global", "uniform", "erk"] = "global"
+    exclude: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """The W&B mirror of `metrics.jsonl`.
+
+    Args:
+        mode: `auto` is online where credentials are found, else offline; it never asks.
+        project: W&B project.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "sparsekit"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Train, prune and merge.
+
+    Args:
+        method: Pruning method, by name.
+        merge: Merge strategy, by name.
+        sparsity: Fraction of the prunable weights (Conv and Linear) that is 0 in the end, from 0 to below 1.
+        epochs: Total budget in passes over the training data.
+        label_smoothing: Label smoothing of the training loss, from 0 to below 1.
+        channels_last: Keep images and convolutions in channels-last memory order.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32.
+        seed: Seed of everything random.
+        out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`.
+    """
+
+    method: PruningMethod
+    merge: MergeStrategy
+    sparsity: float = 0.9
+    epochs: int = 60
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    label_smoothing: float = 0.0
+    channels_last: bool = True
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    out: str | None = None
+
+
+def check(config: FitConfig) -> None:
+    """Check what needs neither torch nor data; raises UserError naming the option, the value and the fix."""
+    o, d, r = config.optimizer, config.data, config.replicas
+    below_one = "a fraction from 0 to below 1"
+    rules = [
+        ("sparsity", config.sparsity, 0.0 <= config.sparsity < 1.0, f"{below_one}, such as 0.9"),
+        ("epochs", config.epochs, config.epochs >= 1, "1 or more"),
+        ("label_smoothing", config.label_smoothing, 0.0 <= config.label_smoothing < 1.0, below_one),
+        ("seed", config.seed, config.seed >= 0, "0 or more"),
+        ("replicas.count", r.count, r.count >= 1, "1 or more"),
+        ("replicas.start", r.start, 0.0 <= r.start < 1.0, below_one),
+        ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
+        ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
+        ("data.image_size", d.image_size, d.image_size is None or d.image_size >= 4, "4 pixels or more"),
+        ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
+        ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
+        ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
+        ("optimizer.warmup", o.warmup, 0.0 <= o.warmup < 1.0, below_one),
+        ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
+        ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
+        ("device", config.device, re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device), "auto, cpu, cuda or cuda:N"),
+    ]
+    for option, value, valid, rule in rules:
+        if not valid:
+            raise UserError(f"--{option} is {value}; give {rule}")
+    for pattern in config.masks.exclude:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--masks.exclude: {pattern!r} is no regular expression: {error}") from error
+
+
+def describe(config: FitConfig) -> dict[str, Any]:
+    """The complete configuration as plain data, plugins as their name and options; what config.yaml holds."""
+    plain: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.name in GROUPS:
+            plain[item.name] = _plugin(item.name, value)  # type: ignore[arg-type]
+        else:
+            plain[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return plain
+
+
+def flatten(plain: dict[str, Any]) -> dict[str, Any]:
+    """The same under the options' dotted names: `method`, `method.start`, `replicas.count`, …"""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if key in GROUPS:
+            flat[key] = value["name"]
+            flat |= {f"{key}.{name}": option for name, option in value.items() if name != "name"}
+        elif isinstance(value, dict):
+            flat |= {f"{key}.{name}": option for name, option in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy) -> dict[str, Any]:
+    cls = type(plugin)
+    name = name_of(kind, f"{cls.__module__}.{cls.__qualname__}")
+    options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+    missing = [option for option in options if not hasattr(plugin, option)]
+    if missing:
+        raise UserError(f"{kind} {name!r} breaks the contract: it must keep its option {missing[0]!r} as self.{missing[0]}")
+    return {"name": name, **{option: getattr(plugin, option) for option in options}}

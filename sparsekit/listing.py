@@ -1,0 +1,58 @@
+"""`sparsekit plugins list`: what is installed, from metadata and source alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sparsekit.errors import UserError
+from sparsekit.registry import GROUPS, Plugin, discover
+from sparsekit.signatures import options_of, summary_of
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse and run `plugins` commands."""
+    parser = _Parser(prog="sparsekit plugins", description="Pruning methods and merge strategies.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    lister = commands.add_parser("list", help="what is installed", allow_abbrev=False)
+    lister.add_argument("--kind", choices=list(GROUPS), help="methods or merges only")
+    lister.add_argument("--json", action="store_true", help="print JSON rows")
+    options = parser.parse_args(list(arguments))
+    found = [plugin for plugin in discover().plugins if options.kind in (None, plugin.kind)]
+    rows = [row(plugin) for plugin in found]
+    print(json.dumps(rows, indent=2) if options.json else text(found, rows))
+    return 0
+
+
+def row(plugin: Plugin) -> dict[str, str]:
+    """One plugin as plain data; `state` is `found`, or `duplicate` where two distributions use its name."""
+    clash = len(discover().of(plugin.kind)[plugin.name]) > 1
+    return {
+        "name": plugin.name,
+        "kind": plugin.kind,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "summary": summary_of(plugin),
+        "state": "duplicate" if clash else "found",
+    }
+
+
+def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
+    """The same for people, names whole, options below each summary."""
+    lines = []
+    width = max((len(plugin.name) for plugin in found), default=0)
+    for plugin, values in zip(found, rows, strict=True):
+        state = "" if values["state"] == "found" else f"  [{values['state']}]"
+        lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
+        lines.append(f"        {values['summary']}")
+        for option in options_of(plugin).values():
+            default = f" = {option.default}" if option.default else ""
+            lines.append(f"          --{plugin.kind}.{option.name}: {option.annotation}{default}")
+    return "\n".join(lines)

@@ -1,0 +1,15 @@
+"""Selection instead of averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsekit.api import Candidate, CoefficientMerge, MergeStep
+
+
+class Best(CoefficientMerge):
+    """Keep the one candidate with the best held-out accuracy; the lower loss decides a tie."""
+
+    def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+        best = min(candidates, key=lambda c: (-c.score.accuracy, c.score.loss))
+        return [float(c is best) for c in candidates]

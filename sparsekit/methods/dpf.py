@@ -1,0 +1,39 @@
+"""Dynamic pruning with feedback."""
+
+from __future__ import annotations
+
+from sparsekit._types import Tensors
+from sparsekit.api import Budget, PruningMethod, PruningStep, Segment, TrainingStep
+from sparsekit.methods._shared import check_option, gradual_plan
+
+
+class DPF(PruningMethod):
+    """Dynamic pruning with feedback (Lin et al., arXiv 2006.07253).
+
+    The forward pass and the gradient use the masked weights, the update goes to the dense weights behind them, so a
+    weight that was pruned too early grows back at the next step. The mask is chosen anew, from the dense weights, at
+    every segment and stays fixed within it, so that replicas share it (the paper: every 16 iterations).
+
+    Args:
+        start: Fraction of the budget at which pruning starts.
+        end: Fraction of the budget at which the target sparsity is reached.
+        interval: Fraction of the budget between two choices of the mask.
+        freeze: Fraction of the budget after which the mask stays as it is.
+    """
+
+    def __init__(self, start: float = 0.05, end: float = 0.6, interval: float = 0.05, freeze: float = 0.8) -> None:
+        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+        check_option("end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1")
+        check_option("interval", interval, 0.0 < interval <= 1.0, "a fraction of the budget above 0")
+        check_option("freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1")
+        self.start, self.end, self.interval, self.freeze = start, end, interval, freeze
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        return gradual_plan(budget, self.start, self.end, self.interval, 0.0, stop=self.freeze)
+
+    def masks(self, step: PruningStep) -> Tensors:
+        return step.select(self.scores(step), regrow=True)
+
+    def effective(self, step: TrainingStep) -> Tensors:
+        # w + (w⊙m − w) is exactly w or 0, and its gradient reaches the dense weights unmasked
+        return {name: w + (w * step.masks[name] - w).detach() for name, w in step.weights.items()}

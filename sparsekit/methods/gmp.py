@@ -1,0 +1,29 @@
+"""Gradual magnitude pruning."""
+
+from __future__ import annotations
+
+from sparsekit.api import Budget, PruningMethod, Segment
+from sparsekit.methods._shared import check_option, gradual_plan
+
+
+class GMP(PruningMethod):
+    """Gradual magnitude pruning on a cubic ramp (Zhu and Gupta, arXiv 1710.01878).
+
+    Prunes the smallest weights at regular intervals while one learning-rate schedule goes on over the whole budget.
+
+    Args:
+        start: Fraction of the budget at which pruning starts.
+        end: Fraction of the budget at which the target sparsity is reached.
+        interval: Fraction of the budget between two pruning steps.
+        initial: Sparsity of the step at `start`, as a fraction of the target; 0 starts the ramp without a jump.
+    """
+
+    def __init__(self, start: float = 0.1, end: float = 0.7, interval: float = 0.1, initial: float = 0.0) -> None:
+        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+        check_option("end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1")
+        check_option("interval", interval, 0.0 < interval <= 1.0, "a fraction of the budget above 0")
+        check_option("initial", initial, 0.0 <= initial <= 1.0, "a fraction of the target from 0 to 1")
+        self.start, self.end, self.interval, self.initial = start, end, interval, initial
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        return gradual_plan(budget, self.start, self.end, self.interval, self.initial, stop=self.end)

@@ -1,0 +1,35 @@
+"""Iterative magnitude pruning."""
+
+from __future__ import annotations
+
+from sparsekit.api import Budget, PruningMethod, Schedule, Segment, Stage
+from sparsekit.methods._shared import Retraining, check_option, cycles_plan, dense_schedule, retraining_schedule
+
+
+class IMP(PruningMethod):
+    """Iterative magnitude pruning: train dense, then cycles of pruning and retraining (Han et al., arXiv 1506.02626).
+
+    Every cycle prunes the same fraction of what remains, and starts with a fresh optimizer.
+
+    Args:
+        dense: Fraction of the budget that trains the dense model on the whole original schedule.
+        cycles: Number of prune-retrain cycles that share the rest.
+        retrain: Learning rate of a cycle: `ft`, `lrw`, `slr`, `clr`, `llr` or `allr` (arXiv 2111.00843).
+    """
+
+    def __init__(self, dense: float = 0.4, cycles: int = 3, retrain: Retraining = "llr") -> None:
+        check_option("dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
+        check_option("cycles", cycles, cycles >= 1, "1 or more")
+        self.dense, self.cycles, self.retrain = dense, cycles, retrain
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        segments = cycles_plan(budget, self.dense, self.cycles)
+        if self.retrain == "lrw" and segments[-1].epochs > segments[0].epochs:
+            raise ValueError(
+                f"--method.retrain lrw replays the dense phase's last {segments[-1].epochs:g} epochs, but that phase has "
+                f"{segments[0].epochs:g}; raise --method.dense or --method.cycles"
+            )
+        return segments
+
+    def learning_rate(self, stage: Stage) -> Schedule:
+        return retraining_schedule(self.retrain, stage) if stage.index else dense_schedule(stage.budget)

@@ -1,0 +1,88 @@
+"""timm models in, a directory that plain timm loads out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from sparsekit.config import ModelConfig
+from sparsekit.errors import RunError, UserError, nearest
+
+DEFAULT_NAME = "resnet18"
+DEFAULT_KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [20, 40, 80, 160]}
+_KEPT = ("architecture", "num_classes", "first_conv", "classifier", "pool_size", "fixed_input_size")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What a saved model says of its input: channels, side in pixels, and normalisation in 0..1 scale, a number a channel."""
+
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """The timm name and keyword arguments that a config stands for."""
+    if config.name is None:
+        return DEFAULT_NAME, {**DEFAULT_KWARGS, **config.kwargs}
+    return config.name, dict(config.kwargs)
+
+
+def build(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
+    """The timm model for `num_classes` and images of `channels`; random weights follow from `seed` alone.
+
+    Raises:
+        UserError: timm does not know the name, refuses an argument, or finds no pretrained weights.
+    """
+    name, kwargs = resolve(config)
+    local = name.startswith("local-dir:")
+    if not local and not timm.is_model(name):
+        raise UserError(f"--model.name {name!r} is no timm model.{nearest(name, timm.list_models())}")
+    if local and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
+        raise UserError(f"--model.name {name!r}: no config.json there; give a directory that timm or sparsekit saved")
+    torch.manual_seed(seed)
+    try:
+        return timm.create_model(
+            name, pretrained=config.pretrained, num_classes=num_classes, in_chans=channels, **_tuples(kwargs)
+        )
+    except Exception as error:  # timm passes on whatever the model's constructor raises
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if config.pretrained:
+            raise UserError(f"--model.pretrained: no weights for {name!r}: {text}") from error
+        raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error
+
+
+def save(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
+    """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`."""
+    _, kwargs = resolve(config)
+    size = (inputs.channels, inputs.image_size, inputs.image_size)
+    given = dict(model.pretrained_cfg)
+    # what else timm's own weights came with, their licence and test size, is not true of these
+    model.pretrained_cfg = {key: given[key] for key in _KEPT if key in given} | {
+        "input_size": size,
+        "mean": inputs.mean,
+        "std": inputs.std,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+    }
+    arguments = {**kwargs, "in_chans": inputs.channels}
+    model.to("cpu", memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
+    save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
+    written = directory / "model.safetensors"
+    if not written.is_file():
+        raise RunError(f"timm wrote no {written}")
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which timm's constructors take everywhere; YAML and JSON know lists only."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,85 @@
+"""timm's optimizers by name, and their state as plain tensors that can be pruned, averaged and saved."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekit._types import Tensors
+from sparsekit.config import OptimizerConfig
+from sparsekit.errors import UserError, nearest
+
+_GROUP = "group"
+
+
+def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, weight_decay: float) -> Optimizer:
+    """A fresh optimizer over the model's parameters and the method's extra tensors.
+
+    Biases and norms get no weight decay, as timm does it; extra tensors do.
+
+    Raises:
+        UserError: timm does not know the name, or the optimizer refuses an argument.
+    """
+    if config.name.lower() not in (known := list_optimizers()):
+        raise UserError(f"--optimizer.name {config.name!r} is no timm optimizer.{nearest(config.name, known)}")
+    try:
+        optimizer = create_optimizer_v2(
+            model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
+        )
+        if extra:
+            optimizer.add_param_group({"params": list(extra.values()), "weight_decay": weight_decay})
+    except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
+        raise UserError(f"--optimizer.name {config.name} with --optimizer.kwargs {config.kwargs}: {error}") from error
+    return optimizer
+
+
+def names_of(optimizer: Optimizer, model: nn.Module, extra: Tensors) -> dict[int, str]:
+    """The name of each parameter by its place in the optimizer's state dict."""
+    by_id = {id(p): name for name, p in [*extra.items(), *model.named_parameters()]}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {place: by_id[id(p)] for place, p in enumerate(parameters)}
+
+
+def export(optimizer: Optimizer, names: dict[int, str]) -> Tensors:
+    """The state as CPU tensors called `parameter/key`; Python numbers become 0-dim int64 or float64 tensors."""
+    state = optimizer.state_dict()
+    flat = {f"{names[i]}/{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
+    for number, group in enumerate(state["param_groups"]):  # some optimizers count their steps there
+        if "step" in group:
+            flat[f"{_GROUP}/{number}"] = group["step"]
+    return {name: _to_tensor(value) for name, value in flat.items() if value is not None}
+
+
+def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
+    """The reverse of `export`, into a fresh optimizer of the same parameters."""
+    state = optimizer.state_dict()
+    places = {name: place for place, name in names.items()}
+    for name, tensor in flat.items():
+        parameter, _, key = name.rpartition("/")
+        value = tensor.item() if tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.float64) else tensor.clone()
+        if parameter == _GROUP:
+            state["param_groups"][int(key)]["step"] = value
+        else:
+            state["state"].setdefault(places[parameter], {})[key] = value
+    optimizer.load_state_dict(state)
+
+
+def prune(flat: Tensors, masks: Tensors) -> Tensors:
+    """The state with 0 wherever a weight is masked: momentum must not revive it."""
+    pruned = {}
+    for name, tensor in flat.items():
+        mask = masks.get(name.rpartition("/")[0])
+        pruned[name] = tensor * mask if mask is not None and mask.shape == tensor.shape else tensor
+    return pruned
+
+
+def _to_tensor(value: object) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, (bool, int)):
+        return torch.tensor(int(value), dtype=torch.int64)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    raise UserError(f"--optimizer.name: its state holds a {type(value).__name__}, which cannot be saved; choose another")

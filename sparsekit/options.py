@@ -1,0 +1,190 @@
+"""The option parser of `fit` and `plan`: plugin names for classes, YAML in and out, one-line errors."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_dumper, set_loader, set_parsing_settings
+
+from sparsekit.config import FitConfig
+from sparsekit.errors import UserError, nearest
+from sparsekit.registry import GROUPS, Kind, discover, find, name_of
+
+DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
+_MODE = "sparsekit"
+
+
+class OptionParser(ArgumentParser):
+    """A parser whose errors are a UserError of one line, with the nearest option where one is misspelt."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UserError with what argparse and jsonargparse say, made short."""
+        raise UserError(explain(self, message)) from ex
+
+
+def build(prog: str, description: str) -> OptionParser:
+    """The parser of one command that takes every option of FitConfig."""
+    set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
+    set_dumper(_MODE, _dump)
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
+    parser = OptionParser(prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins.")
+    parser.add_class_arguments(FitConfig, nested_key=None)
+    parser.set_defaults({kind: {"class_path": find(kind, name).class_path} for kind, name in DEFAULTS.items()})
+    installed = "; ".join(f"--{kind}: {', '.join(discover().of(kind))}" for kind in GROUPS)
+    parser.epilog = f"Installed plugins: {installed}. Their own options: --method.help NAME, --merge.help NAME."
+    return parser
+
+
+def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
+    """The configuration that the options give; raises UserError."""
+    try:
+        values = parser.instantiate(parser.parse_args(_names_to_classes(argv)))
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # what a plugin's or a dataclass's constructor refuses
+        raise UserError(explain(parser, str(error))) from error
+    return FitConfig(**{key: value for key, value in vars(values).items() if key != "config"})
+
+
+# --- plugin names on the command line and in YAML ---------------------------------------------------
+
+
+def _names_to_classes(argv: Sequence[str]) -> list[str]:
+    """Turn `--method NAME` and `--method.help NAME` into class paths, ahead of the options that they own."""
+    rest = list(argv)
+    for kind in GROUPS:
+        chosen, kept, own, current = [], [], len(rest), DEFAULTS[kind]
+        while rest:
+            flag, equals, value = rest.pop(0).partition("=")
+            if flag in (f"--{kind}", f"--{kind}.help", "--config") and (equals or rest):
+                value = value if equals else rest.pop(0)
+            if flag == "--config":
+                current = _named_in(value, kind) or current
+                kept.append(f"{flag}={value}")
+            elif flag == f"--{kind}" and value:
+                # another class than before must not inherit options that happen to have the same names
+                spec = {"class_path": _class_path(kind, value)} if value == current else _spec(kind, value, {})
+                chosen, current = [f"{flag}={json.dumps(spec)}"], value
+            elif flag == f"--{kind}.help" and value:
+                kept.append(f"{flag}={_class_path(kind, value)}")
+            else:
+                if flag.startswith(f"--{kind}."):
+                    own = min(own, len(kept))
+                kept.append(flag + equals + value)
+        rest = [*kept[:own], *chosen, *kept[own:]]
+    return rest
+
+
+def _named_in(path: str, kind: Kind) -> str | None:
+    """The plugin that a config file chooses; parsing proper tells what is wrong with the file."""
+    try:
+        data = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    spec = data.get(kind) if isinstance(data, dict) else None
+    name = spec.get("name") if isinstance(spec, dict) else spec
+    return name if isinstance(name, str) else None
+
+
+def _class_path(kind: Kind, name: str) -> str:
+    if re.fullmatch(r"[\w-]+", name):
+        plugin = find(kind, name)
+        plugin.load()  # here, where a failure can be told with its distribution
+        return plugin.class_path
+    return name
+
+
+def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """A class and all its options, those in `own` and the defaults of the rest."""
+    if not re.fullmatch(r"[\w-]+", name):
+        return {"class_path": name, "init_args": own}
+    plugin = find(kind, name)
+    parameters = inspect.signature(plugin.load()).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {"class_path": plugin.class_path, "init_args": {**defaults, **own}}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, with `1e-05` a number as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _load(text: str) -> Any:
+    """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
+    data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    for kind in GROUPS if isinstance(data, dict) else ():
+        spec = data.get(kind)
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
+            own = {key: value for key, value in spec.items() if key != "name"}
+            data[kind] = _spec(kind, spec["name"], own)
+    return data
+
+
+def _dump(data: Any) -> str:
+    for kind in GROUPS if isinstance(data, dict) else ():
+        spec = data.get(kind)
+        if isinstance(spec, dict) and "class_path" in spec:
+            data[kind] = {"name": name_of(kind, spec["class_path"]), **spec.get("init_args", {})}
+    return str(yaml.safe_dump(data, sort_keys=False))
+
+
+# --- errors for people -------------------------------------------------------------------------------
+
+_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "dict": "a mapping"}
+
+
+def explain(parser: ArgumentParser, message: str) -> str:
+    """One line that names the option and the fix, from argparse's or jsonargparse's several."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    option = "--" + ".".join(keys)
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        flag = found[1].partition("=")[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument {flag!r}; options are written --name value"
+        return f"unknown option {flag}.{nearest(flag, parser._option_string_actions)}"
+    if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'", message):
+        path = [*keys, *([found["group"]] if found["group"] else []), found["key"]]
+        flag = "--" + ".".join(path)
+        return f"unknown option {flag}.{nearest(flag, parser._option_string_actions)}"
+    if found := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
+        return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
+    if found := re.search(r"Subtypes: \[(.*)\]", message):
+        value = re.search(r"Given value: (.*)", message)
+        return f"{option} is {value[1] if value else '?'!r}; give {_union(found[1])}"
+    if found := re.search(r"Problem with given class_path '([^']+)'", message):
+        kind = keys[0] if keys else "method"
+        return f"{option} {found[1]!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    if found := re.match(rf'Parser key "({"|".join(GROUPS)})": (.*--.*)', text):
+        return found[2].replace("--", f"--{found[1]}.")  # said by the parser of the plugin's own options
+    return re.sub(r'^Parser key "([^"]+)":?', lambda m: f"--{m[1]}:", text)
+
+
+def _expected(kind: str, value: str) -> str:
+    if kind.startswith("typing.Literal"):
+        choices = [str(choice) for choice in ast.literal_eval(kind.removeprefix("typing.Literal"))]
+        return f"choose from {', '.join(choices)}.{nearest(value, choices)}"
+    name = kind.removeprefix("<class '").removesuffix("'>")
+    return f"give {_TYPES.get(name, name)}"
+
+
+def _union(subtypes: str) -> str:
+    if "list[" in subtypes:
+        return "a list such as [1, 2, 3]"
+    found = [text for name, text in _TYPES.items() if f"'{name}'" in subtypes]
+    return " or ".join(found) if found else subtypes

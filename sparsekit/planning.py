@@ -1,0 +1,151 @@
+"""From options to a plan: checked segments, their learning rates and replicas, and what they cost. No torch, no data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+
+from sparsekit.api import Budget, Schedule, Segment, Stage
+from sparsekit.config import FitConfig, OptimizerConfig
+from sparsekit.errors import UserError
+from sparsekit.replicas import fork
+
+_SAMPLES = [i / 1000 for i in range(1001)]
+
+
+@dataclass(frozen=True)
+class PlannedSegment:
+    """One row of a plan. Epochs are passes over the training data; learning rates are absolute.
+
+    Attributes:
+        segment: Number from 0.
+        start_epoch: Epochs before it.
+        epochs: Its own length.
+        sparsity: Of the prunable weights after its pruning, 0 to 1.
+        lr_first: Lowest and highest rate that it can start at (at its peak, where it warms up).
+        lr_last: The same for its end. The two differ where a schedule depends on the weights, as ALLR's does.
+        replicas: Copies trained side by side.
+    """
+
+    segment: int
+    start_epoch: float
+    epochs: float
+    sparsity: float
+    lr_first: tuple[float, float]
+    lr_last: tuple[float, float]
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The segments and the cost in replica-epochs, along the critical path and in total."""
+
+    segments: tuple[PlannedSegment, ...]
+    critical_epochs: float
+    total_epochs: float
+
+    def to_json(self) -> dict[str, object]:
+        """As plan.json holds it."""
+        return asdict(self)
+
+
+def make_budget(config: FitConfig) -> Budget:
+    """The budget with the original schedule of `--optimizer`."""
+    o = config.optimizer
+    return Budget(float(config.epochs), config.sparsity, o.warmup, decay_shape(o))
+
+
+def decay_shape(optimizer: OptimizerConfig) -> Callable[[float], float]:
+    """`--optimizer.schedule` after its warm-up, from 1 down to `--optimizer.min_lr`."""
+    low, shape = optimizer.min_lr, optimizer.schedule
+    if shape == "cosine":
+        return lambda done: low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
+    if shape == "linear":
+        return lambda done: low + (1.0 - low) * (1.0 - done)
+    return lambda done: 1.0
+
+
+def make_stages(config: FitConfig) -> tuple[Stage, ...]:
+    """The method's checked plan, a stage a segment.
+
+    Raises:
+        UserError: the method refuses its options, or its plan breaks the contract.
+    """
+    budget = make_budget(config)
+    try:
+        plan = tuple(config.method.plan(budget))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_plan(f"method {type(config.method).__name__}", plan, budget)
+    return tuple(Stage(budget, plan, index) for index in range(len(plan)))
+
+
+def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
+    """Hold a plan against the contract; raises UserError naming the method and the rule."""
+    if not plan or not all(isinstance(segment, Segment) for segment in plan):
+        raise UserError(f"{name}: plan() must return at least one Segment, got {plan!r}")
+    for number, segment in enumerate(plan, 1):
+        if not 0.0 <= segment.sparsity < 1.0:
+            raise UserError(f"{name}: segment {number} has sparsity {segment.sparsity!r}; it must lie in [0, 1)")
+        if not (math.isfinite(segment.epochs) and segment.epochs >= 0.0):
+            raise UserError(f"{name}: segment {number} has {segment.epochs!r} epochs; it must be 0 or more")
+    total = sum(segment.epochs for segment in plan)
+    if abs(total - budget.epochs) > 1e-6 * budget.epochs:
+        raise UserError(f"{name}: its segments sum up to {total:g} epochs, not to the budget's {budget.epochs:g}")
+    if plan[-1].sparsity != budget.sparsity:
+        raise UserError(f"{name}: its last segment has sparsity {plan[-1].sparsity:g}, not {budget.sparsity:g}")
+
+
+def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
+    """Optimizer steps of each segment; rounded so that they sum up to the whole budget's."""
+    ends = [round((stage.start + stage.segment.epochs) * steps_per_epoch) for stage in stages]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def make_plan(config: FitConfig, stages: tuple[Stage, ...]) -> Plan:
+    """The plan that `sparsekit plan` prints and plan.json keeps."""
+    rows = tuple(_row(config, stage) for stage in stages)
+    critical = sum(row.epochs * max(r.length for r in fork(config, stage)) for row, stage in zip(rows, stages, strict=True))
+    total = sum(row.epochs * replica.length for row, stage in zip(rows, stages, strict=True) for replica in fork(config, stage))
+    return Plan(rows, critical, total)
+
+
+def _row(config: FitConfig, stage: Stage) -> PlannedSegment:
+    bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
+    lr = config.optimizer.lr
+    return PlannedSegment(
+        segment=stage.index,
+        start_epoch=stage.start,
+        epochs=stage.segment.epochs,
+        sparsity=stage.segment.sparsity,
+        lr_first=_range(lr * _peak(schedule) for schedule in bounds),
+        lr_last=_range(lr * schedule(1.0) for schedule in bounds),
+        replicas=len(fork(config, stage)),
+    )
+
+
+def _peak(schedule: Schedule) -> float:
+    """Where a schedule starts to fall: its first value, or its highest after a warm-up."""
+    return max(schedule(done) for done in _SAMPLES)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    found = sorted(values)
+    return found[0], found[-1]
+
+
+def table_rows(plan: Plan) -> list[dict[str, object]]:
+    """The plan for `display.plan_table`."""
+    rows: list[dict[str, object]] = []
+    for row in plan.segments:
+        trained = row.epochs > 0
+        lr = f"{_text(row.lr_first)} → {_text(row.lr_last)}" if trained else ""
+        merge = f"of {row.replicas}" if row.replicas > 1 else ""
+        rows.append({**asdict(row), "segment": row.segment + 1, "lr": lr, "merge": merge})
+    return rows
+
+
+def _text(bounds: tuple[float, float]) -> str:
+    low, high = (f"{value:.3g}" for value in bounds)
+    return low if low == high else f"{low}…{high}"

@@ -1,0 +1,73 @@
+"""Prune the parent: the method decides, the core applies and checks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from sparsekit import masks, optimizers, states
+from sparsekit._types import Tensors
+from sparsekit.api import PruningMethod, PruningStep, Stage
+from sparsekit.errors import RunError
+from sparsekit.seeds import derive
+from sparsekit.states import State
+
+
+def prune(method: PruningMethod, parent: State, stage: Stage, allocation: str, seed: int) -> tuple[State, Stage]:
+    """The parent with the segment's masks, and the stage with ‖W − W_p‖₂ / ‖W‖₂ filled in.
+
+    Masked weights and their optimizer state become 0, unless the method keeps dense weights behind them.
+
+    Raises:
+        RunError: the method's masks break the contract.
+    """
+    before = states.effective(method, parent).weights
+    step = PruningStep(
+        stage.budget,
+        stage.plan,
+        stage.index,
+        weights=parent.weights,
+        masks=parent.masks,
+        extra=parent.extra,
+        generator=torch.Generator().manual_seed(derive(seed, "prune", stage.index)),
+        select=partial(_select, parent.masks, stage.segment.sparsity, allocation),
+    )
+    chosen = method.masks(step)
+    _check(type(method).__name__, chosen, parent.weights, stage)
+    pruned = replace(parent, masks=chosen)
+    if not states.keeps_dense(method):
+        kept = {name: weight * chosen[name] for name, weight in parent.weights.items()}
+        # where a weight was or is pruned; what regrows starts with an empty state too
+        both = {name: chosen[name] & parent.masks[name] for name in chosen}
+        pruned = replace(pruned.with_weights(kept), optimizer=optimizers.prune(parent.optimizer, both))
+    after = states.effective(method, pruned).weights
+    masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
+    return pruned, replace(stage, relative_change=_change(before, after))
+
+
+def _select(old: Tensors, sparsity: float, allocation: str, scores: Tensors, regrow: bool = False) -> Tensors:
+    return masks.select(scores, masks.full(old) if regrow else old, sparsity, allocation)
+
+
+def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage) -> None:
+    where = f"method {name}, segment {stage.index + 1}: masks()"
+    if list(chosen) != list(weights):
+        raise RunError(f"{where} must return a mask for each of {list(weights)}, in that order; got {list(chosen)}")
+    for key, mask in chosen.items():
+        if mask.dtype is not torch.bool or mask.shape != weights[key].shape:
+            expected = tuple(weights[key].shape)
+            raise RunError(f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    total = sum(mask.numel() for mask in chosen.values())
+    pruned = total - sum(int(mask.sum()) for mask in chosen.values())
+    if pruned != round(stage.segment.sparsity * total):
+        raise RunError(f"{where} must prune {round(stage.segment.sparsity * total)} of {total} weights, pruned {pruned}")
+
+
+def _change(before: Tensors, after: Tensors) -> float:
+    def norm(tensors: list[torch.Tensor]) -> float:
+        return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
+
+    whole = norm(list(before.values()))
+    return norm([before[name] - after[name] for name in before]) / whole if whole else 0.0

@@ -1,0 +1,153 @@
+"""Plugin names to classes, by entry points. Nothing is imported until it is chosen.
+
+`entrypoints` reads all installed metadata at once; one malformed file anywhere makes it fail, and then the files
+are read one distribution at a time, so that a broken neighbour costs a warning and nothing else.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import entrypoints
+
+from sparsekit.errors import UserError, nearest
+
+Kind = Literal["method", "merge"]
+GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges"}
+_PATTERNS = ("*.dist-info", "*.egg-info")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point, unread.
+
+    Attributes:
+        name: What `--method` or `--merge` calls it.
+        kind: `method` or `merge`.
+        target: `module:Class`.
+        distribution: Name of the package that provides it.
+        version: That package's version.
+    """
+
+    name: str
+    kind: Kind
+    target: str
+    distribution: str
+    version: str
+
+    @property
+    def class_path(self) -> str:
+        """The target as a dotted path."""
+        return self.target.replace(":", ".")
+
+    def load(self) -> type:
+        """Import the class.
+
+        Raises:
+            UserError: it cannot be imported or is not there, with the distribution and the reason.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # a plugin may fail in any way while it is imported
+            raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
+        if not isinstance(found, type):
+            raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a class")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What installed metadata says: plugins sorted by kind, name and distribution, and what could not be read."""
+
+    plugins: tuple[Plugin, ...]
+    warnings: tuple[str, ...]
+
+    def of(self, kind: Kind) -> dict[str, list[Plugin]]:
+        """The plugins of one kind by name, more than one where distributions clash."""
+        found: dict[str, list[Plugin]] = {}
+        for plugin in self.plugins:
+            if plugin.kind == kind:
+                found.setdefault(plugin.name, []).append(plugin)
+        return found
+
+
+@lru_cache(maxsize=1)
+def discover() -> Discovery:
+    """Read the entry points of every installed distribution, once a process."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True):
+        try:
+            found = list(_plugins(entrypoints.iter_files_distros(), notes))
+        except Exception:  # any malformed file, in any way; the second reading finds and names it
+            notes.clear()
+            found = list(_plugins(_one_by_one(notes), notes))
+    order = sorted(set(found), key=lambda p: (p.kind, p.name, p.distribution, p.version))
+    return Discovery(tuple(order), tuple(notes))
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The one plugin of that name; raises UserError where there is none, or two."""
+    known = discover().of(kind)
+    if name not in known:
+        installed = ", ".join(sorted(known))
+        raise UserError(f"--{kind} {name!r} is not installed.{nearest(name, known)} Installed: {installed}.")
+    owners = known[name]
+    if len(owners) > 1:
+        both = " and ".join(f"{p.distribution} {p.version}" for p in owners)
+        raise UserError(f"--{kind} {name!r} is provided by {both}; uninstall one of them")
+    return owners[0]
+
+
+def name_of(kind: Kind, class_path: str) -> str:
+    """The name under which a class is installed; its path where it has none."""
+    for name, owners in discover().of(kind).items():
+        if any(plugin.class_path == class_path for plugin in owners):
+            return name
+    return class_path
+
+
+_Files = Iterator[tuple[entrypoints.CaseSensitiveConfigParser, entrypoints.Distribution]]
+
+
+def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
+    for parser, owner in files:
+        for kind, group in GROUPS.items():
+            for name, value in parser.items(group, raw=True) if group in parser else ():
+                try:
+                    entry = entrypoints.EntryPoint.from_string(value, name, owner)
+                except entrypoints.BadEntryPoint:
+                    notes.append(f"{owner.name} {owner.version}: entry point {name!r} is malformed: {value!r}")
+                else:
+                    target = f"{entry.module_name}:{entry.object_name}"
+                    yield Plugin(name, kind, target, owner.name.replace("_", "-"), owner.version or "?")
+
+
+def _one_by_one(notes: list[str]) -> _Files:
+    seen: set[str] = set()
+    for folder, pattern in ((f, p) for f in sys.path for p in _PATTERNS):
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern, "entry_points.txt"))):
+            stem = os.path.splitext(os.path.basename(os.path.dirname(path)))[0]
+            owner = entrypoints.Distribution.from_name_version(stem)
+            if owner.name in seen:  # as Python's own imports, the first on the path wins
+                continue
+            seen.add(owner.name)
+            parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
+            try:
+                parser.read([path])
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                notes.append(f"plugins of {owner.name} are ignored: malformed {path} ({type(error).__name__}: {reason})")
+            else:
+                yield parser, owner

@@ -1,0 +1,125 @@
+"""From a config to everything a run needs, checked: plan, data, model and device. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparsekit import evaluation, masks, models, optimizers, states
+from sparsekit.api import PruningMethod, Score, Stage
+from sparsekit.config import FitConfig, check
+from sparsekit.data import ImageData
+from sparsekit.errors import UserError
+from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
+from sparsekit.seeds import derive
+
+RECALIBRATION_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with.
+
+    Attributes:
+        config: The options.
+        stages: The plan's segments, each with its place.
+        plan: The same for people and plan.json.
+        steps: Optimizer steps of each segment.
+        data: The data set, on the device.
+        model: The one working copy of the model, on the device; its weights change hands.
+        prunable: Parameter names of the prunable weights.
+        device: Where the model and the data are.
+        dtype: What autocast computes in; float32 is no autocast.
+    """
+
+    config: FitConfig
+    stages: tuple[Stage, ...]
+    plan: Plan
+    steps: tuple[int, ...]
+    data: ImageData
+    model: nn.Module
+    prunable: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def method(self) -> PruningMethod:
+        """The pruning method."""
+        return self.config.method
+
+    def autocast(self) -> torch.autocast:
+        """A new autocast context; does nothing in fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def install(self, state: states.State) -> None:
+        """Put a state's effective weights into the working model."""
+        self.model.load_state_dict(states.effective(self.method, state).tensors)
+
+    def score(self, split: str) -> Score:
+        """How the working model does on `held_out` or `test`."""
+        return evaluation.evaluate(self.model, self.data.evaluation_batches(split), self.autocast())
+
+    def recalibrate(self) -> None:
+        """Measure the working model's BatchNorm statistics on up to 10,000 un-augmented training images."""
+        batches = self.data.evaluation_batches("train", limit=RECALIBRATION_IMAGES)
+        evaluation.recalibrate(self.model, batches, self.autocast())
+
+
+def prepare(config: FitConfig) -> Setup:
+    """Check everything that can be checked, and load it; raises UserError."""
+    check(config)
+    stages = make_stages(config)
+    plan = make_plan(config, stages)
+    device = _device(config.device)
+    dtype = _dtype(config.precision, device)
+    data = ImageData.load(config.data, device, config.channels_last)
+    steps = segment_steps(stages, data.steps_per_epoch)
+    for stage, count in zip(stages, steps, strict=True):
+        if stage.segment.epochs > 0 and count < 1:
+            raise UserError(
+                f"--epochs {config.epochs} is too short: segment {stage.index + 1} of {len(stages)} lasts "
+                f"{stage.segment.epochs:.3g} epochs of {data.steps_per_epoch} optimizer steps; raise --epochs, lower "
+                "--data.batch_size, or plan fewer segments"
+            )
+    model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
+    prunable = masks.prunable_names(model, config.masks.exclude)
+    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    optimizers.build(config.optimizer, model, {}, config.optimizer.lr, config.optimizer.weight_decay)
+    setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype)
+    _try_forward(setup)
+    return setup
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _try_forward(setup: Setup) -> None:
+    """One small batch through the model: image size and class count must suit it."""
+    images, _ = next(iter(setup.data.evaluation_batches("held_out")))
+    setup.model.eval()
+    try:
+        with torch.no_grad(), setup.autocast():
+            shape = tuple(setup.model(images[:2]).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size, name = setup.data.image_size, models.resolve(setup.config.model)[0]
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
+            "img_size in --model.kwargs"
+        ) from error
+    if shape != (2, setup.data.num_classes):
+        raise UserError(f"--model.kwargs: the model answers with shape {shape}, not (2, {setup.data.num_classes})")

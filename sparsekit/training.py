@@ -1,0 +1,119 @@
+"""One replica through one segment: the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from sparsekit import optimizers, states
+from sparsekit._types import Tensors
+from sparsekit.api import Schedule, Stage, TrainingStep
+from sparsekit.replicas import Replica
+from sparsekit.seeds import derive
+from sparsekit.setup import Setup
+from sparsekit.states import State
+
+LOG_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of a training log: optimizer steps done in the segment, of how many, mean loss since the last, rate."""
+
+    done: int
+    steps: int
+    loss: float
+    lr: float
+
+
+def train(
+    setup: Setup, parent: State, stage: Stage, replica: Replica, schedule: Schedule, report: Callable[[Progress], None]
+) -> State:
+    """Train a copy of the parent in the working model, its mask fixed, and return what became of it.
+
+    All that is random follows from (seed, segment, replica).
+    """
+    model, config = setup.model, setup.config
+    model.load_state_dict(parent.tensors)
+    extra = {name: t.to(setup.device).requires_grad_() for name, t in parent.extra.items()}
+    optimizer = optimizers.build(config.optimizer, model, extra, replica.lr, replica.weight_decay)
+    names = optimizers.names_of(optimizer, model, extra)
+    if parent.optimizer and not schedule.restarts:
+        optimizers.restore(optimizer, names, parent.optimizer)
+    step = _Step(setup, parent, extra, optimizer)
+    seed = derive(config.seed, "segment", stage.index, "replica", replica.seed)
+    subset = setup.data.subset(replica.subsample, seed) if replica.subsample < 1.0 else None
+    steps = max(1, round(replica.length * setup.steps[stage.index]))
+    every = min(LOG_STEPS, setup.data.steps_per_epoch)
+    torch.manual_seed(seed)  # dropout and stochastic depth
+    model.train()
+    total = torch.zeros((), device=setup.device)
+    for done, (images, labels) in enumerate(setup.data.train_batches(seed, steps, subset=subset)):
+        middle = (done + 0.5) / steps
+        lr = replica.lr * schedule(middle)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        progress = (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
+        total += step(images, labels, progress)
+        if (done + 1) % every == 0 or done + 1 == steps:
+            since = (done % every) + 1
+            report(Progress(done + 1, steps, float(total) / since, lr))
+            total.zero_()
+    return replace(
+        parent,
+        tensors=states.capture(model),
+        extra={name: t.detach().to("cpu", copy=True) for name, t in extra.items()},
+        optimizer=optimizers.export(optimizer, names),
+        progress=(stage.start + stage.segment.epochs) / stage.budget.epochs,
+    )
+
+
+class _Step:
+    """One optimizer step with masks held exactly."""
+
+    def __init__(self, setup: Setup, parent: State, extra: Tensors, optimizer: Optimizer) -> None:
+        self.setup, self.optimizer, self.extra = setup, optimizer, extra
+        self.weights: Tensors = {n: p for n, p in setup.model.named_parameters() if n in parent.masks}
+        # masks in the weights' type and memory order, or the fused multiplication is slow
+        self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.dense = states.keeps_dense(setup.method)
+
+    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        config = self.setup.config
+        with self.setup.autocast():
+            logits = self._forward(images, progress)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not self.dense:
+            self._mask_gradients()
+        if config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
+        self.optimizer.step()
+        if not self.dense:
+            self._mask_weights()
+        return loss.detach()
+
+    def _forward(self, images: Tensor, progress: float) -> Tensor:
+        model = self.setup.model
+        if not self.dense:
+            return model(images)  # type: ignore[no-any-return]
+        step = TrainingStep(self.weights, self.masks, self.extra, progress)
+        return functional_call(model, self.setup.method.effective(step), (images,))  # type: ignore[no-any-return]
+
+    def _mask_gradients(self) -> None:
+        """No gradient, and so no momentum, for what is pruned."""
+        pairs = [(w.grad, self.masks[name]) for name, w in self.weights.items() if w.grad is not None]
+        torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
+
+    @torch.no_grad()
+    def _mask_weights(self) -> None:
+        """Some optimizers move weights that have no gradient."""
+        torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))

@@ -1,0 +1,88 @@
+"""Reads what an offline W&B run wrote: a LevelDB log of protobuf records."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_BLOCK, _HEADER = 32768, struct.Struct("<IHB")
+_FULL, _FIRST, _LAST = 1, 2, 4
+
+
+@dataclass
+class WandbLog:
+    """One run.
+
+    Attributes:
+        run: The `RunRecord`: id, project, display name, sweep.
+        config: What `wandb.init` got.
+        history: The logged rows in order, without W&B's own `_` keys.
+        summary: The last value of every key.
+        step_metrics: Glob of the metric names to the name of their axis.
+        exit_code: None where the run was not finished.
+    """
+
+    run: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    step_metrics: dict[str, str] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def only_log(folder: Path) -> WandbLog:
+    """The one offline run somewhere below `folder`."""
+    (path,) = folder.glob("**/offline-run-*/*.wandb")
+    return read_log(path)
+
+
+def read_log(path: Path) -> WandbLog:
+    """Everything that the file of one run says."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    log = WandbLog()
+    for data in _records(path.read_bytes()):
+        record = messages.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            log.run = record.run
+            log.config |= _items(record.run.config.update)
+        elif kind == "config":
+            log.config |= _items(record.config.update)
+        elif kind == "history":
+            log.history.append(_items(record.history.item))
+        elif kind == "summary":
+            log.summary |= _items(record.summary.update)
+        elif kind == "metric":
+            log.step_metrics[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+        elif kind == "exit":
+            log.exit_code = record.exit.exit_code
+    return log
+
+
+def _items(items: Any) -> dict[str, Any]:
+    found = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+    return {key: value for key, value in found.items() if not key.startswith("_")}
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Whole records; a killed run's last one may be torn and is left out."""
+    assert data[:4] == b":W&B", "not a W&B log"
+    position, record = 7, b""
+    while position + _HEADER.size <= len(data):
+        if (left := _BLOCK - position % _BLOCK) < _HEADER.size:
+            position += left  # the end of a block is padded
+            continue
+        checksum, length, kind = _HEADER.unpack_from(data, position)
+        chunk = data[position + _HEADER.size : position + _HEADER.size + length]
+        if kind == 0 or len(chunk) < length:
+            return
+        assert zlib.crc32(bytes([kind]) + chunk) == checksum, f"damaged at byte {position}"
+        position += _HEADER.size + length
+        record = chunk if kind in (_FULL, _FIRST) else record + chunk
+        if kind in (_FULL, _LAST):
+            yield record
