@@ -16,7 +16,7 @@ def kept_total(shapes: Shapes, sparsity: float) -> int:
 
 def uniform(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[str, int]:
     """The same density in every layer, up to rounding and to what is `available` there."""
-    return _apportion(shapes, {name: 1.0 - sparsity for name in shapes}, kept_total(shapes, sparsity), available)
+    return _apportion(shapes, dict.fromkeys(shapes, 1.0 - sparsity), kept_total(shapes, sparsity), available)
 
 
 def erk(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[str, int]:

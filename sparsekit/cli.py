@@ -63,7 +63,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def _fit(arguments: Sequence[str]) -> int:
     from sparsekit import options
 
-    config = options.parse(options.build("sparsekit fit", "Train a timm model, prune it, and merge replicas."), arguments)
+    config = options.parse(
+        options.build("sparsekit fit", "Train a timm model, prune it, and merge replicas."), arguments
+    )
     from sparsekit.fit import fit  # only now: it imports torch
 
     fit(config)

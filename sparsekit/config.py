@@ -19,7 +19,7 @@ class ReplicasConfig:
 
     Args:
         count: How many replicas a segment trains.
-        vary: What differs between replicas: `seed` (batch order and augmentation) always does; the other axes add to it.
+        vary: What replicas differ in. `seed` (batch order and augmentation) always does; the other axes add to it.
         values: One value a replica. `weight_decay` and `lr`: the value itself; `epochs`: fraction of the segment's
             length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
             By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
@@ -41,7 +41,7 @@ class ModelConfig:
 
     Args:
         name: A timm model name. By default a small ResNet for small images: `resnet18` with the keyword arguments
-            `layers: [1, 1, 1, 1]`, `channels: [16, 32, 64, 128]`.
+            `layers: [1, 1, 1, 1]`, `channels: [16, 32, 60, 104]`.
         pretrained: Start from timm's pretrained weights, or, with `--model.name local-dir:DIR`, from those in DIR.
         kwargs: Further keyword arguments of `timm.create_model`, such as `{drop_path_rate: 0.1}`.
     """
@@ -198,14 +198,14 @@ def describe(config: FitConfig) -> dict[str, Any]:
     for item in fields(config):
         value = getattr(config, item.name)
         if item.name in GROUPS:
-            plain[item.name] = _plugin(item.name, value)  # type: ignore[arg-type]
+            plain[item.name] = _plugin(item.name, value)
         else:
             plain[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return plain
 
 
 def flatten(plain: dict[str, Any]) -> dict[str, Any]:
-    """The same under the options' dotted names: `method`, `method.start`, `replicas.count`, …"""
+    """The same under the options' dotted names, such as `method`, `method.start` and `replicas.count`."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         if key in GROUPS:
@@ -224,5 +224,7 @@ def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy) -> dict[str, Any]
     options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
     missing = [option for option in options if not hasattr(plugin, option)]
     if missing:
-        raise UserError(f"{kind} {name!r} breaks the contract: it must keep its option {missing[0]!r} as self.{missing[0]}")
+        raise UserError(
+            f"{kind} {name!r} breaks the contract: it must keep its option {missing[0]!r} as self.{missing[0]}"
+        )
     return {"name": name, **{option: getattr(plugin, option) for option in options}}

@@ -14,7 +14,7 @@ import yaml
 from sparsekit import masks, models, states
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
-from sparsekit.errors import RunError, UserError
+from sparsekit.errors import UserError
 from sparsekit.planning import table_rows
 from sparsekit.replicas import fork
 from sparsekit.scheduler import Job, Result, run

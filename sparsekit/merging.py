@@ -39,11 +39,11 @@ class FileCandidate(Candidate):
         return [name for name in self._all_names() if name.startswith(OPTIMIZER)]
 
     def read(self, name: str) -> Tensor:
-        with safe_open(str(self.path), framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(self.path), framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
     def _all_names(self) -> list[str]:
-        with safe_open(str(self.path), framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(self.path), framework="pt") as file:
             return sorted(file.keys())
 
 
@@ -57,7 +57,9 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
         RunError: the coefficients do not match the candidates, are not finite, or do not sum up to 1.
     """
     if len(coefficients) != len(candidates) or not abs(sum(coefficients) - 1.0) < 1e-6:
-        raise RunError(f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1")
+        raise RunError(
+            f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1"
+        )
     used = [(c, weight) for c, weight in zip(candidates, coefficients, strict=True) if weight]
     return {name: _mean(used, name) for name in names}
 
@@ -130,8 +132,10 @@ def _check(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
     for key, tensor in soup.tensors.items():
         reference = candidates[0].read(key)
         if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
-            raise RunError(f"merge {name}: {key} has shape {tuple(tensor.shape)} and {tensor.dtype}, the candidates' "
-                           f"{tuple(reference.shape)} and {reference.dtype}")
+            raise RunError(
+                f"merge {name}: {key} has shape {tuple(tensor.shape)} and {tensor.dtype}, the candidates' "
+                f"{tuple(reference.shape)} and {reference.dtype}"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"merge {name}: {key} of the soup is not finite")
     if not soup.ingredients:

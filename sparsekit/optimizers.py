@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,7 +22,7 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
     Raises:
         UserError: timm does not know the name, or the optimizer refuses an argument.
     """
-    if config.name.lower() not in (known := list_optimizers()):
+    if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
         raise UserError(f"--optimizer.name {config.name!r} is no timm optimizer.{nearest(config.name, known)}")
     try:
         optimizer = create_optimizer_v2(
@@ -82,4 +82,6 @@ def _to_tensor(value: object) -> Tensor:
         return torch.tensor(int(value), dtype=torch.int64)
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
-    raise UserError(f"--optimizer.name: its state holds a {type(value).__name__}, which cannot be saved; choose another")
+    raise UserError(
+        f"--optimizer.name: its state holds a {type(value).__name__}, which cannot be saved; choose another"
+    )

@@ -87,7 +87,7 @@ def _names_to_classes(argv: Sequence[str]) -> list[str]:
 def _named_in(path: str, kind: Kind) -> str | None:
     """The plugin that a config file chooses; parsing proper tells what is wrong with the file."""
     try:
-        data = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(Path(path).read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError):
         return None
     spec = data.get(kind) if isinstance(data, dict) else None
@@ -124,7 +124,7 @@ _Loader.add_implicit_resolver(
 
 def _load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
-    data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    data = yaml.load(text, _Loader)
     for kind in GROUPS if isinstance(data, dict) else ():
         spec = data.get(kind)
         if isinstance(spec, str):

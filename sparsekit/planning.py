@@ -1,4 +1,4 @@
-"""From options to a plan: checked segments, their learning rates and replicas, and what they cost. No torch, no data."""
+"""From options to a plan: checked segments, their learning rates, replicas and cost. No torch, no data."""
 
 from __future__ import annotations
 
@@ -106,8 +106,12 @@ def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
 def make_plan(config: FitConfig, stages: tuple[Stage, ...]) -> Plan:
     """The plan that `sparsekit plan` prints and plan.json keeps."""
     rows = tuple(_row(config, stage) for stage in stages)
-    critical = sum(row.epochs * max(r.length for r in fork(config, stage)) for row, stage in zip(rows, stages, strict=True))
-    total = sum(row.epochs * replica.length for row, stage in zip(rows, stages, strict=True) for replica in fork(config, stage))
+    critical = sum(
+        row.epochs * max(r.length for r in fork(config, stage)) for row, stage in zip(rows, stages, strict=True)
+    )
+    total = sum(
+        row.epochs * replica.length for row, stage in zip(rows, stages, strict=True) for replica in fork(config, stage)
+    )
     return Plan(rows, critical, total)
 
 

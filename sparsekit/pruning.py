@@ -58,11 +58,15 @@ def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage) -> None:
     for key, mask in chosen.items():
         if mask.dtype is not torch.bool or mask.shape != weights[key].shape:
             expected = tuple(weights[key].shape)
-            raise RunError(f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}")
+            raise RunError(
+                f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}"
+            )
     total = sum(mask.numel() for mask in chosen.values())
     pruned = total - sum(int(mask.sum()) for mask in chosen.values())
     if pruned != round(stage.segment.sparsity * total):
-        raise RunError(f"{where} must prune {round(stage.segment.sparsity * total)} of {total} weights, pruned {pruned}")
+        raise RunError(
+            f"{where} must prune {round(stage.segment.sparsity * total)} of {total} weights, pruned {pruned}"
+        )
 
 
 def _change(before: Tensors, after: Tensors) -> float:

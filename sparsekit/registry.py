@@ -148,6 +148,8 @@ def _one_by_one(notes: list[str]) -> _Files:
                 parser.read([path])
             except Exception as error:
                 reason = str(error).splitlines()[0]
-                notes.append(f"plugins of {owner.name} are ignored: malformed {path} ({type(error).__name__}: {reason})")
+                notes.append(
+                    f"plugins of {owner.name} are ignored: malformed {path} ({type(error).__name__}: {reason})"
+                )
             else:
                 yield parser, owner

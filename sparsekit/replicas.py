@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sparsekit.api import Stage
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError
 
-_LIMITS = {
+_LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "seed": ("integers", lambda v: float(v).is_integer()),
     "weight_decay": ("numbers of 0 or more", lambda v: v >= 0.0),
     "lr": ("numbers above 0", lambda v: v > 0.0),
@@ -60,9 +61,7 @@ def axis_values(config: FitConfig) -> list[float]:
     if values is None:
         return _default_values(axis, count, config)
     if len(values) != count:
-        raise UserError(
-            f"--replicas.values has {len(values)} values for --replicas.count {count}; give one a replica"
-        )
+        raise UserError(f"--replicas.values has {len(values)} values for --replicas.count {count}; give one a replica")
     rule, valid = _LIMITS[axis]
     wrong = [v for v in values if not valid(v)]
     if wrong:

@@ -94,20 +94,26 @@ def train_replicas(job: Job, parent: State, stage: Stage) -> tuple[list[FileCand
     for replica in fork(setup.config, stage):
         state = train(setup, parent, stage, replica, schedule, partial(_report, job, stage, replica))
         if not all(bool(torch.isfinite(t).all()) for t in state.named().values() if t.is_floating_point()):
-            job.display.warn(f"segment {stage.index + 1}, replica {replica.index + 1}: its weights are not finite; left out")
+            job.display.warn(
+                f"segment {stage.index + 1}, replica {replica.index + 1}: its weights are not finite; left out"
+            )
             continue
         setup.install(state)
-        candidate = FileCandidate.write(_folder(job, stage) / f"{replica.index}.safetensors", replica.index, state,
-                                        setup.score("held_out"))
+        candidate = FileCandidate.write(
+            _folder(job, stage) / f"{replica.index}.safetensors", replica.index, state, setup.score("held_out")
+        )
         values = {"held_out.accuracy": candidate.score.accuracy, "held_out.loss": candidate.score.loss}
         if stage.index == len(stage.plan) - 1:
             tested.append(setup.score("test"))
             values |= {"test.accuracy": tested[-1].accuracy, "test.loss": tested[-1].loss}
-        job.tracker.log("candidate", values, step=job.step + setup.steps[stage.index], segment=stage.index,
-                        replica=replica.index)
+        job.tracker.log(
+            "candidate", values, step=job.step + setup.steps[stage.index], segment=stage.index, replica=replica.index
+        )
         candidates.append(candidate)
     if not candidates:
-        raise RunError(f"segment {stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set --optimizer.clip_norm")
+        raise RunError(
+            f"segment {stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set --optimizer.clip_norm"
+        )
     return candidates, tested
 
 
@@ -141,8 +147,9 @@ def evaluate(job: Job, parent: State, stage: Stage) -> Score:
 
 
 def _report(job: Job, stage: Stage, replica: Replica, at: Progress) -> None:
-    job.tracker.log("train", {"loss": at.loss, "lr": at.lr}, step=job.step + at.done, segment=stage.index,
-                    replica=replica.index)
+    job.tracker.log(
+        "train", {"loss": at.loss, "lr": at.lr}, step=job.step + at.done, segment=stage.index, replica=replica.index
+    )
     job.display.progress(replica.index, at.done, at.steps, at.loss)
 
 

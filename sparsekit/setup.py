@@ -10,7 +10,7 @@ from torch import nn
 from sparsekit import evaluation, masks, models, optimizers, states
 from sparsekit.api import PruningMethod, Score, Stage
 from sparsekit.config import FitConfig, check
-from sparsekit.data import ImageData
+from sparsekit.data import ImageData, Split
 from sparsekit.errors import UserError
 from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
 from sparsekit.seeds import derive
@@ -57,7 +57,7 @@ class Setup:
         """Put a state's effective weights into the working model."""
         self.model.load_state_dict(states.effective(self.method, state).tensors)
 
-    def score(self, split: str) -> Score:
+    def score(self, split: Split) -> Score:
         """How the working model does on `held_out` or `test`."""
         return evaluation.evaluate(self.model, self.data.evaluation_batches(split), self.autocast())
 
@@ -85,7 +85,9 @@ def prepare(config: FitConfig) -> Setup:
             )
     model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
-    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    model = model.to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     optimizers.build(config.optimizer, model, {}, config.optimizer.lr, config.optimizer.weight_decay)
     setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype)
     _try_forward(setup)

@@ -50,7 +50,9 @@ class State:
     def renamed(self, named: Tensors) -> State:
         """The same with other model and extra tensors, named as `named` does."""
         tensors = {name: t for name, t in named.items() if not name.startswith(EXTRA)}
-        return replace(self, tensors=tensors, extra={n.removeprefix(EXTRA): t for n, t in named.items() if n not in tensors})
+        return replace(
+            self, tensors=tensors, extra={n.removeprefix(EXTRA): t for n, t in named.items() if n not in tensors}
+        )
 
 
 def keeps_dense(method: PruningMethod) -> bool:

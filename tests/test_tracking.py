@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from sparsekit.tracking import Tracker, find_keys
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OFF = WandbConfig(mode="disabled")
+Say = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("NETRC", raising=False)
     return folder
+
+
+@pytest.fixture
+def quiet() -> Iterator[Say]:
+    """A `warn` that nobody may call, not even another thread."""
+    said: list[str] = []
+    yield said.append
+    assert said == []
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -51,8 +61,8 @@ def log_some(tracker: Tracker) -> None:
 # --- metrics.jsonl --------------------------------------------------------------------------------
 
 
-def test_a_row_is_one_json_object_on_disk_at_once(tmp_path: Path) -> None:
-    with Tracker(tmp_path, OFF, {}, "run", warn=pytest.fail) as tracker:
+def test_a_row_is_one_json_object_on_disk_at_once(tmp_path: Path, quiet: Say) -> None:
+    with Tracker(tmp_path, OFF, {}, "run", warn=quiet) as tracker:
         tracker.log("train", {"loss": 0.5, "kept.share": 0.1}, step=3, segment=0, replica=1)
         assert rows(tmp_path) == [
             {"event": "train", "step": 3, "segment": 0, "replica": 1, "loss": 0.5, "kept.share": 0.1}
@@ -62,8 +72,8 @@ def test_a_row_is_one_json_object_on_disk_at_once(tmp_path: Path) -> None:
     assert tracker.wandb_location is None
 
 
-def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
-    with Tracker(tmp_path, OFF, {}, "run", warn=pytest.fail) as tracker:
+def test_what_json_cannot_say_is_null(tmp_path: Path, quiet: Say) -> None:
+    with Tracker(tmp_path, OFF, {}, "run", warn=quiet) as tracker:
         tracker.log("merge", {"barrier": math.nan, "losses": (1.0, math.inf), "by": {"a": -math.inf}}, step=0)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {
@@ -71,9 +81,9 @@ def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path: Path, quiet: Say) -> None:
     for step in (1, 2):
-        with Tracker(tmp_path, OFF, {}, "run", warn=pytest.fail) as tracker:
+        with Tracker(tmp_path, OFF, {}, "run", warn=quiet) as tracker:
             tracker.log("train", step=step)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 
@@ -86,9 +96,9 @@ def test_tracking_loads_neither_torch_nor_wandb() -> None:
 # --- the mirror, through W&B itself ---------------------------------------------------------------
 
 
-def test_an_offline_run_holds_what_metrics_jsonl_holds(tmp_path: Path) -> None:
+def test_an_offline_run_holds_what_metrics_jsonl_holds(tmp_path: Path, quiet: Say) -> None:
     config = {"method": "gmp", "method.steps": 8, "sparsity": 0.9, "wandb.mode": "offline"}
-    with Tracker(tmp_path, WandbConfig("offline", "somewhere"), config, "a name", warn=pytest.fail) as tracker:
+    with Tracker(tmp_path, WandbConfig("offline", "somewhere"), config, "a name", warn=quiet) as tracker:
         log_some(tracker)
         tracker.summary({"test.accuracy": 0.96, "status": "done", "candidates.best_accuracy": None, "x": math.nan})
         location = tracker.wandb_location
@@ -115,9 +125,9 @@ def test_an_offline_run_holds_what_metrics_jsonl_holds(tmp_path: Path) -> None:
         assert seen == axes | {prefix + key: value for key, value in numbers.items()}
 
 
-def test_a_failed_run_is_failed_in_wandb(tmp_path: Path) -> None:
+def test_a_failed_run_is_failed_in_wandb(tmp_path: Path, quiet: Say) -> None:
     def run() -> None:
-        with Tracker(tmp_path, WandbConfig("offline"), {}, "run", warn=pytest.fail) as tracker:
+        with Tracker(tmp_path, WandbConfig("offline"), {}, "run", warn=quiet) as tracker:
             tracker.log("train", {"loss": 1.0}, step=1)
             raise RuntimeError
 
@@ -247,13 +257,13 @@ def test_a_missing_wandb_says_so_once_and_the_rows_go_on(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("variable", [{}, {"WANDB_MODE": "disabled"}])
 def test_disabled_never_imports_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: dict[str, str]
+    tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch, variable: dict[str, str]
 ) -> None:
     use(monkeypatch, None)  # importing it would end in a warning
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
     config = WandbConfig("auto") if variable else OFF
-    with Tracker(tmp_path, config, {}, "run", warn=pytest.fail) as tracker:
+    with Tracker(tmp_path, config, {}, "run", warn=quiet) as tracker:
         log_some(tracker)
     assert len(rows(tmp_path)) == 9
 

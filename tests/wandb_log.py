@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,10 +34,16 @@ class WandbLog:
     exit_code: int | None = None
 
 
-def only_log(folder: Path) -> WandbLog:
-    """The one offline run somewhere below `folder`."""
+def only_log(folder: Path, finished: bool = True) -> WandbLog:
+    """The one offline run somewhere below `folder`; with `finished` it must have been finished."""
     (path,) = folder.glob("**/offline-run-*/*.wandb")
-    return read_log(path)
+    log, deadline = read_log(path), time.monotonic() + 5
+    # `finish` returns some milliseconds before the last records are on disk.
+    while finished and log.exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+        log = read_log(path)
+    assert log.exit_code is not None or not finished, "the run was not finished"
+    return log
 
 
 def read_log(path: Path) -> WandbLog:

@@ -19,7 +19,7 @@ def check_option(name: str, value: float, valid: bool, rule: str) -> None:
 
 
 def cubic_sparsity(time: float, start: float, end: float, initial: float, final: float) -> float:
-    """GMP's ramp, s(t) = s_f + (s_i − s_f)(1 − (t − t0)/(t1 − t0))³ (arXiv 1710.01878, eq. 1), constant outside [t0, t1].
+    """GMP's ramp, s(t) = s_f + (s_i − s_f)(1 − (t − t0)/(t1 − t0))³, constant outside [t0, t1] (arXiv 1710.01878).
 
     All times in one unit; sparsities 0 to 1.
     """

@@ -26,8 +26,8 @@ class IMP(PruningMethod):
         segments = cycles_plan(budget, self.dense, self.cycles)
         if self.retrain == "lrw" and segments[-1].epochs > segments[0].epochs:
             raise ValueError(
-                f"--method.retrain lrw replays the dense phase's last {segments[-1].epochs:g} epochs, but that phase has "
-                f"{segments[0].epochs:g}; raise --method.dense or --method.cycles"
+                f"--method.retrain lrw replays the dense phase's last {segments[-1].epochs:g} epochs, but that phase "
+                f"has {segments[0].epochs:g}; raise --method.dense or --method.cycles"
             )
         return segments
 
