@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from sparsekit._version import __version__
 from sparsekit.errors import RunError, UserError, nearest
+
+if TYPE_CHECKING:
+    from sparsekit.config import FitConfig
 
 USAGE = """\
 usage: sparsekit COMMAND [options]
@@ -61,27 +65,35 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _fit(arguments: Sequence[str]) -> int:
-    from sparsekit import options
+    config = _configure("fit", "Train a timm model, prune it, and merge replicas.", arguments)
+    if config is not None:
+        from sparsekit.fit import fit  # only now: it imports torch
 
-    config = options.parse(
-        options.build("sparsekit fit", "Train a timm model, prune it, and merge replicas."), arguments
-    )
-    from sparsekit.fit import fit  # only now: it imports torch
-
-    fit(config)
+        fit(config)
     return 0
 
 
 def _plan(arguments: Sequence[str]) -> int:
-    from sparsekit import display, options, planning
+    config = _configure("plan", "Print the plan of a run and its cost, without training.", arguments)
+    if config is not None:
+        from sparsekit import display, planning
+
+        plan = planning.make_plan(config, planning.make_stages(config))
+        display.Display().plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+    return 0
+
+
+def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
+    """The checked options; None where only a plugin's help was asked for."""
+    from sparsekit import listing, options
     from sparsekit.config import check
 
-    parser = options.build("sparsekit plan", "Print the plan of a run and its cost, without training.")
-    config = options.parse(parser, arguments)
+    if (text := listing.asked_help(arguments)) is not None:
+        print(text)
+        return None
+    config = options.parse(options.build(f"sparsekit {command}", description), arguments)
     check(config)
-    plan = planning.make_plan(config, planning.make_stages(config))
-    display.Display().plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
-    return 0
+    return config
 
 
 def _plugins(arguments: Sequence[str]) -> int:

@@ -145,7 +145,7 @@ class FitConfig:
     method: PruningMethod
     merge: MergeStrategy
     sparsity: float = 0.9
-    epochs: int = 60
+    epochs: int = 30
     replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -98,10 +98,11 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     saved = states.load(file)
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
+    pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
     total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
     summary = {
         "sparsity": masks.sparsity(result.state.masks),
-        "model_sparsity": 1.0 - sum(int(m.sum()) for m in result.state.masks.values()) / total,
+        "model_sparsity": pruned / total,
         "nonzero": nonzero,
         "parameters": total,
         "model_bytes": file.stat().st_size,

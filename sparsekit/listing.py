@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 from typing import NoReturn
 
 from sparsekit.errors import UserError
-from sparsekit.registry import GROUPS, Plugin, discover
+from sparsekit.registry import GROUPS, Plugin, discover, find
 from sparsekit.signatures import options_of, summary_of
 
 
@@ -44,6 +45,33 @@ def row(plugin: Plugin) -> dict[str, str]:
     }
 
 
+def asked_help(arguments: Sequence[str]) -> str | None:
+    """What `--method.help NAME` or `--merge.help NAME` asks for; None where neither is there."""
+    for place, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        for kind in GROUPS:
+            if flag == f"--{kind}.help":
+                name = value or next(iter(arguments[place + 1 :]), "")
+                if not name:
+                    raise UserError(f"--{kind}.help needs a name; installed: {', '.join(discover().of(kind))}")
+                return help_of(find(kind, name))
+    return None
+
+
+def help_of(plugin: Plugin) -> str:
+    """A plugin's own words and options."""
+    words = inspect.getdoc(plugin.load()) or "(no docstring)"
+    return "\n".join([str(plugin), "", words, "", *(options_text(plugin, indent=0) or ["It has no options."])])
+
+
+def options_text(plugin: Plugin, indent: int) -> list[str]:
+    """A line an option: its name, type and default."""
+    return [
+        f"{' ' * indent}--{plugin.kind}.{o.name}: {o.annotation}{f' = {o.default}' if o.default else ''}"
+        for o in options_of(plugin).values()
+    ]
+
+
 def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     """The same for people, names whole, options below each summary."""
     lines = []
@@ -52,7 +80,5 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
         lines.append(f"        {values['summary']}")
-        for option in options_of(plugin).values():
-            default = f" = {option.default}" if option.default else ""
-            lines.append(f"          --{plugin.kind}.{option.name}: {option.annotation}{default}")
+        lines += options_text(plugin, indent=10)
     return "\n".join(lines)

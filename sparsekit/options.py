@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import json
@@ -11,7 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_dumper, set_loader, set_parsing_settings
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_dumper,
+    set_loader,
+    set_parsing_settings,
+)
 
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError, nearest
@@ -29,18 +37,31 @@ class OptionParser(ArgumentParser):
         raise UserError(explain(self, message)) from ex
 
 
+class _Help(DefaultHelpFormatter):
+    """Help without Python's type names; for plugins, their names."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.dest in GROUPS:
+            names = ", ".join(discover().of(action.dest))
+            return f"{action.help} Installed: {names}. (default: {DEFAULTS[action.dest]})"
+        types = r" ?\((?:required, )?type: .*?(?:, default: (.*))?\)$"
+        return re.sub(types, r" (default: \1)", super()._get_help_string(action), flags=re.S)
+
+
 def build(prog: str, description: str) -> OptionParser:
     """The parser of one command that takes every option of FitConfig."""
     set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, _dump)
     packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
-    parser = OptionParser(prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False)
+    parser = OptionParser(
+        prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
+    )
+    parser.usage = f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins.")
     parser.add_class_arguments(FitConfig, nested_key=None)
     parser.set_defaults({kind: {"class_path": find(kind, name).class_path} for kind, name in DEFAULTS.items()})
-    installed = "; ".join(f"--{kind}: {', '.join(discover().of(kind))}" for kind in GROUPS)
-    parser.epilog = f"Installed plugins: {installed}. Their own options: --method.help NAME, --merge.help NAME."
+    parser.epilog = "A plugin's own options: --method.help NAME, --merge.help NAME; of all: sparsekit plugins list."
     return parser
 
 
@@ -59,13 +80,13 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
 
 
 def _names_to_classes(argv: Sequence[str]) -> list[str]:
-    """Turn `--method NAME` and `--method.help NAME` into class paths, ahead of the options that they own."""
+    """Turn `--method NAME` into a class path, ahead of the options that it owns."""
     rest = list(argv)
     for kind in GROUPS:
         chosen, kept, own, current = [], [], len(rest), DEFAULTS[kind]
         while rest:
             flag, equals, value = rest.pop(0).partition("=")
-            if flag in (f"--{kind}", f"--{kind}.help", "--config") and (equals or rest):
+            if flag in (f"--{kind}", "--config") and (equals or rest):
                 value = value if equals else rest.pop(0)
             if flag == "--config":
                 current = _named_in(value, kind) or current
@@ -74,8 +95,6 @@ def _names_to_classes(argv: Sequence[str]) -> list[str]:
                 # another class than before must not inherit options that happen to have the same names
                 spec = {"class_path": _class_path(kind, value)} if value == current else _spec(kind, value, {})
                 chosen, current = [f"{flag}={json.dumps(spec)}"], value
-            elif flag == f"--{kind}.help" and value:
-                kept.append(f"{flag}={_class_path(kind, value)}")
             else:
                 if flag.startswith(f"--{kind}."):
                     own = min(own, len(kept))
