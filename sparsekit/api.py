@@ -9,109 +9,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from sparsekit._types import Generator, Tensor, Tensors
+from sparsekit.plans import Budget, Schedule, Segment, Stage
 
-# --- the plan -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate over one segment, as a multiplier of `--optimizer.lr`.
-
-    Attributes:
-        multiplier: Maps the fraction of the segment that is done, 0 to 1, to the multiplier.
-        restarts: True starts with a fresh optimizer; False carries the optimizer's state over from
-            the segment before (averaged with the soup's coefficients).
-    """
-
-    multiplier: Callable[[float], float]
-    restarts: bool = True
-
-    def __call__(self, fraction: float) -> float:
-        return self.multiplier(fraction)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Prune the parent to `sparsity`, then train for `epochs`, up to the next pruning step or the end.
-
-    Attributes:
-        sparsity: Fraction of the prunable weights masked out, 0 to 1.
-        epochs: Passes over the training data, 0 or more, fractions allowed. A segment of 0 epochs
-            prunes only: nothing is forked or merged.
-    """
-
-    sparsity: float
-    epochs: float
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a plan has to spend.
-
-    Attributes:
-        epochs: Total length of training in epochs (`--epochs`).
-        sparsity: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
-        warmup: Fraction of the original schedule that is warm-up, 0 to 1.
-        decay: The original schedule after its warm-up: done fraction, 0 to 1, to multiplier.
-    """
-
-    epochs: float
-    sparsity: float
-    warmup: float = 0.0
-    decay: Callable[[float], float] = field(default=lambda fraction: 1.0, repr=False)
-
-    def rate(self, fraction: float) -> float:
-        """The original schedule with its linear warm-up, at a done fraction of 0 to 1."""
-        if fraction < self.warmup:
-            return fraction / self.warmup
-        return self.decay((fraction - self.warmup) / (1.0 - self.warmup))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One segment seen in its plan; all that a learning rate may depend on.
-
-    Attributes:
-        budget: What the plan spends.
-        plan: Every segment of the run.
-        index: Which of them this is, from 0.
-        relative_change: ‖W − W_p‖₂ / ‖W‖₂ over the prunable weights, before and after this segment's
-            pruning. While planning it is first 0, then infinity, to learn the schedule's bounds.
-    """
-
-    budget: Budget
-    plan: tuple[Segment, ...]
-    index: int
-    relative_change: float = 0.0
-
-    @property
-    def segment(self) -> Segment:
-        """The segment itself."""
-        return self.plan[self.index]
-
-    @property
-    def start(self) -> float:
-        """Epochs of the plan that lie before this segment."""
-        return sum(segment.epochs for segment in self.plan[: self.index])
-
-    @property
-    def previous_sparsity(self) -> float:
-        """Sparsity of the segment before, 0 for the first."""
-        return self.plan[self.index - 1].sparsity if self.index else 0.0
-
-    @property
-    def pruned_fraction(self) -> float:
-        """Fraction of the remaining weights that this segment prunes, 0 to 1."""
-        return 1.0 - (1.0 - self.segment.sparsity) / (1.0 - self.previous_sparsity)
-
-    def continued(self) -> Schedule:
-        """This segment's stretch of the one original schedule over the whole budget."""
-        start, epochs, total = self.start, self.segment.epochs, self.budget.epochs
-        return Schedule(lambda done: self.budget.rate((start + done * epochs) / total), restarts=False)
-
+__all__ = [
+    "Budget",
+    "Candidate",
+    "CoefficientMerge",
+    "MergeStep",
+    "MergeStrategy",
+    "PruningMethod",
+    "PruningStep",
+    "Schedule",
+    "Score",
+    "Segment",
+    "Soup",
+    "Stage",
+    "TrainingStep",
+]
 
 # --- pruning --------------------------------------------------------------------------------------
 
@@ -126,9 +43,11 @@ class PruningStep(Stage):
         masks: The masks so far, bool, True keeps, shaped as the weights.
         extra: The method's own tensors, as `PruningMethod.extra` named them.
         generator: A CPU generator seeded by (seed, segment).
-        select: `select(scores, regrow=False)` keeps the highest scores, exactly as many as the
-            segment's sparsity and `--masks.allocation` ask for, ties to the lower index. With
-            `regrow=True` weights that are masked so far compete too. Raises RunError on NaN scores.
+        select: `select(scores, regrow=False)` keeps the highest scores, exactly as many as the segment's sparsity,
+            `--masks.allocation` and `--masks.pattern` ask for, ties to the lower index. With `regrow=True` weights
+            that are masked so far compete too. Raises RunError on NaN scores.
+        gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
+            with respect to the effective weights of the parent, also where they are masked; CPU tensors.
     """
 
     weights: Tensors = field(default_factory=dict)
@@ -136,6 +55,7 @@ class PruningStep(Stage):
     extra: Tensors = field(default_factory=dict)
     generator: Generator | None = None
     select: Callable[..., Tensors] = field(default=lambda scores, regrow=False: scores, repr=False)
+    gradients: Callable[..., Tensors] = field(default=lambda batches=1: {}, repr=False)
 
 
 @dataclass(frozen=True)
@@ -147,16 +67,26 @@ class TrainingStep:
         masks: 1 keeps and 0 prunes, shaped and typed as the weights.
         extra: The method's own tensors.
         progress: Done fraction of the whole budget, 0 to 1.
+        target: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
+        weight_decay: The replica's weight decay.
     """
 
     weights: Tensors
     masks: Tensors
     extra: Tensors
     progress: float
+    target: float = 0.0
+    weight_decay: float = 0.0
 
 
 class PruningMethod(ABC):
-    """When and what to prune. Subclasses take annotated options in `__init__` and must give `plan`."""
+    """When and what to prune. Subclasses take annotated options in `__init__` and must give `plan`.
+
+    Every option is kept under its own name (`self.start`); nothing else is: the same instance may serve many runs.
+    """
+
+    allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "global"
+    """What `--masks.allocation` is where it is not given."""
 
     @abstractmethod
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
@@ -189,6 +119,17 @@ class PruningMethod(ABC):
         itself while training, and the finished model holds the effective weights.
         """
         return {name: weight * step.masks[name] for name, weight in step.weights.items()}
+
+    def penalty(self, step: TrainingStep) -> Tensor | None:
+        """A differentiable scalar added to the training loss; by default none."""
+        return None
+
+    def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
+        """The gradients of the prunable weights that the optimizer gets, from those of the loss; by default the same.
+
+        Called after the backward pass, before clipping; gradients of masked weights are 0 already.
+        """
+        return gradients
 
 
 # --- merging --------------------------------------------------------------------------------------
@@ -248,12 +189,18 @@ class MergeStep:
             candidate with a coefficient above 0.
         score: Held-out score of any tensors named as the candidates', BatchNorm treated as
             `--replicas.batchnorm` says.
+        loss: Mean cross-entropy on up to 1,000 held-out images, of any tensors named as the candidates',
+            differentiable, BatchNorm with the statistics given.
+        fisher: `fisher(candidate, images=256)` is the diagonal of its empirical Fisher information over that many
+            training images, a tensor of squared gradients a parameter; names without a gradient are absent.
         parent: The model that the replicas started from.
         generator: A CPU generator seeded by (seed, segment).
     """
 
     average: Callable[[Sequence[Candidate], Sequence[float]], Tensors]
     score: Callable[[Tensors], Score]
+    loss: Callable[[Tensors], Tensor]
+    fisher: Callable[..., Tensors]
     parent: Tensors
     generator: Generator
 
@@ -263,6 +210,11 @@ class MergeStrategy(ABC):
 
     max_replicas: ClassVar[int | None] = None
     """Train no more replicas than this, whatever `--replicas.count` says."""
+
+    @property
+    def average_from(self) -> float | None:
+        """Ask for candidates that are means of their trajectories, see `Segment.average_from`; by default not."""
+        return None
 
     @abstractmethod
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:

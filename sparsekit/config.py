@@ -104,11 +104,13 @@ class MasksConfig:
     """Which weights are pruned, and where.
 
     Args:
-        allocation: How sparsity is shared out between layers.
+        allocation: How sparsity is shared out between layers; by default as the method prefers, mostly `global`.
+        pattern: `n:m` keeps at most n of every m weights that follow one another along the input channels, as `2:4`.
         exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
     """
 
-    allocation: Literal["global", "uniform", "erk"] = "global"
+    allocation: Literal["global", "uniform", "erk", "lamp"] | None = None
+    pattern: str | None = None
     exclude: list[str] = field(default_factory=list)
 
 

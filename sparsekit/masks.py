@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from sparsekit import allocation
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError, UserError
+
+
+Array = np.ndarray[Any, Any]
 
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
@@ -43,49 +48,131 @@ def full(weights: Mapping[str, Tensor]) -> Tensors:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def select(scores: Tensors, among: Tensors, sparsity: float, rule: str) -> Tensors:
+def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None) -> Tensors:
     """Keep the highest scores, exactly N − round(sparsity · N) of the N weights; of equal scores the first.
 
     Args:
         scores: A number a weight; infinities allowed.
         among: Only weights True here can be kept.
         sparsity: Over all weights of `scores`.
-        rule: `global` compares all layers, `uniform` and `erk` give each layer its own count.
+        rule: `global` compares all layers, `lamp` does so with scores put in relation to the rest of their layer,
+            `uniform` and `erk` give each layer its own count.
+        pattern: Prune what breaks this pattern first.
 
     Raises:
         RunError: a score is NaN, or `among` has fewer weights than are to be kept.
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
-    if rule == "global":
-        flat = np.concatenate([_numpy(score) for score in scores.values()])
-        alive = np.concatenate([_numpy(among[name]) for name in scores])
-        keep = _top(flat, alive, allocation.kept_total(shapes, sparsity), "the model")
+    flat = {name: _numpy(score) for name, score in scores.items()}
+    alive = {name: _numpy(among[name]) for name in scores}
+    for name in scores:
+        if np.isnan(flat[name][alive[name]]).any():
+            raise RunError(f"scores of {name} hold NaN; a pruning method must score every weight that is still kept")
+    first = {name: _fitting(pattern, flat[name], alive[name], shapes[name]) for name in scores}
+    if rule in ("global", "lamp"):
+        if rule == "lamp":
+            flat = {name: lamp(score, alive[name]) for name, score in flat.items()}
+        scored, living, fitting = (np.concatenate(list(parts.values())) for parts in (flat, alive, first))
+        keep = _top(scored, living, fitting, allocation.kept_total(shapes, sparsity), "the model")
         pieces = np.split(keep, np.cumsum([prod(shape) for shape in shapes.values()])[:-1])
     else:
-        available = {name: int(among[name].sum()) for name in scores}
+        available = {name: int(mask.sum()) for name, mask in alive.items()}
         counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
-        pieces = [_top(_numpy(score), _numpy(among[name]), counts[name], name) for name, score in scores.items()]
+        pieces = [_top(flat[name], alive[name], first[name], counts[name], name) for name in scores]
     return {
         name: torch.from_numpy(piece.reshape(shapes[name])).to(among[name].device)
         for name, piece in zip(scores, pieces, strict=True)
     }
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+def lamp(scores: Array, alive: Array) -> Array:
+    """LAMP's score of each weight of one layer: s_u² / Σ s_v² over all v with s_v ≥ s_u (arXiv 2010.07611, eq. 3)."""
+    values = np.where(alive, scores.astype(np.float64), 0.0) ** 2
+    order = np.argsort(values, kind="stable")
+    rest = np.cumsum(values[order][::-1])[::-1]
+    _, group = np.unique(values[order], return_index=True)  # equal scores share the sum that begins with the first
+    start = np.repeat(group, np.diff([*group, len(values)]))
+    result = np.zeros_like(values)
+    result[order] = np.divide(values[order], rest[start], out=np.zeros_like(values), where=rest[start] > 0.0)
+    return result
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """At most `n` of every `m` weights that follow one another along the input channels (dimension 1)."""
+
+    n: int
+    m: int
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """From `n:m`; raises UserError."""
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        if not found or not 0 < int(found[1]) < int(found[2]):
+            raise UserError(f"--masks.pattern {text!r}: give n:m with 0 < n < m, such as 2:4")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def blocks(self, flat: Array, shape: Sequence[int]) -> Array:
+        """A view or copy of a flat layer as rows of m weights."""
+        return np.moveaxis(flat.reshape(shape), 1, -1).reshape(-1, self.m)
+
+    def unblock(self, rows: Array, shape: Sequence[int]) -> Array:
+        """The reverse of `blocks`."""
+        moved = (shape[0], *shape[2:], shape[1])
+        return np.moveaxis(rows.reshape(moved), -1, 1).reshape(-1)
+
+    def check(self, shapes: Mapping[str, Sequence[int]], sparsity: float) -> None:
+        """Raise UserError where a layer cannot follow the pattern, or the target sparsity does not reach it."""
+        for name, shape in shapes.items():
+            if shape[1] % self.m:
+                raise UserError(
+                    f"--masks.pattern {self}: {name} has {shape[1]} input channels, no multiple of {self.m}; "
+                    f"add '^{name}$' to --masks.exclude"
+                )
+        least = 1.0 - self.n / self.m
+        if sparsity < least - 1e-12:
+            raise UserError(f"--masks.pattern {self} needs --sparsity {least:g} or more, not {sparsity:g}")
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether a mask follows the pattern."""
+        return bool((self.blocks(_numpy(mask), mask.shape).sum(axis=1) <= self.n).all())
+
+
+def _fitting(pattern: Pattern | None, scores: Array, alive: Array, shape: Sequence[int]) -> Array:
+    """The weights that a pattern would keep: the n best alive of each block; without a pattern all alive."""
+    if pattern is None:
+        return alive
+    rows = pattern.blocks(np.where(alive, scores, -np.inf), shape)
+    order = np.argsort(-rows, axis=1, kind="stable")
+    kept = np.zeros(rows.shape, dtype=bool)
+    np.put_along_axis(kept, order[:, : pattern.n], True, axis=1)
+    return np.logical_and(pattern.unblock(kept, shape), alive)
+
+
+def _numpy(tensor: Tensor) -> Array:
     flat = tensor.detach().reshape(-1).cpu()
     return (flat.float() if flat.dtype is torch.bfloat16 else flat).numpy()  # numpy has no bfloat16
 
 
-def _top(scores: np.ndarray, alive: np.ndarray, count: int, where: str) -> np.ndarray:
-    """True at the `count` highest scores among `alive`, ties to the lower index, in linear time among survivors."""
-    survivors = np.flatnonzero(alive)
-    values = scores[survivors]
-    if np.isnan(values).any():
-        raise RunError(f"scores of {where} hold NaN; a pruning method must score every weight that is still kept")
-    if count > len(survivors):
-        raise RunError(f"{count} weights of {where} are to be kept, but {len(survivors)} are left")
+def _top(scores: Array, alive: Array, first: Array, count: int, where: str) -> Array:
+    """True at the `count` highest scores, those in `first` before the rest of `alive`."""
+    firsts = np.flatnonzero(first)
+    if count <= len(firsts):
+        return _highest(scores, firsts, count)
+    rest = np.flatnonzero(alive & ~first) if len(firsts) < alive.sum() else firsts[:0]
+    if count > len(firsts) + len(rest):
+        raise RunError(f"{count} weights of {where} are to be kept, but {len(firsts) + len(rest)} are left")
+    return np.logical_or(first, _highest(scores, rest, count - len(firsts)))
+
+
+def _highest(scores: Array, survivors: Array, count: int) -> Array:
+    """True at the `count` highest of the survivors' scores, ties to the lower index; linear time among survivors."""
     kept = np.zeros(len(scores), dtype=bool)
     if count:
+        values = scores[survivors]
         threshold = np.partition(values, len(values) - count)[len(values) - count]
         above, ties = survivors[values > threshold], survivors[values == threshold]
         kept[above] = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sparsekit import evaluation, masks, states
+from sparsekit import evaluation, masks, probes, states
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
@@ -45,6 +46,11 @@ class FileCandidate(Candidate):
     def _all_names(self) -> list[str]:
         with safe_open(str(self.path), framework="pt") as file:
             return sorted(file.keys())
+
+
+def read(candidate: Candidate) -> Tensors:
+    """All of a candidate's tensors, on the CPU."""
+    return {name: candidate.read(name) for name in candidate.names()}
 
 
 def average(candidates: Sequence[Candidate], coefficients: Sequence[float], names: Sequence[str]) -> Tensors:
@@ -92,6 +98,8 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
     step = MergeStep(
         average=lambda some, coefficients: average(some, coefficients, names),
         score=score,
+        loss=partial(probes.held_out_loss, setup, after),
+        fisher=lambda candidate, images=256: probes.fisher(setup, after.renamed(read(candidate)), images),
         parent=parent.named(),
         generator=torch.Generator().manual_seed(derive(setup.config.seed, "merge", stage.index)),
     )
@@ -101,7 +109,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
     if not states.keeps_dense(setup.method):
         merged = merged.with_weights({name: w * merged.masks[name] for name, w in merged.weights.items()})
     if len(soup.ingredients) > 1:
-        merged = _recalibrated(setup, merged)
+        merged = recalibrated(setup, merged)
     if soup.coefficients is not None:
         stored = average(candidates, soup.coefficients, candidates[0].optimizer_names())
         merged = replace(merged, optimizer={name.removeprefix(OPTIMIZER): t for name, t in stored.items()})
@@ -115,7 +123,8 @@ def _install(setup: Setup, state: State) -> None:
         setup.recalibrate()
 
 
-def _recalibrated(setup: Setup, state: State) -> State:
+def recalibrated(setup: Setup, state: State) -> State:
+    """The state with BatchNorm measured again, where `--replicas.batchnorm` asks for it and the model has any."""
     if setup.config.replicas.batchnorm == "average" or not evaluation.batchnorms(setup.model):
         return state
     _install(setup, state)

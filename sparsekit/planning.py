@@ -90,6 +90,10 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
             raise UserError(f"{name}: segment {number} has sparsity {segment.sparsity!r}; it must lie in [0, 1)")
         if not (math.isfinite(segment.epochs) and segment.epochs >= 0.0):
             raise UserError(f"{name}: segment {number} has {segment.epochs!r} epochs; it must be 0 or more")
+        if segment.average_from is not None and not 0.0 <= segment.average_from < 1.0:
+            raise UserError(f"{name}: segment {number} averages from {segment.average_from!r}; it must lie in [0, 1)")
+        if segment.replicas is not None and segment.replicas < 1:
+            raise UserError(f"{name}: segment {number} allows {segment.replicas!r} replicas; it must be 1 or more")
     total = sum(segment.epochs for segment in plan)
     if abs(total - budget.epochs) > 1e-6 * budget.epochs:
         raise UserError(f"{name}: its segments sum up to {total:g} epochs, not to the budget's {budget.epochs:g}")

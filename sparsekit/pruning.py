@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,19 +11,38 @@ import torch
 from sparsekit import masks, optimizers, states
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, PruningStep, Stage
+from sparsekit.config import MasksConfig
 from sparsekit.errors import RunError
+from sparsekit.masks import Pattern
 from sparsekit.seeds import derive
 from sparsekit.states import State
 
 
-def prune(method: PruningMethod, parent: State, stage: Stage, allocation: str, seed: int) -> tuple[State, Stage]:
+def prune(
+    method: PruningMethod,
+    parent: State,
+    stage: Stage,
+    config: MasksConfig,
+    seed: int,
+    gradients: Callable[..., Tensors] | None = None,
+) -> tuple[State, Stage]:
     """The parent with the segment's masks, and the stage with ‖W − W_p‖₂ / ‖W‖₂ filled in.
 
     Masked weights and their optimizer state become 0, unless the method keeps dense weights behind them.
 
+    Args:
+        method: Decides.
+        parent: What is pruned.
+        stage: The segment that starts.
+        config: `--masks`.
+        seed: The run's.
+        gradients: What `PruningStep.gradients` is.
+
     Raises:
         RunError: the method's masks break the contract.
     """
+    pattern = Pattern.parse(config.pattern) if config.pattern else None
+    rule = config.allocation or method.allocation
     before = states.effective(method, parent).weights
     step = PruningStep(
         stage.budget,
@@ -32,10 +52,11 @@ def prune(method: PruningMethod, parent: State, stage: Stage, allocation: str, s
         masks=parent.masks,
         extra=parent.extra,
         generator=torch.Generator().manual_seed(derive(seed, "prune", stage.index)),
-        select=partial(_select, parent.masks, stage.segment.sparsity, allocation),
+        select=partial(_select, parent.masks, stage.segment.sparsity, rule, pattern),
+        gradients=gradients or _no_gradients,
     )
     chosen = method.masks(step)
-    _check(type(method).__name__, chosen, parent.weights, stage)
+    _check(type(method).__name__, chosen, parent.weights, stage, pattern)
     pruned = replace(parent, masks=chosen)
     if not states.keeps_dense(method):
         kept = {name: weight * chosen[name] for name, weight in parent.weights.items()}
@@ -47,11 +68,17 @@ def prune(method: PruningMethod, parent: State, stage: Stage, allocation: str, s
     return pruned, replace(stage, relative_change=_change(before, after))
 
 
-def _select(old: Tensors, sparsity: float, allocation: str, scores: Tensors, regrow: bool = False) -> Tensors:
-    return masks.select(scores, masks.full(old) if regrow else old, sparsity, allocation)
+def _select(
+    old: Tensors, sparsity: float, rule: str, pattern: Pattern | None, scores: Tensors, regrow: bool = False
+) -> Tensors:
+    return masks.select(scores, masks.full(old) if regrow else old, sparsity, rule, pattern)
 
 
-def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage) -> None:
+def _no_gradients(batches: int = 1) -> Tensors:
+    raise RunError("gradients are to be had only where data is at hand")
+
+
+def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
     where = f"method {name}, segment {stage.index + 1}: masks()"
     if list(chosen) != list(weights):
         raise RunError(f"{where} must return a mask for each of {list(weights)}, in that order; got {list(chosen)}")
@@ -61,6 +88,8 @@ def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage) -> None:
             raise RunError(
                 f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}"
             )
+        if pattern and stage.segment.sparsity == stage.budget.sparsity and not pattern.holds(mask):
+            raise RunError(f"{where}: {key} breaks --masks.pattern {pattern}; choose masks with step.select")
     total = sum(mask.numel() for mask in chosen.values())
     pruned = total - sum(int(mask.sum()) for mask in chosen.values())
     if pruned != round(stage.segment.sparsity * total):

@@ -45,8 +45,8 @@ def fork(config: FitConfig, stage: Stage) -> list[Replica]:
     The axis of `--replicas.vary` applies only where all `--replicas.count` replicas are trained.
     """
     base = Replica(0, 0, config.optimizer.lr, config.optimizer.weight_decay)
-    limit = config.merge.max_replicas
-    count = config.replicas.count if limit is None else min(config.replicas.count, limit)
+    limits = [limit for limit in (config.merge.max_replicas, stage.segment.replicas) if limit is not None]
+    count = min([config.replicas.count, *limits])
     early = stage.start < config.replicas.start * stage.budget.epochs - 1e-9
     if early or stage.segment.epochs == 0.0:
         count = 1

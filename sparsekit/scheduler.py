@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sparsekit import masks, merging, states
+from sparsekit import masks, merging, probes, states
 from sparsekit.api import Score, Stage
 from sparsekit.display import Display
 from sparsekit.errors import RunError
@@ -19,7 +19,7 @@ from sparsekit.replicas import Replica, fork
 from sparsekit.setup import Setup
 from sparsekit.states import State
 from sparsekit.tracking import Tracker
-from sparsekit.training import Progress, train
+from sparsekit.training import Progress, averaged_from, train
 
 
 @dataclass
@@ -59,13 +59,14 @@ def start(setup: Setup) -> State:
     """The first parent: the fresh or pretrained model, nothing pruned."""
     tensors = states.capture(setup.model)
     weights = {name: tensors[name] for name in setup.prunable}
-    return State(tensors, masks.full(weights), dict(setup.method.extra(weights)))
+    return State(tensors, masks.full(weights), dict(setup.method.extra(weights)), target=setup.config.sparsity)
 
 
 def prune_parent(job: Job, parent: State, stage: Stage) -> tuple[State, Stage]:
     """Prune, and say so."""
     config = job.setup.config
-    parent, stage = prune(config.method, parent, stage, config.masks.allocation, config.seed)
+    gradients = partial(probes.gradients, job.setup, parent, stage)
+    parent, stage = prune(config.method, parent, stage, config.masks, config.seed, gradients)
     sparsity = masks.sparsity(parent.masks)
     replicas = len(fork(config, stage)) if stage.segment.epochs > 0 else 0
     values = {
@@ -98,6 +99,8 @@ def train_replicas(job: Job, parent: State, stage: Stage) -> tuple[list[FileCand
                 f"segment {stage.index + 1}, replica {replica.index + 1}: its weights are not finite; left out"
             )
             continue
+        if averaged_from(setup, stage) is not None:
+            state = merging.recalibrated(setup, state)
         setup.install(state)
         candidate = FileCandidate.write(
             _folder(job, stage) / f"{replica.index}.safetensors", replica.index, state, setup.score("held_out")

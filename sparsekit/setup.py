@@ -85,6 +85,9 @@ def prepare(config: FitConfig) -> Setup:
             )
     model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
+    if config.masks.pattern:
+        shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
+        masks.Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
     model = model.to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -26,6 +26,7 @@ class State:
         extra: The method's own tensors.
         optimizer: The optimizer's state, see `optimizers.export`; empty for a fresh one.
         progress: Done fraction of the whole budget, 0 to 1.
+        target: The run's final sparsity, 0 to 1.
     """
 
     tensors: Tensors
@@ -33,6 +34,7 @@ class State:
     extra: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
     progress: float = 0.0
+    target: float = 0.0
 
     @property
     def weights(self) -> Tensors:
@@ -64,7 +66,8 @@ def keeps_dense(method: PruningMethod) -> bool:
 def effective(method: PruningMethod, state: State) -> State:
     """The state with the weights that the forward pass uses; masked ones are 0."""
     masks = {name: mask.to(state.tensors[name].dtype) for name, mask in state.masks.items()}
-    return state.with_weights(method.effective(TrainingStep(state.weights, masks, state.extra, state.progress)))
+    step = TrainingStep(state.weights, masks, state.extra, state.progress, state.target)
+    return state.with_weights(method.effective(step))
 
 
 def capture(model: nn.Module) -> Tensors:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from sparsekit import optimizers, states
 from sparsekit._types import Tensors
-from sparsekit.api import Schedule, Stage, TrainingStep
+from sparsekit.api import PruningMethod, Schedule, Stage, TrainingStep
 from sparsekit.replicas import Replica
 from sparsekit.seeds import derive
 from sparsekit.setup import Setup
@@ -46,13 +46,15 @@ def train(
     names = optimizers.names_of(optimizer, model, extra)
     if parent.optimizer and not schedule.restarts:
         optimizers.restore(optimizer, names, parent.optimizer)
-    step = _Step(setup, parent, extra, optimizer)
+    step = _Step(setup, parent, extra, optimizer, replica.weight_decay)
     seed = derive(config.seed, "segment", stage.index, "replica", replica.seed)
     subset = setup.data.subset(replica.subsample, seed) if replica.subsample < 1.0 else None
     steps = max(1, round(replica.length * setup.steps[stage.index]))
     every = min(LOG_STEPS, setup.data.steps_per_epoch)
     torch.manual_seed(seed)  # dropout and stochastic depth
     model.train()
+    average_from = averaged_from(setup, stage)
+    mean = _TrajectoryMean([*model.parameters(), *extra.values()]) if average_from is not None else None
     total = torch.zeros((), device=setup.device)
     for done, (images, labels) in enumerate(setup.data.train_batches(seed, steps, subset=subset)):
         middle = (done + 0.5) / steps
@@ -61,10 +63,14 @@ def train(
             group["lr"] = lr * group.get("lr_scale", 1.0)
         progress = (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
         total += step(images, labels, progress)
+        if mean is not None and average_from is not None and middle >= average_from:
+            mean.update()
         if (done + 1) % every == 0 or done + 1 == steps:
             since = (done % every) + 1
             report(Progress(done + 1, steps, float(total) / since, lr))
             total.zero_()
+    if mean is not None:
+        mean.install()
     return replace(
         parent,
         tensors=states.capture(model),
@@ -74,26 +80,59 @@ def train(
     )
 
 
+def averaged_from(setup: Setup, stage: Stage) -> float | None:
+    """The fraction of the segment from which trajectories are averaged: the plan's word, else the merge's."""
+    planned = stage.segment.average_from
+    return planned if planned is not None else setup.config.merge.average_from
+
+
+class _TrajectoryMean:
+    """The running mean of parameters over optimizer steps (SWA, arXiv 1803.05407)."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters, self.count = parameters, 0
+        self.means = [torch.zeros_like(p) for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters as they are now into the mean."""
+        self.count += 1
+        torch._foreach_lerp_(self.means, self.parameters, 1.0 / self.count)
+
+    @torch.no_grad()
+    def install(self) -> None:
+        """Put the mean in the parameters' place."""
+        if self.count:
+            torch._foreach_copy_(self.parameters, self.means)
+
+
 class _Step:
     """One optimizer step with masks held exactly."""
 
-    def __init__(self, setup: Setup, parent: State, extra: Tensors, optimizer: Optimizer) -> None:
-        self.setup, self.optimizer, self.extra = setup, optimizer, extra
+    def __init__(self, setup: Setup, parent: State, extra: Tensors, optimizer: Optimizer, weight_decay: float) -> None:
+        self.setup, self.optimizer, self.extra, self.weight_decay = setup, optimizer, extra, weight_decay
         self.weights: Tensors = {n: p for n, p in setup.model.named_parameters() if n in parent.masks}
         # masks in the weights' type and memory order, or the fused multiplication is slow
         self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.target = parent.target
         self.dense = states.keeps_dense(setup.method)
+        self.penalised = type(setup.method).penalty is not PruningMethod.penalty
+        self.steered = type(setup.method).gradients is not PruningMethod.gradients
 
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        config = self.setup.config
+        config, method = self.setup.config, self.setup.method
+        now = TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
         with self.setup.autocast():
-            logits = self._forward(images, progress)
+            logits = self._forward(images, now)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        penalty = method.penalty(now) if self.penalised else None
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
         if not self.dense:
             self._mask_gradients()
+        if self.steered:
+            self._steer(now)
         if config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
         self.optimizer.step()
@@ -101,12 +140,18 @@ class _Step:
             self._mask_weights()
         return loss.detach()
 
-    def _forward(self, images: Tensor, progress: float) -> Tensor:
+    def _forward(self, images: Tensor, now: TrainingStep) -> Tensor:
         model = self.setup.model
         if not self.dense:
             return model(images)  # type: ignore[no-any-return]
-        step = TrainingStep(self.weights, self.masks, self.extra, progress)
-        return functional_call(model, self.setup.method.effective(step), (images,))  # type: ignore[no-any-return]
+        return functional_call(model, self.setup.method.effective(now), (images,))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _steer(self, now: TrainingStep) -> None:
+        """Let the method change the gradients."""
+        given = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
+        for name, grad in self.setup.method.gradients(now, given).items():
+            self.weights[name].grad = grad
 
     def _mask_gradients(self) -> None:
         """No gradient, and so no momentum, for what is pruned."""

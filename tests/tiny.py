@@ -1,0 +1,134 @@
+"""A small model on small digits, and the run around it, for tests that train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekit import scheduler, training
+from sparsekit.api import Budget, MergeStrategy, PruningMethod, Schedule, Segment, Stage
+from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
+from sparsekit.merges.best import Best
+from sparsekit.merges.greedy import Greedy
+from sparsekit.merges.none import NoMerge
+from sparsekit.merges.uniform import Uniform
+from sparsekit.methods.bimp import BIMP
+from sparsekit.methods.dpf import DPF
+from sparsekit.methods.gmp import GMP
+from sparsekit.methods.imp import IMP
+from sparsekit.methods.oneshot import OneShot
+from sparsekit.pruning import prune
+from sparsekit.replicas import Replica, fork
+from sparsekit.setup import Setup, prepare
+from sparsekit.states import State
+from sparsekit.training import Progress
+
+METHODS: dict[str, Callable[[], PruningMethod]] = {"gmp": GMP, "imp": IMP, "bimp": BIMP, "dpf": DPF, "oneshot": OneShot}
+MERGES: dict[str, Callable[[], MergeStrategy]] = {"uniform": Uniform, "greedy": Greedy, "best": Best, "none": NoMerge}
+
+# 12,472 prunable weights of 12,890, in fourteen layers
+KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+ARGUMENTS = ["--wandb.mode", "disabled", "--data.image_size", "8", "--model.kwargs", json.dumps(KWARGS)]
+
+
+class OnePrune(PruningMethod):
+    """Train dense for `dense` epochs, prune once, and go on with one schedule and optimizer."""
+
+    def __init__(self, dense: float = 1.0) -> None:
+        self.dense = dense
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        return (Segment(0.0, self.dense), Segment(budget.sparsity, budget.epochs - self.dense))
+
+
+def tiny_config(
+    method: PruningMethod | None = None,
+    merge: MergeStrategy | None = None,
+    out: Path | None = None,
+    replicas: ReplicasConfig | None = None,
+    **changes: Any,
+) -> FitConfig:
+    """Six epochs with two replicas on digits of 8×8 pixels."""
+    config = FitConfig(
+        method or GMP(),
+        merge or Uniform(),
+        epochs=6,
+        replicas=replicas or ReplicasConfig(count=2),
+        model=ModelConfig(kwargs=KWARGS),
+        data=DataConfig(image_size=8),
+        wandb=WandbConfig("disabled"),
+        device="cpu",
+        out=str(out) if out else None,
+    )
+    return replace(config, **changes)
+
+
+def tiny_setup(method: PruningMethod | None = None, merge: MergeStrategy | None = None, **changes: Any) -> Setup:
+    return prepare(tiny_config(method, merge, **changes))
+
+
+def optimizer(name: str = "sgd", lr: float = 0.05, **changes: Any) -> OptimizerConfig:
+    return OptimizerConfig(name, lr, **changes)
+
+
+def quiet(progress: Progress) -> None:
+    """Take a training report and say nothing."""
+
+
+def pruned(setup: Setup, parent: State, index: int) -> tuple[State, Stage]:
+    """The parent pruned for one segment, as the scheduler does it."""
+    config = setup.config
+    return prune(config.method, parent, setup.stages[index], config.masks.allocation, config.seed)
+
+
+def trained(
+    setup: Setup,
+    parent: State,
+    stage: Stage,
+    replica: Replica | int = 0,
+    schedule: Schedule | None = None,
+    report: Callable[[Progress], None] = quiet,
+) -> State:
+    """One replica through one segment, as the scheduler does it."""
+    if isinstance(replica, int):
+        replica = fork(setup.config, stage)[replica]
+    return training.train(setup, parent, stage, replica, schedule or setup.method.learning_rate(stage), report)
+
+
+def dense_then_pruned(setup: Setup) -> tuple[State, Stage]:
+    """The second segment's pruned parent, after training replica 0 through the first."""
+    parent, stage = pruned(setup, scheduler.start(setup), 0)
+    return pruned(setup, trained(setup, parent, stage), 1)
+
+
+def assert_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    """Same names in the same order, same types, same bits."""
+    assert list(left) == list(right)
+    for name, tensor in left.items():
+        assert tensor.dtype is right[name].dtype, name
+        assert torch.equal(tensor, right[name]), name
+
+
+def differ(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return any(not torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def masked_are_zero(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
+    return all(not weights[name][~mask].any() for name, mask in masks.items())
+
+
+def rows(out: Path, event: str | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [row for row in found if event in (None, row["event"])]
