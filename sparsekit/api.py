@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sparsekit._types import Generator, Tensor, Tensors
@@ -33,7 +33,7 @@ __all__ = [
 # --- pruning --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruningStep(Stage):
     """What a pruning decision may need.
 
@@ -50,12 +50,12 @@ class PruningStep(Stage):
             with respect to the effective weights of the parent, also where they are masked; CPU tensors.
     """
 
-    weights: Tensors = field(default_factory=dict)
-    masks: Tensors = field(default_factory=dict)
-    extra: Tensors = field(default_factory=dict)
-    generator: Generator | None = None
-    select: Callable[..., Tensors] = field(default=lambda scores, regrow=False: scores, repr=False)
-    gradients: Callable[..., Tensors] = field(default=lambda batches=1: {}, repr=False)
+    weights: Tensors
+    masks: Tensors
+    extra: Tensors
+    generator: Generator
+    select: Callable[..., Tensors]
+    gradients: Callable[..., Tensors]
 
 
 @dataclass(frozen=True)

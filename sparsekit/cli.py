@@ -88,6 +88,7 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
     from sparsekit import listing, options
     from sparsekit.config import check
 
+    _warn_of_plugins()
     if (text := listing.asked_help(arguments)) is not None:
         print(text)
         return None
@@ -99,7 +100,16 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
 def _plugins(arguments: Sequence[str]) -> int:
     from sparsekit import listing
 
+    _warn_of_plugins()
     return listing.main(arguments)
+
+
+def _warn_of_plugins() -> None:
+    """Say what keeps installed plugins from being found."""
+    from sparsekit.registry import discover
+
+    for note in discover().warnings:
+        print(f"sparsekit: warning: {note}", file=sys.stderr)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"fit": _fit, "plan": _plan, "plugins": _plugins}

@@ -20,7 +20,6 @@ from sparsekit import allocation
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError, UserError
 
-
 Array = np.ndarray[Any, Any]
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from sparsekit._types import Tensors
 from sparsekit.config import OptimizerConfig
 from sparsekit.errors import UserError, nearest
+from sparsekit.states import EXTRA
 
 _GROUP = "group"
 
@@ -36,8 +37,8 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
 
 
 def names_of(optimizer: Optimizer, model: nn.Module, extra: Tensors) -> dict[int, str]:
-    """The name of each parameter by its place in the optimizer's state dict."""
-    by_id = {id(p): name for name, p in [*extra.items(), *model.named_parameters()]}
+    """The name of each parameter by its place in the optimizer's state dict; extra tensors' start with `extra.`."""
+    by_id = {id(p): EXTRA + name for name, p in extra.items()} | {id(p): name for name, p in model.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {place: by_id[id(p)] for place, p in enumerate(parameters)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from sparsekit.api import Stage
 from sparsekit.config import FitConfig
@@ -11,8 +12,8 @@ from sparsekit.errors import UserError
 
 _LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "seed": ("integers", lambda v: float(v).is_integer()),
-    "weight_decay": ("numbers of 0 or more", lambda v: v >= 0.0),
-    "lr": ("numbers above 0", lambda v: v > 0.0),
+    "weight_decay": ("numbers of 0 or more", lambda v: 0.0 <= v < inf),
+    "lr": ("numbers above 0", lambda v: 0.0 < v < inf),
     "epochs": ("fractions of the segment's length, above 0 and up to 1", lambda v: 0.0 < v <= 1.0),
     "subsample": ("fractions of the training data, above 0 and up to 1", lambda v: 0.0 < v <= 1.0),
 }

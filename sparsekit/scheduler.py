@@ -84,7 +84,7 @@ def prune_parent(job: Job, parent: State, stage: Stage) -> tuple[State, Stage]:
 def train_replicas(job: Job, parent: State, stage: Stage) -> tuple[list[FileCandidate], list[Score]]:
     """Train every replica of the segment; those that stay finite become candidates.
 
-    Candidates leave for their files at once. Those of the last segment are scored on the test split too, for the
+    Candidates leave for their files at once. Those of the last merge are scored on the test split too, for the
     summary alone: no merge sees it.
 
     Raises:
@@ -106,7 +106,7 @@ def train_replicas(job: Job, parent: State, stage: Stage) -> tuple[list[FileCand
             _folder(job, stage) / f"{replica.index}.safetensors", replica.index, state, setup.score("held_out")
         )
         values = {"held_out.accuracy": candidate.score.accuracy, "held_out.loss": candidate.score.loss}
-        if stage.index == len(stage.plan) - 1:
+        if not any(later.epochs > 0 for later in stage.plan[stage.index + 1 :]):
             tested.append(setup.score("test"))
             values |= {"test.accuracy": tested[-1].accuracy, "test.loss": tested[-1].loss}
         job.tracker.log(

@@ -41,7 +41,7 @@ def train(
     """
     model, config = setup.model, setup.config
     model.load_state_dict(parent.tensors)
-    extra = {name: t.to(setup.device).requires_grad_() for name, t in parent.extra.items()}
+    extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
     optimizer = optimizers.build(config.optimizer, model, extra, replica.lr, replica.weight_decay)
     names = optimizers.names_of(optimizer, model, extra)
     if parent.optimizer and not schedule.restarts:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsekit import optimizers, training
-from sparsekit.config import OptimizerConfig
+from sparsekit.config import MasksConfig, OptimizerConfig
 from sparsekit.errors import UserError
 from sparsekit.training import Progress
 
@@ -181,13 +181,15 @@ def test_unknown_names_and_arguments_are_the_users_errors() -> None:
 
 # --- no optimizer revives a masked weight -----------------------------------------------------------
 
+UNIFORM = MasksConfig("uniform")  # so that every layer keeps some weights
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_weights_stay_zero_at_every_step_after_dense_training(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LOG_STEPS", 1)  # a report a step
-    setup = tiny_setup(OnePrune(), epochs=2, optimizer=optimizer(name, 0.01, weight_decay=0.1))
+    setup = tiny_setup(OnePrune(), epochs=2, masks=UNIFORM, optimizer=optimizer(name, 0.01, weight_decay=0.1))
     parent, stage = dense_then_pruned(setup)
     weights = dict(setup.model.named_parameters())
     seen = []
@@ -209,7 +211,7 @@ def test_masked_weights_stay_zero_at_every_step_after_dense_training(
     [("sgd", {"momentum_buffer"}), ("adamw", {"exp_avg", "exp_avg_sq"}), ("lamb", {"exp_avg", "exp_avg_sq"})],
 )
 def test_moments_of_masked_weights_are_zero_from_the_pruning_on(name: str, keys: set[str]) -> None:
-    setup = tiny_setup(OnePrune(), epochs=2, optimizer=optimizer(name, 0.01))
+    setup = tiny_setup(OnePrune(), epochs=2, masks=UNIFORM, optimizer=optimizer(name, 0.01))
     parent, stage = dense_then_pruned(setup)
     for state in (parent, trained(setup, parent, stage)):
         moments = [(n, k) for n in state.masks for k in keys]

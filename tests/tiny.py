@@ -84,7 +84,7 @@ def quiet(progress: Progress) -> None:
 def pruned(setup: Setup, parent: State, index: int) -> tuple[State, Stage]:
     """The parent pruned for one segment, as the scheduler does it."""
     config = setup.config
-    return prune(config.method, parent, setup.stages[index], config.masks.allocation, config.seed)
+    return prune(config.method, parent, setup.stages[index], config.masks, config.seed)
 
 
 def trained(

@@ -23,7 +23,7 @@ class GMP(PruningMethod):
         check_option(
             "end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1"
         )
-        check_option("interval", interval, 0.0 < interval <= 1.0, "a fraction of the budget above 0")
+        check_option("interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
         check_option("initial", initial, 0.0 <= initial <= 1.0, "a fraction of the target from 0 to 1")
         self.start, self.end, self.interval, self.initial = start, end, interval, initial
 
