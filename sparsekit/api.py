@@ -230,5 +230,6 @@ class CoefficientMerge(MergeStrategy):
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
         weights = tuple(self.coefficients(candidates, step))
+        tensors = step.average(candidates, weights)  # first: it says what is wrong with the weights
         used = tuple(c.index for c, weight in zip(candidates, weights, strict=True) if weight)
-        return Soup(step.average(candidates, weights), weights, used)
+        return Soup(tensors, weights, used)

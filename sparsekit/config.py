@@ -24,14 +24,15 @@ class ReplicasConfig:
             length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
             By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
             `subsample` is 0.8 for all.
-        start: Fraction of the budget, 0 to 1, before which one model trains alone.
+        start: Fraction of the budget, 0 to 1, before which one model trains alone: a segment that starts earlier is not
+            forked. Replicas that part from random weights do not average well.
         batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
     """
 
     count: int = 3
     vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
     values: list[float] | None = None
-    start: float = 0.0
+    start: float = 0.2
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
 
 
@@ -89,7 +90,7 @@ class OptimizerConfig:
     """
 
     name: str = "sgd"
-    lr: float = 0.1
+    lr: float = 0.2
     weight_decay: float = 5e-4
     momentum: float = 0.9
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -171,7 +172,7 @@ def check(config: FitConfig) -> None:
         ("epochs", config.epochs, config.epochs >= 1, "1 or more"),
         ("label_smoothing", config.label_smoothing, 0.0 <= config.label_smoothing < 1.0, below_one),
         ("seed", config.seed, config.seed >= 0, "0 or more"),
-        ("replicas.count", r.count, r.count >= 1, "1 or more"),
+        ("replicas.count", r.count, 1 <= r.count <= 1000, "1 to 1000"),
         ("replicas.start", r.start, 0.0 <= r.start < 1.0, below_one),
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from jsonargparse import (
     ActionConfigFile,
     ArgumentParser,
     DefaultHelpFormatter,
+    Namespace,
     set_dumper,
     set_loader,
     set_parsing_settings,
@@ -68,7 +70,11 @@ def build(prog: str, description: str) -> OptionParser:
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     """The configuration that the options give; raises UserError."""
     try:
-        values = parser.instantiate(parser.parse_args(_names_to_classes(argv)))
+        given = parser.parse_args(_names_to_classes(argv))
+        for item in fields(FitConfig):
+            if is_dataclass(item.default_factory) and not isinstance(given[item.name], Namespace):
+                raise UserError(f"--{item.name} is {given[item.name]!r}; give a mapping")
+        values = parser.instantiate(given)
     except UserError:
         raise
     except (ValueError, TypeError) as error:  # what a plugin's or a dataclass's constructor refuses
@@ -83,35 +89,48 @@ def _names_to_classes(argv: Sequence[str]) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
     rest = list(argv)
     for kind in GROUPS:
-        chosen, kept, own, current = [], [], len(rest), DEFAULTS[kind]
+        kept: list[str] = []
+        base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
         while rest:
             flag, equals, value = rest.pop(0).partition("=")
             if flag in (f"--{kind}", "--config") and (equals or rest):
                 value = value if equals else rest.pop(0)
+            if place < 0 and (flag == f"--{kind}" or flag.startswith(f"--{kind}.")):
+                place = len(kept)
             if flag == "--config":
-                current = _named_in(value, kind) or current
+                if name := _named_in(value, kind):  # it wins over what comes before it
+                    kept[place:place] = [chosen] if chosen else []
+                    base, chosen, place = name, "", -1
                 kept.append(f"{flag}={value}")
             elif flag == f"--{kind}" and value:
+                value = name_of(kind, value)
                 # another class than before must not inherit options that happen to have the same names
-                spec = {"class_path": _class_path(kind, value)} if value == current else _spec(kind, value, {})
-                chosen, current = [f"{flag}={json.dumps(spec)}"], value
+                spec = {"class_path": _class_path(kind, value)} if value == base else _spec(kind, value, {})
+                chosen = f"{flag}={json.dumps(spec)}"
             else:
-                if flag.startswith(f"--{kind}."):
-                    own = min(own, len(kept))
                 kept.append(flag + equals + value)
-        rest = [*kept[:own], *chosen, *kept[own:]]
+        kept[place:place] = [chosen] if chosen else []
+        rest = kept
     return rest
 
 
 def _named_in(path: str, kind: Kind) -> str | None:
-    """The plugin that a config file chooses; parsing proper tells what is wrong with the file."""
+    """The plugin that a config file chooses; raises UserError where the file holds no options."""
     try:
         data = yaml.load(Path(path).read_text("utf-8"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"--config {path}{line} is no YAML: {problem or str(error).splitlines()[0]}") from error
+    except (OSError, ValueError):  # parsing proper tells what is wrong
         return None
-    spec = data.get(kind) if isinstance(data, dict) else None
-    name = spec.get("name") if isinstance(spec, dict) else spec
-    return name if isinstance(name, str) else None
+    if not isinstance(data, dict):
+        raise UserError(f"--config {path} holds no options; write one a line, such as sparsity: 0.9")
+    spec = data.get(kind)
+    name = spec.get("name", spec.get("class_path")) if isinstance(spec, dict) else spec
+    return name_of(kind, name) if isinstance(name, str) else None
 
 
 def _class_path(kind: Kind, name: str) -> str:
@@ -124,6 +143,7 @@ def _class_path(kind: Kind, name: str) -> str:
 
 def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     """A class and all its options, those in `own` and the defaults of the rest."""
+    name = name_of(kind, name)
     if not re.fullmatch(r"[\w-]+", name):
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
@@ -151,6 +171,9 @@ def _load(text: str) -> Any:
         if isinstance(spec, dict) and isinstance(spec.get("name"), str):
             own = {key: value for key, value in spec.items() if key != "name"}
             data[kind] = _spec(kind, spec["name"], own)
+        elif isinstance(spec, dict) and isinstance(spec.get("class_path"), str):
+            own = spec.get("init_args", {})
+            data[kind] = _spec(kind, spec["class_path"], own) if isinstance(own, dict) else spec
     return data
 
 
@@ -165,6 +188,9 @@ def _dump(data: Any) -> str:
 # --- errors for people -------------------------------------------------------------------------------
 
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "dict": "a mapping"}
+_NO_PLUGIN = (
+    r"given class_path '([^']+)'|import path (?:string|format): ?(.*)|Not a valid subclass of \w+\. Got value: (.*)"
+)
 
 
 def explain(parser: ArgumentParser, message: str) -> str:
@@ -185,9 +211,12 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if found := re.search(r"Subtypes: \[(.*)\]", message):
         value = re.search(r"Given value: (.*)", message)
         return f"{option} is {value[1] if value else '?'!r}; give {_union(found[1])}"
-    if found := re.search(r"Problem with given class_path '([^']+)'", message):
+    if found := re.search(_NO_PLUGIN, message):
         kind = keys[0] if keys else "method"
-        return f"{option} {found[1]!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
+        named = found[found.lastindex or 0]
+        return f"{option} {named!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
+    if found := re.search(r"Unable to load config '([^'\n]*)'", message):
+        return f"--{keys[0]} is {found[1]!r}; give a mapping"
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if found := re.match(rf'Parser key "({"|".join(GROUPS)})": (.*--.*)', text):
         return found[2].replace("--", f"--{found[1]}.")  # said by the parser of the plugin's own options
@@ -199,7 +228,7 @@ def _expected(kind: str, value: str) -> str:
         choices = [str(choice) for choice in ast.literal_eval(kind.removeprefix("typing.Literal"))]
         return f"choose from {', '.join(choices)}.{nearest(value, choices)}"
     name = kind.removeprefix("<class '").removesuffix("'>")
-    return f"give {_TYPES.get(name, name)}"
+    return f"give {'a list such as [a, b]' if name == 'list' else _TYPES.get(name, name)}"
 
 
 def _union(subtypes: str) -> str:

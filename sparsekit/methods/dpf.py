@@ -26,7 +26,7 @@ class DPF(PruningMethod):
         check_option(
             "end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1"
         )
-        check_option("interval", interval, 0.0 < interval <= 1.0, "a fraction of the budget above 0")
+        check_option("interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
         check_option(
             "freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
         )

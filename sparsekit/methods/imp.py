@@ -19,12 +19,12 @@ class IMP(PruningMethod):
 
     def __init__(self, dense: float = 0.4, cycles: int = 3, retrain: Retraining = "llr") -> None:
         check_option("dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
-        check_option("cycles", cycles, cycles >= 1, "1 or more")
+        check_option("cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")
         self.dense, self.cycles, self.retrain = dense, cycles, retrain
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
         segments = cycles_plan(budget, self.dense, self.cycles)
-        if self.retrain == "lrw" and segments[-1].epochs > segments[0].epochs:
+        if self.retrain == "lrw" and segments[-1].epochs > segments[0].epochs * (1.0 + 1e-9):
             raise ValueError(
                 f"--method.retrain lrw replays the dense phase's last {segments[-1].epochs:g} epochs, but that phase "
                 f"has {segments[0].epochs:g}; raise --method.dense or --method.cycles"

@@ -1,0 +1,7 @@
+"""Pruning methods for sparsekit that move their zeros while they train: RigL, SET and GraNet."""
+
+from sparsekit_dynamic.granet import GraNet
+from sparsekit_dynamic.rigl import RigL
+from sparsekit_dynamic.set import SET
+
+__all__ = ["SET", "GraNet", "RigL"]

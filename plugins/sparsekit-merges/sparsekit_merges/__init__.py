@@ -1,0 +1,1 @@
+"""Merge strategies for sparsekit, one a module; found through the entry points group `sparsekit.merges`."""

@@ -1,0 +1,42 @@
+"""Fisher-weighted averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sparsekit import Candidate, MergeStep, MergeStrategy, Soup, Tensors
+from sparsekit_merges._shared import check_option, equal_shares, only_candidate
+
+
+class Fisher(MergeStrategy):
+    """Weigh every weight by its Fisher information, Σ F_i w_i / Σ F_i (Matena and Raffel, arXiv 2111.09832).
+
+    F_i is the diagonal of candidate i's empirical Fisher information, squared gradients on training images. Where no
+    candidate has any, as in BatchNorm's statistics and at weights that nothing passes through, it is the plain mean.
+
+    Args:
+        images: Training images from which a candidate's Fisher information is estimated, 1 or more.
+    """
+
+    def __init__(self, images: int = 256) -> None:
+        check_option("images", images, images >= 1, "1 or more")
+        self.images = images
+
+    def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
+        if len(candidates) == 1:
+            return only_candidate(candidates, step)
+        tensors = step.average(candidates, equal_shares(len(candidates)))
+        total: Tensors = {}
+        weighted: Tensors = {}
+        for candidate in candidates:
+            for name, information in step.fisher(candidate, images=self.images).items():
+                share = information.double()
+                total[name] = total.get(name, torch.zeros_like(share)) + share
+                product = share * candidate.read(name).double()
+                weighted[name] = weighted.get(name, torch.zeros_like(product)) + product
+        for name, information in total.items():
+            mean = tensors[name]
+            tensors[name] = torch.where(information > 0.0, weighted[name] / information, mean.double()).to(mean.dtype)
+        return Soup(tensors, None, tuple(candidate.index for candidate in candidates))

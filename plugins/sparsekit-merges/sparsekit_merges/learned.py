@@ -1,0 +1,70 @@
+"""The learned soup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsekit import Candidate, CoefficientMerge, MergeStep, Soup
+from sparsekit_merges._shared import check_option, only_candidate
+
+
+class Learned(CoefficientMerge):
+    """Fit a softmax mixture of the candidates to held-out loss by gradient (Wortsman et al., arXiv 2203.05482).
+
+    Starts from the plain mean and keeps the mixture with the lowest loss that it saw. All candidates are in memory
+    meanwhile. BatchNorm's statistics are mixed like the weights while fitting, and measured again afterwards; the
+    paper's temperature on the logits is left out, since a merge sees the loss alone.
+
+    Args:
+        per: One mixture for the whole `model`, or one for each `tensor`.
+        steps: Gradient steps, 1 or more; each passes over the held-out images once.
+        lr: Learning rate of Adam on the logits of the mixture, above 0.
+    """
+
+    def __init__(self, per: Literal["model", "tensor"] = "model", steps: int = 30, lr: float = 0.1) -> None:
+        check_option("steps", steps, steps >= 1, "1 or more")
+        check_option("lr", lr, 0.0 < lr < inf, "a number above 0")
+        self.per, self.steps, self.lr = per, steps, lr
+
+    def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+        return [float(share) for share in self._fit(candidates, step, per_tensor=False)[0]]
+
+    def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
+        if len(candidates) == 1:
+            return only_candidate(candidates, step)
+        if self.per == "model":
+            return super().merge(candidates, step)
+        tensors = step.average(candidates, [1.0 / len(candidates)] * len(candidates))
+        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        for name, shares in zip(floating, self._fit(candidates, step, per_tensor=True), strict=True):
+            stack = torch.stack([candidate.read(name).double() for candidate in candidates])
+            tensors[name] = torch.tensordot(shares, stack, 1).to(tensors[name].dtype)
+        return Soup(tensors, None, tuple(candidate.index for candidate in candidates))
+
+    def _fit(self, candidates: Sequence[Candidate], step: MergeStep, per_tensor: bool) -> Tensor:
+        """Shares of the candidates, float64: a row for the model, or one for each floating-point tensor in order."""
+        tensors = step.average(candidates, [1.0 / len(candidates)] * len(candidates))
+        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        stacks = {name: torch.stack([candidate.read(name) for candidate in candidates]) for name in floating}
+        logits = torch.zeros(len(floating) if per_tensor else 1, len(candidates), dtype=torch.float64)
+        logits.requires_grad_()
+        optimizer = torch.optim.Adam([logits], lr=self.lr)
+        best, lowest = logits.detach().softmax(1), inf
+        for done in range(self.steps + 1):
+            shares = logits.softmax(1)
+            for row, (name, stack) in enumerate(stacks.items()):
+                tensors[name] = torch.tensordot(shares[row if per_tensor else 0].to(stack.dtype), stack, 1)
+            loss = step.loss(tensors)
+            if not bool(torch.isfinite(loss)):
+                break
+            if float(loss) < lowest:
+                best, lowest = shares.detach(), float(loss)
+            if done < self.steps:
+                (logits.grad,) = torch.autograd.grad(loss, [logits])
+                optimizer.step()
+        return best

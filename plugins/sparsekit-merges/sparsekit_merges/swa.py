@@ -1,0 +1,31 @@
+"""Stochastic weight averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsekit import Candidate, CoefficientMerge, MergeStep
+from sparsekit_merges._shared import check_option, equal_shares
+
+
+class SWA(CoefficientMerge):
+    """Average every replica along its trajectory, and the replicas (Izmailov et al., arXiv 1803.05407).
+
+    A candidate is the mean of its weights over the optimizer steps of the segment from `start` on. With
+    `--replicas.count 1` this is SWA itself, once a segment. A method that plans its own trajectory means keeps them.
+
+    Args:
+        start: Fraction of the segment from which the trajectory is averaged, 0 to below 1.
+    """
+
+    def __init__(self, start: float = 0.5) -> None:
+        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the segment from 0 to below 1")
+        self.start = start
+
+    @property
+    def average_from(self) -> float | None:
+        """The fraction of a segment from which candidates are means."""
+        return self.start
+
+    def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+        return equal_shares(len(candidates))

@@ -1,0 +1,1 @@
+"""Pruning methods that find their zeros while training, one a module."""

@@ -1,0 +1,19 @@
+"""Global sparse momentum."""
+
+from __future__ import annotations
+
+from sparsekit import Tensors, TrainingStep
+from sparsekit_soft._shared import TwoPhases, check_option, top
+
+
+class GSM(TwoPhases):
+    def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.01) -> None:
+        super().__init__(search, interval)
+        check_option("decay", decay, 0.0 <= decay <= 10.0, "a weight decay from 0 to 10")
+        self.decay = decay
+
+    def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
+        if not self.searching(step):
+            return gradients
+        active = top({name: (step.weights[name] * grad).abs() for name, grad in gradients.items()}, step.target)
+        return {n: grad * active[n] + self.decay * step.weights[n] for n, grad in gradients.items()}
