@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsekit._version import __version__
 from sparsekit.errors import RunError, UserError, nearest
+from sparsekit.stopping import Stopped
 
 if TYPE_CHECKING:
     from sparsekit.config import FitConfig
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"sparsekit: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stop:
+        print(f"sparsekit: stopped by {stop}; go on with the same command and --resume", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         if debug:
             raise

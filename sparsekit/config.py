@@ -129,6 +129,17 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints, from which `--resume` goes on.
+
+    Args:
+        minutes: Time between checkpoints inside a replica's training; one is kept at its end in any case.
+    """
+
+    minutes: float = 5.0
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """Train, prune and merge.
 
@@ -142,6 +153,7 @@ class FitConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` is bf16 on CUDA devices that have it, else fp32.
         seed: Seed of everything random.
+        resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
         out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`.
     """
 
@@ -159,8 +171,14 @@ class FitConfig:
     channels_last: bool = True
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
+    resume: bool = False
     out: str | None = None
+
+
+FREE = {"out", "resume", "checkpoint", "wandb"}
+"""Options, and groups of them, that cannot change the result; a resumed run may give others."""
 
 
 def check(config: FitConfig) -> None:
@@ -183,6 +201,7 @@ def check(config: FitConfig) -> None:
         ("optimizer.warmup", o.warmup, 0.0 <= o.warmup < 1.0, below_one),
         ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
         ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
+        ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
         ("device", config.device, re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device), "auto, cpu, cuda or cuda:N"),
     ]
     for option, value, valid, rule in rules:

@@ -2,85 +2,107 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
+from safetensors import SafetensorError
 
-from sparsekit import masks, models, states
+from sparsekit import masks, models, places, rundir, states
+from sparsekit.checkpoint import Keeper
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
-from sparsekit.errors import UserError
+from sparsekit.errors import RunError
 from sparsekit.planning import table_rows
 from sparsekit.replicas import fork
-from sparsekit.scheduler import Job, Result, run
+from sparsekit.scheduler import Job, Result, run, start
 from sparsekit.setup import Setup, prepare
+from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.tracking import Tracker
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
-    """Train, prune and merge as configured; returns what summary.json holds.
+    """Train, prune and merge as configured, or go on with a run; returns what summary.json holds.
 
     Raises:
         UserError: an option is bad; nothing was written.
-        RunError: the run failed; summary.json says so.
+        RunError: the run failed; summary.json says so, checkpoints stay.
+        Stopped: a signal ended it; a checkpoint is kept.
     """
     began = time.monotonic()
-    check_out(config.out)
-    setup = prepare(config)
     plain = describe(config)
-    out = make_out(config.out, plain)
-    (out / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), "utf-8")
-    write_json(out / "plan.json", setup.plan.to_json())
-    summary = {
-        "status": "failed",
-        "method": plain["method"]["name"],
-        "merge": plain["merge"]["name"],
-        "seed": config.seed,
-        "target_sparsity": config.sparsity,
-        "segments": len(setup.stages),
-        "out": str(out),
-    }
-    with Display() as display:
-        display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
-        display.begin(_total_steps(setup))
-        with Tracker(out, config.wandb, flatten(plain), out.name, warn=display.warn) as tracker:
-            try:
-                job = Job(setup, out, tracker, display)
-                result = run(job)
-                summary |= finish(setup, result, out) | {"status": "done"}
-            finally:
-                summary["wall_seconds"] = time.monotonic() - began
-                write_json(out / "summary.json", summary)
-            tracker.log("done", {k: v for k, v in summary.items() if k not in ("wall_seconds", "out")}, step=job.step)
-            tracker.summary(summary)
-        display.finish(summary, tracker.wandb_location)
+    out, goes_on = rundir.choose(config.out, config.resume, plain)
+    if goes_on and (done := rundir.finished(out)):
+        Display().note(f"{out}: this run is done")
+        return done
+    with StopSignals() as signals:
+        setup = prepare(config)
+        with rundir.locked(out), Display() as display:
+            summary, wandb = _run(setup, plain, out, goes_on, began, display, signals)
+            display.finish(summary, wandb)
     return summary
 
 
-def check_out(out: str | None) -> None:
-    """Raise UserError where `--out` is not a new or empty directory."""
-    path = Path(out) if out is not None else None
-    if path and path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file; give a new directory")
-    if path and path.is_dir() and any(path.iterdir()):
-        raise UserError(f"--out {path} is not empty; give a new directory")
+def _run(
+    setup: Setup, plain: dict[str, Any], out: Path, goes_on: bool, began: float, display: Display, signals: StopSignals
+) -> tuple[dict[str, Any], str | None]:
+    """The run inside its locked directory; its summary, and where W&B has it."""
+    config, keeper = setup.config, Keeper(out / "checkpoints")
+    found = keeper.newest(display.warn) if goes_on else None
+    body: dict[str, Any] = found[0] if found else {"metrics": 0, "seconds": 0.0}
+    place = places.restore(keeper, *found, setup.prunable) if found else start(setup)
+    if found:
+        display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
+    else:
+        rundir.write_yaml(out / "config.yaml", plain)
+        rundir.write_json(out / "plan.json", setup.plan.to_json())
+        display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
+    display.begin(_steps_left(setup, place))
+    summary = _summary(setup, plain, out)
+
+    def seconds() -> float:
+        return float(body["seconds"]) + time.monotonic() - began
+
+    with Tracker(out, config.wandb, flatten(plain), out.name, warn=display.warn, offset=body["metrics"]) as tracker:
+        job = Job(setup, tracker, display, keeper, signals, config.checkpoint.minutes)
+        job.header = lambda: {"metrics": tracker.offset, "seconds": seconds()}
+        try:
+            result = run(job, place)
+            summary |= finish(setup, result, out) | {"status": "done"}
+        except Stopped:
+            summary["status"] = "stopped"
+            raise
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{_file_error(error, out)}; checkpoints that were finished before are intact") from error
+        finally:
+            summary["wall_seconds"] = seconds()
+            with suppress(OSError):  # where the disk is full, the first error is the one to tell
+                rundir.write_json(out / "summary.json", summary)
+        row = {key: value for key, value in summary.items() if key not in ("wall_seconds", "out")}
+        tracker.log("done", row, step=sum(setup.steps))
+        tracker.summary(summary)
+    keeper.clear()
+    return summary, tracker.wandb_location
 
 
-def make_out(out: str | None, plain: dict[str, Any]) -> Path:
-    """Make the run directory, by default `runs/<method>-<merge>-<time>-<random>`."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"
-    path = Path(out) if out is not None else Path("runs", name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}; give a directory that can be written") from error
-    return path
+def _summary(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What summary.json says from the start."""
+    return {
+        "status": "failed",
+        "method": plain["method"]["name"],
+        "merge": plain["merge"]["name"],
+        "seed": setup.config.seed,
+        "target_sparsity": setup.config.sparsity,
+        "segments": len(setup.stages),
+        "out": str(out),
+    }
+
+
+def _file_error(error: Exception, out: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or out}: {error.strerror}"
+    return f"{out}: {error}"
 
 
 def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
@@ -116,13 +138,8 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     return summary
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
-
-
-def _total_steps(setup: Setup) -> int:
-    pairs = zip(setup.stages, setup.steps, strict=True)
-    return sum(max(1, round(r.length * n)) for stage, n in pairs if n for r in fork(setup.config, stage))
+def _steps_left(setup: Setup, place: places.Place) -> int:
+    """Optimizer steps that are left to do, over all replicas."""
+    left = list(zip(setup.stages, setup.steps, strict=True))[place.segment :]
+    lengths = [[max(1, round(r.length * n)) for r in fork(setup.config, stage)] if n else [] for stage, n in left]
+    return sum(sum(each) for each in lengths) - sum(sum(each[: place.finished]) for each in lengths[:1])

@@ -23,6 +23,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from sparsekit import contract
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.registry import GROUPS, Kind, discover, find, name_of
@@ -54,7 +55,7 @@ def build(prog: str, description: str) -> OptionParser:
     """The parser of one command that takes every option of FitConfig."""
     set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, _dump)
-    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins}
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
     parser = OptionParser(
         prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
@@ -87,7 +88,7 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
 
 def _names_to_classes(argv: Sequence[str]) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = list(argv)
+    rest = ["--resume=true" if argument == "--resume" else argument for argument in argv]
     for kind in GROUPS:
         kept: list[str] = []
         base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
@@ -136,7 +137,7 @@ def _named_in(path: str, kind: Kind) -> str | None:
 def _class_path(kind: Kind, name: str) -> str:
     if re.fullmatch(r"[\w-]+", name):
         plugin = find(kind, name)
-        plugin.load()  # here, where a failure can be told with its distribution
+        contract.load(plugin)  # here, where a failure can be told with its distribution
         return plugin.class_path
     return name
 
@@ -147,7 +148,7 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"[\w-]+", name):
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
-    parameters = inspect.signature(plugin.load()).parameters.values()
+    parameters = inspect.signature(contract.load(plugin)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {"class_path": plugin.class_path, "init_args": {**defaults, **own}}
 

@@ -6,6 +6,8 @@ import ast
 import importlib.machinery
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from sparsekit.registry import Plugin
@@ -43,28 +45,78 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
     return {}
 
 
+def fault_of(plugin: Plugin) -> str:
+    """Why the class cannot be there, by its module's source; empty where it is there or may be."""
+    if plugin.flaw:
+        return plugin.flaw
+    module, _, name = plugin.target.partition(":")
+    spec = _locate(module)
+    if spec is None:
+        return f"there is no module {module!r}"
+    if _parsed(module) is None:  # no source, or none that this Python reads
+        return ""
+    return "" if _resolve(module, name) else f"{module} has no class {name!r}"
+
+
 def _class_node(plugin: Plugin) -> ast.ClassDef | None:
     module, _, name = plugin.target.partition(":")
-    path = _source(module)
+    found = None if plugin.flaw else _resolve(module, name)
+    return found if isinstance(found, ast.ClassDef) else None
+
+
+def _resolve(module: str, name: str, depth: int = 0) -> ast.ClassDef | bool:
+    """The class's definition, also where other modules pass it on; else whether the name may be there at all."""
+    tree = _parsed(module)
+    if tree is None or depth > 8:
+        return True
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _resolve(source, alias.name, depth + 1)
+                if alias.name == "*":
+                    return True
+        bound = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name
+        if bound or (isinstance(node, ast.FunctionDef) and node.name == "__getattr__"):
+            return True
+    return False
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from … import` names, relative ones resolved."""
+    if not node.level:
+        return node.module or ""
+    spec = _locate(module)
+    package = module if spec and spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return f"{package}.{node.module}" if node.module else package
+
+
+@lru_cache(maxsize=256)
+def _parsed(module: str) -> ast.Module | None:
+    """The module's syntax tree; None where there is no readable source."""
+    spec = _locate(module)
     try:
-        tree = ast.parse(path.read_text("utf-8")) if path else None
+        return ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.has_location else None
     except (OSError, ValueError, SyntaxError):
         return None
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name] if tree else []
-    return nodes[0] if nodes else None
 
 
-def _source(module: str) -> Path | None:
-    """The module's file, found without running any of its packages."""
+def _locate(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where the module is, found without running any of its packages."""
     search: list[str] | None = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
+    spec = None
+    for name in accumulate(module.split("."), "{}.{}".format):
         spec = _find(name, search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    return spec
 
 
 def _find(name: str, search: list[str] | None) -> importlib.machinery.ModuleSpec | None:

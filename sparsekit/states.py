@@ -70,6 +70,21 @@ def effective(method: PruningMethod, state: State) -> State:
     return state.with_weights(method.effective(step))
 
 
+def to_file(state: State) -> Tensors:
+    """The state's tensors under names that keep them apart in one file."""
+    parts = {"model.": state.tensors, "mask.": state.masks, EXTRA: state.extra, OPTIMIZER: state.optimizer}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
+def from_file(tensors: Tensors, progress: float, target: float) -> State:
+    """The reverse of `to_file`; other names are passed over."""
+
+    def part(prefix: str) -> Tensors:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    return State(part("model."), part("mask."), part(EXTRA), part(OPTIMIZER), progress, target)
+
+
 def capture(model: nn.Module) -> Tensors:
     """A copy of the model's parameters and buffers, on the CPU."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}

@@ -39,6 +39,7 @@ class Tracker:
         run_config: The complete config under flat, dotted names.
         name: Name of the W&B run.
         warn: Takes the one line said when W&B cannot be used. It is called from another thread.
+        offset: Size in bytes to which metrics.jsonl is cut first; see the attribute of the same name.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Tracker:
         name: str,
         *,
         warn: Callable[[str], None],
+        offset: int = 0,
     ) -> None:
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
         mode = wanted_mode(wandb_config.mode)
         self._mirror = (
             None if mode == "disabled" else WandbMirror(out, mode, wandb_config.project, run_config, name, warn)
@@ -81,6 +84,11 @@ class Tracker:
         self._file.flush()
         if self._mirror:
             self._mirror.log(mirrored(row))
+
+    @property
+    def offset(self) -> int:
+        """Size of metrics.jsonl in bytes, with every row so far."""
+        return os.fstat(self._file.fileno()).st_size
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Put values into the W&B run's summary."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.optim import Optimizer
+from torch import Tensor
 
 from sparsekit import optimizers, states
 from sparsekit._types import Tensors
-from sparsekit.api import PruningMethod, Schedule, Stage, TrainingStep
+from sparsekit.api import Schedule, Stage
 from sparsekit.replicas import Replica
 from sparsekit.seeds import derive
 from sparsekit.setup import Setup
 from sparsekit.states import State
+from sparsekit.stepping import MaskedStep, TrajectoryMean
 
 LOG_STEPS = 50
+
+
+class Fault(Exception):
+    """A replica whose loss or weights are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -32,133 +35,157 @@ class Progress:
     lr: float
 
 
-def train(
-    setup: Setup, parent: State, stage: Stage, replica: Replica, schedule: Schedule, report: Callable[[Progress], None]
-) -> State:
-    """Train a copy of the parent in the working model, its mask fixed, and return what became of it.
+@dataclass(frozen=True)
+class Underway:
+    """A replica in the middle of its training, as a checkpoint keeps it.
 
-    All that is random follows from (seed, segment, replica).
+    Attributes:
+        done: Optimizer steps that it has done in the segment.
+        attempt: How often it was started again after a fault.
+        averaged: Steps that its trajectory mean holds.
+        tensors: All of its tensors and random states, named for a file.
     """
-    model, config = setup.model, setup.config
-    model.load_state_dict(parent.tensors)
-    extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
-    optimizer = optimizers.build(config.optimizer, model, extra, replica.lr, replica.weight_decay)
-    names = optimizers.names_of(optimizer, model, extra)
-    if parent.optimizer and not schedule.restarts:
-        optimizers.restore(optimizer, names, parent.optimizer)
-    step = _Step(setup, parent, extra, optimizer, replica.weight_decay)
-    seed = derive(config.seed, "segment", stage.index, "replica", replica.seed)
-    subset = setup.data.subset(replica.subsample, seed) if replica.subsample < 1.0 else None
-    steps = max(1, round(replica.length * setup.steps[stage.index]))
-    every = min(LOG_STEPS, setup.data.steps_per_epoch)
-    torch.manual_seed(seed)  # dropout and stochastic depth
-    model.train()
-    average_from = averaged_from(setup, stage)
-    mean = _TrajectoryMean([*model.parameters(), *extra.values()]) if average_from is not None else None
-    total = torch.zeros((), device=setup.device)
-    for done, (images, labels) in enumerate(setup.data.train_batches(seed, steps, subset=subset)):
-        middle = (done + 0.5) / steps
-        lr = replica.lr * schedule(middle)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    done: int
+    attempt: int
+    averaged: int
+    tensors: Tensors
+
+
+class Training:
+    """A copy of the parent in the working model, its mask fixed, trained step by step.
+
+    All that is random follows from (seed, segment, replica), and from the attempt after a fault.
+    """
+
+    def __init__(
+        self, setup: Setup, parent: State, stage: Stage, replica: Replica, schedule: Schedule, attempt: int = 0
+    ) -> None:
+        self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
+        self.schedule, self.attempt, self.done = schedule, attempt, 0
+        model, config = setup.model, setup.config
+        again = ("attempt", attempt) if attempt else ()
+        self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
+        self.steps = max(1, round(replica.length * setup.steps[stage.index]))
+        self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
+        model.load_state_dict(parent.tensors)
+        self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
+        self.optimizer = optimizers.build(config.optimizer, model, self.extra, replica.lr, replica.weight_decay)
+        self.names = optimizers.names_of(self.optimizer, model, self.extra)
+        if parent.optimizer and not schedule.restarts:
+            optimizers.restore(self.optimizer, self.names, parent.optimizer)
+        self.take_step = MaskedStep(setup, parent, self.extra, self.optimizer, replica.weight_decay)
+        self.average_from = averaged_from(setup, stage)
+        averages = self.average_from is not None
+        self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()]) if averages else None
+        self.loss = torch.zeros((), device=setup.device)
+        torch.manual_seed(self.seed)  # dropout and stochastic depth
+        model.train()
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Train on one batch."""
+        middle, stage = (self.done + 0.5) / self.steps, self.stage
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
         progress = (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
-        total += step(images, labels, progress)
-        if mean is not None and average_from is not None and middle >= average_from:
-            mean.update()
-        if (done + 1) % every == 0 or done + 1 == steps:
-            since = (done % every) + 1
-            report(Progress(done + 1, steps, float(total) / since, lr))
-            total.zero_()
-    if mean is not None:
-        mean.install()
-    return replace(
-        parent,
-        tensors=states.capture(model),
-        extra={name: t.detach().to("cpu", copy=True) for name, t in extra.items()},
-        optimizer=optimizers.export(optimizer, names),
-        progress=(stage.start + stage.segment.epochs) / stage.budget.epochs,
+        self.loss += self.take_step(images, labels, progress)
+        if self.mean is not None and self.average_from is not None and middle >= self.average_from:
+            self.mean.update()
+        self.done += 1
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, taken from the schedule at the step's middle."""
+        return self.replica.lr * self.schedule((self.done + 0.5) / self.steps)
+
+    def report(self) -> Progress:
+        """The mean loss since the last report; raises Fault where it is not finite."""
+        every = min(LOG_STEPS, self.setup.data.steps_per_epoch)
+        since = (self.done - 1) % every + 1
+        loss = float(self.loss) / since
+        self.loss.zero_()
+        if not math.isfinite(loss):
+            raise Fault(f"its loss is {loss} at step {self.done} of {self.steps}")
+        last = self.replica.lr * self.schedule((self.done - 0.5) / self.steps)
+        return Progress(self.done, self.steps, loss, last)
+
+    @property
+    def due(self) -> bool:
+        """Whether a report is due."""
+        return self.done % min(LOG_STEPS, self.setup.data.steps_per_epoch) == 0 or self.done == self.steps
+
+    def result(self) -> State:
+        """What became of the copy; raises Fault where a weight is not finite."""
+        if self.mean is not None:
+            self.mean.install()
+        state = replace(
+            self.parent,
+            tensors=states.capture(self.setup.model),
+            extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
+            optimizer=optimizers.export(self.optimizer, self.names),
+            progress=(self.stage.start + self.stage.segment.epochs) / self.stage.budget.epochs,
+        )
+        for name, tensor in state.named().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise Fault(f"{name} is not finite after {self.steps} steps")
+        return state
+
+    def snapshot(self) -> Underway:
+        """Everything that the rest of the training depends on."""
+        state = replace(
+            self.parent,
+            tensors=states.capture(self.setup.model),
+            extra={name: t.detach().cpu() for name, t in self.extra.items()},
+            optimizer=optimizers.export(self.optimizer, self.names),
+        )
+        tensors = states.to_file(state) | {"loss": self.loss.cpu(), "random.cpu": torch.get_rng_state()}
+        if self.setup.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
+        if self.mean is not None:
+            tensors |= {f"mean.{i}": t.cpu() for i, t in enumerate(self.mean.means)}
+        return Underway(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
+
+    def restore(self, underway: Underway) -> None:
+        """Go on from a snapshot of the same training."""
+        tensors = underway.tensors
+        state = states.from_file(tensors, 0.0, 0.0)
+        self.setup.model.load_state_dict(state.tensors)
+        with torch.no_grad():
+            for name, tensor in self.extra.items():
+                tensor.copy_(state.extra[name])
+            for i, mean in enumerate(self.mean.means if self.mean else ()):
+                mean.copy_(tensors[f"mean.{i}"])
+        if self.mean is not None:
+            self.mean.count = underway.averaged
+        optimizers.restore(self.optimizer, self.names, state.optimizer)
+        self.loss.copy_(tensors["loss"])
+        self.done = underway.done
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.setup.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.setup.device)
+
+
+def train(
+    training: Training, report: Callable[[Progress], None], pause: Callable[[Training], None] | None = None
+) -> State:
+    """Train to the end of the segment; `pause` is called between two steps and may take a snapshot.
+
+    Raises:
+        Fault: the loss or a weight is no longer finite.
+    """
+    batches = training.setup.data.train_batches(
+        training.seed, training.steps, start=training.done, subset=training.subset
     )
+    for images, labels in batches:
+        training.step(images, labels)
+        if training.due:
+            report(training.report())
+        if pause is not None and training.done < training.steps:
+            pause(training)
+    return training.result()
 
 
 def averaged_from(setup: Setup, stage: Stage) -> float | None:
     """The fraction of the segment from which trajectories are averaged: the plan's word, else the merge's."""
     planned = stage.segment.average_from
     return planned if planned is not None else setup.config.merge.average_from
-
-
-class _TrajectoryMean:
-    """The running mean of parameters over optimizer steps (SWA, arXiv 1803.05407)."""
-
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters, self.count = parameters, 0
-        self.means = [torch.zeros_like(p) for p in parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the parameters as they are now into the mean."""
-        self.count += 1
-        torch._foreach_lerp_(self.means, self.parameters, 1.0 / self.count)
-
-    @torch.no_grad()
-    def install(self) -> None:
-        """Put the mean in the parameters' place."""
-        if self.count:
-            torch._foreach_copy_(self.parameters, self.means)
-
-
-class _Step:
-    """One optimizer step with masks held exactly."""
-
-    def __init__(self, setup: Setup, parent: State, extra: Tensors, optimizer: Optimizer, weight_decay: float) -> None:
-        self.setup, self.optimizer, self.extra, self.weight_decay = setup, optimizer, extra, weight_decay
-        self.weights: Tensors = {n: p for n, p in setup.model.named_parameters() if n in parent.masks}
-        # masks in the weights' type and memory order, or the fused multiplication is slow
-        self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.target = parent.target
-        self.dense = states.keeps_dense(setup.method)
-        self.penalised = type(setup.method).penalty is not PruningMethod.penalty
-        self.steered = type(setup.method).gradients is not PruningMethod.gradients
-
-    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        config, method = self.setup.config, self.setup.method
-        now = TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
-        with self.setup.autocast():
-            logits = self._forward(images, now)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        penalty = method.penalty(now) if self.penalised else None
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
-        if not self.dense:
-            self._mask_gradients()
-        if self.steered:
-            self._steer(now)
-        if config.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
-        self.optimizer.step()
-        if not self.dense:
-            self._mask_weights()
-        return loss.detach()
-
-    def _forward(self, images: Tensor, now: TrainingStep) -> Tensor:
-        model = self.setup.model
-        if not self.dense:
-            return model(images)  # type: ignore[no-any-return]
-        return functional_call(model, self.setup.method.effective(now), (images,))  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _steer(self, now: TrainingStep) -> None:
-        """Let the method change the gradients."""
-        given = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
-        for name, grad in self.setup.method.gradients(now, given).items():
-            self.weights[name].grad = grad
-
-    def _mask_gradients(self) -> None:
-        """No gradient, and so no momentum, for what is pruned."""
-        pairs = [(w.grad, self.masks[name]) for name, w in self.weights.items() if w.grad is not None]
-        torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
-
-    @torch.no_grad()
-    def _mask_weights(self) -> None:
-        """Some optimizers move weights that have no gradient."""
-        torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))

@@ -1,0 +1,66 @@
+"""SIGTERM and SIGINT: finish the step, keep a checkpoint, leave with 143 or 130. A second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+
+class Stopped(BaseException):
+    """The run was asked to stop. Not an Exception, so that no plugin swallows it.
+
+    Attributes:
+        signum: Number of the signal; the exit code is 128 more.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopSignals:
+    """Handles both signals while it is entered. Outside of a training loop a signal raises Stopped where it strikes:
+    what lies between two checkpoints is done again. In a training loop, under `deferred`, it only sets `requested`.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferring = False
+        self._before: dict[int, object] = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Leave it to the code inside to look at `requested` and to call `stop`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def stop(self) -> None:
+        """Raise Stopped for the signal that came."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            os._exit(128 + signum)
+        self.requested = signum
+        if not self._deferring:
+            raise Stopped(signum)
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
