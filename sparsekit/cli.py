@@ -20,7 +20,7 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
   plan      print what fit would do, and its cost, without training
-  plugins   list: the installed pruning methods and merges
+  plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
   --help     this text; `sparsekit COMMAND --help` for a command's own

@@ -188,6 +188,10 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    for option, kwargs in (("model.kwargs", config.model.kwargs), ("optimizer.kwargs", o.kwargs)):
+        for key in kwargs:
+            if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
+                raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")
     for pattern in config.masks.exclude:
         try:
             re.compile(pattern)

@@ -23,6 +23,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from sparsekit import contract
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.registry import GROUPS, Kind, discover, find, name_of
@@ -54,7 +55,7 @@ def build(prog: str, description: str) -> OptionParser:
     """The parser of one command that takes every option of FitConfig."""
     set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, _dump)
-    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins}
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
     parser = OptionParser(
         prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
@@ -136,7 +137,7 @@ def _named_in(path: str, kind: Kind) -> str | None:
 def _class_path(kind: Kind, name: str) -> str:
     if re.fullmatch(r"[\w-]+", name):
         plugin = find(kind, name)
-        plugin.load()  # here, where a failure can be told with its distribution
+        contract.load(plugin)  # here, where a failure can be told with its distribution
         return plugin.class_path
     return name
 
@@ -147,7 +148,7 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"[\w-]+", name):
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
-    parameters = inspect.signature(plugin.load()).parameters.values()
+    parameters = inspect.signature(contract.load(plugin)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {"class_path": plugin.class_path, "init_args": {**defaults, **own}}
 
@@ -209,8 +210,11 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if found := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
         return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
     if found := re.search(r"Subtypes: \[(.*)\]", message):
-        value = re.search(r"Given value: (.*)", message)
-        return f"{option} is {value[1] if value else '?'!r}; give {_union(found[1])}"
+        given = re.search(r"Given value: (.*)", message)
+        value = given[1] if given else "?"
+        if choices := re.search(r"typing\.Literal\[[^\]]*\]", found[1]):
+            return f"{option} is {value!r}; {_expected(choices[0], value)}"
+        return f"{option} is {value!r}; give {_union(found[1])}"
     if found := re.search(_NO_PLUGIN, message):
         kind = keys[0] if keys else "method"
         named = found[found.lastindex or 0]

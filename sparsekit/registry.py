@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ class Plugin:
         target: `module:Class`.
         distribution: Name of the package that provides it.
         version: That package's version.
+        flaw: What is wrong with the entry point itself; empty where nothing is.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Plugin:
     target: str
     distribution: str
     version: str
+    flaw: str = ""
 
     @property
     def class_path(self) -> str:
@@ -75,10 +78,10 @@ class Discovery:
     warnings: tuple[str, ...]
 
     def of(self, kind: Kind) -> dict[str, list[Plugin]]:
-        """The plugins of one kind by name, more than one where distributions clash."""
+        """The usable plugins of one kind by name, more than one where distributions clash."""
         found: dict[str, list[Plugin]] = {}
         for plugin in self.plugins:
-            if plugin.kind == kind:
+            if plugin.kind == kind and not plugin.flaw:
                 found.setdefault(plugin.name, []).append(plugin)
         return found
 
@@ -101,6 +104,9 @@ def find(kind: Kind, name: str) -> Plugin:
     """The one plugin of that name; raises UserError where there is none, or two."""
     known = discover().of(kind)
     if name not in known:
+        for plugin in discover().plugins:
+            if (plugin.kind, plugin.name) == (kind, name):
+                raise UserError(f"--{kind} {name!r}: {plugin.distribution} {plugin.version}: {plugin.flaw}")
         installed = ", ".join(sorted(known))
         raise UserError(f"--{kind} {name!r} is not installed.{nearest(name, known)} Installed: {installed}.")
     owners = known[name]
@@ -113,9 +119,16 @@ def find(kind: Kind, name: str) -> Plugin:
 def name_of(kind: Kind, class_path: str) -> str:
     """The name under which a class is installed; its path where it has none."""
     for name, owners in discover().of(kind).items():
-        if any(plugin.class_path == class_path for plugin in owners):
+        if any(class_path in (plugin.class_path, _defined_as(plugin)) for plugin in owners):
             return name
     return class_path
+
+
+def _defined_as(plugin: Plugin) -> str:
+    """Where the class says that it was defined, which is elsewhere if its module only passes it on; "" if unloaded."""
+    module, _, attribute = plugin.target.partition(":")
+    found = getattr(sys.modules.get(module), attribute, None)
+    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else ""
 
 
 _Files = Iterator[tuple[entrypoints.CaseSensitiveConfigParser, entrypoints.Distribution]]
@@ -125,13 +138,24 @@ def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
     for parser, owner in files:
         for kind, group in GROUPS.items():
             for name, value in parser.items(group, raw=True) if group in parser else ():
-                try:
-                    entry = entrypoints.EntryPoint.from_string(value, name, owner)
-                except entrypoints.BadEntryPoint:
-                    notes.append(f"{owner.name} {owner.version}: entry point {name!r} is malformed: {value!r}")
-                else:
-                    target = f"{entry.module_name}:{entry.object_name}"
-                    yield Plugin(name, kind, target, owner.name.replace("_", "-"), owner.version or "?")
+                target, flaw = _target(name, value, owner)
+                if flaw:
+                    notes.append(f"{owner.name} {owner.version}: {flaw}")
+                yield Plugin(name, kind, target, owner.name.replace("_", "-"), owner.version or "?", flaw)
+
+
+def _target(name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:
+    """The target as `module:Class`, and what is wrong with the entry point."""
+    malformed = f"entry point {name!r} is malformed: {value!r}"
+    try:
+        entry = entrypoints.EntryPoint.from_string(value, name, owner)
+    except entrypoints.BadEntryPoint:
+        return value, malformed
+    if not entry.object_name or "." in entry.object_name:
+        return value, f"{malformed}; write module:Class"
+    if not re.fullmatch(r"[\w-]+", name):
+        return value, f"{malformed}; a name has letters, digits, _ and - only"
+    return f"{entry.module_name}:{entry.object_name}", ""
 
 
 def _one_by_one(notes: list[str]) -> _Files:

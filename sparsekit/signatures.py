@@ -6,9 +6,14 @@ import ast
 import importlib.machinery
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from sparsekit.registry import Plugin
+
+_DEPTH = 8
+"""How many imports or base classes are followed."""
 
 
 @dataclass(frozen=True)
@@ -22,49 +27,111 @@ class Option:
 
 def summary_of(plugin: Plugin) -> str:
     """The first line of the class's docstring; empty where the source cannot be read."""
-    node = _class_node(plugin)
-    text = ast.get_docstring(node) if node else None
+    found = _class_of(plugin)
+    text = ast.get_docstring(found.node) if found else None
     return text.splitlines()[0] if text else ""
 
 
 def options_of(plugin: Plugin) -> dict[str, Option]:
-    """The constructor's options by name; none where the class has no constructor of its own."""
-    node = _class_node(plugin)
-    for item in node.body if node else ():
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            arguments = [*item.args.args[1:], *item.args.kwonlyargs]
-            plain = item.args.args[1:]
-            defaults = [None] * (len(plain) - len(item.args.defaults)) + [ast.unparse(d) for d in item.args.defaults]
-            written = [*defaults, *(ast.unparse(d) if d else None for d in item.args.kw_defaults)]
-            return {
-                a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
-                for a, d in zip(arguments, written, strict=True)
-            }
+    """The constructor's options by name, inherited ones too; none where no constructor is found."""
+    found = _class_of(plugin)
+    for _ in range(_DEPTH):
+        for item in found.node.body if found else ():
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _options(item.args)
+        base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
+        above = _resolve(found.module, base) if found and base else None
+        found = above if isinstance(above, _Class) else None
     return {}
 
 
-def _class_node(plugin: Plugin) -> ast.ClassDef | None:
+def fault_of(plugin: Plugin) -> str:
+    """Why the class cannot be there, by its module's source; empty where it is there or may be."""
+    if plugin.flaw:
+        return plugin.flaw
     module, _, name = plugin.target.partition(":")
-    path = _source(module)
+    if _locate(module) is None:
+        return f"there is no module {module!r}"
+    return "" if _resolve(module, name) else f"{module} has no class {name!r}"
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class's definition and the module that it is in."""
+
+    module: str
+    node: ast.ClassDef
+
+
+def _options(arguments: ast.arguments) -> dict[str, Option]:
+    plain = arguments.args[1:]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
+    written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
+    return {
+        a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
+        for a, d in zip([*plain, *arguments.kwonlyargs], written, strict=True)
+    }
+
+
+def _class_of(plugin: Plugin) -> _Class | None:
+    module, _, name = plugin.target.partition(":")
+    found = None if plugin.flaw else _resolve(module, name)
+    return found if isinstance(found, _Class) else None
+
+
+def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
+    """The class's definition, also where other modules pass it on; else whether the name may be there at all."""
+    tree = _parsed(module)
+    if tree is None or depth > _DEPTH:  # no source that this Python reads: who knows
+        return True
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _Class(module, node)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _resolve(source, alias.name, depth + 1)
+                if alias.name == "*":
+                    return True
+        bound = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name
+        if bound or (isinstance(node, ast.FunctionDef) and node.name == "__getattr__"):
+            return True
+    return False
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from … import` names, relative ones resolved."""
+    if not node.level:
+        return node.module or ""
+    spec = _locate(module)
+    package = module if spec and spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return f"{package}.{node.module}" if node.module else package
+
+
+@lru_cache(maxsize=256)
+def _parsed(module: str) -> ast.Module | None:
+    """The module's syntax tree; None where there is no readable source."""
+    spec = _locate(module)
     try:
-        tree = ast.parse(path.read_text("utf-8")) if path else None
+        return ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.has_location else None
     except (OSError, ValueError, SyntaxError):
         return None
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name] if tree else []
-    return nodes[0] if nodes else None
 
 
-def _source(module: str) -> Path | None:
-    """The module's file, found without running any of its packages."""
+def _locate(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where the module is, found without running any of its packages."""
     search: list[str] | None = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
+    spec = None
+    for name in accumulate(module.split("."), "{}.{}".format):
         spec = _find(name, search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    return spec
 
 
 def _find(name: str, search: list[str] | None) -> importlib.machinery.ModuleSpec | None:
