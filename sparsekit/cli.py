@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("sparsekit: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe left early, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 2
 

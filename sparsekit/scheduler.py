@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -94,16 +95,17 @@ def train_replicas(job: Job, parent: State, stage: Stage) -> tuple[list[FileCand
     schedule = setup.method.learning_rate(stage)
     for replica in fork(setup.config, stage):
         state = train(setup, parent, stage, replica, schedule, partial(_report, job, stage, replica))
-        if not all(bool(torch.isfinite(t).all()) for t in state.named().values() if t.is_floating_point()):
-            job.display.warn(
-                f"segment {stage.index + 1}, replica {replica.index + 1}: its weights are not finite; left out"
-            )
-            continue
-        if averaged_from(setup, stage) is not None:
+        finite = all(bool(torch.isfinite(t).all()) for t in state.named().values() if t.is_floating_point())
+        if finite and averaged_from(setup, stage) is not None:
             state = merging.recalibrated(setup, state)
         setup.install(state)
+        score = setup.score("held_out")
+        if not (finite and isfinite(score.loss)):
+            what = "held-out loss is" if finite else "weights are"
+            job.display.warn(f"segment {stage.index + 1}, replica {replica.index + 1}: its {what} not finite; left out")
+            continue
         candidate = FileCandidate.write(
-            _folder(job, stage) / f"{replica.index}.safetensors", replica.index, state, setup.score("held_out")
+            _folder(job, stage) / f"{replica.index}.safetensors", replica.index, state, score
         )
         values = {"held_out.accuracy": candidate.score.accuracy, "held_out.loss": candidate.score.loss}
         if not any(later.epochs > 0 for later in stage.plan[stage.index + 1 :]):

@@ -64,7 +64,7 @@ class _Class:
 
 
 def _options(arguments: ast.arguments) -> dict[str, Option]:
-    plain = arguments.args[1:]
+    plain = [*arguments.posonlyargs, *arguments.args][1:]
     defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
     written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
     return {
@@ -112,12 +112,16 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return f"{package}.{node.module}" if node.module else package
 
 
-@lru_cache(maxsize=256)
 def _parsed(module: str) -> ast.Module | None:
     """The module's syntax tree; None where there is no readable source."""
     spec = _locate(module)
+    return _parse(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+@lru_cache(maxsize=256)
+def _parse(path: str) -> ast.Module | None:
     try:
-        return ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.has_location else None
+        return ast.parse(Path(path).read_bytes())
     except (OSError, ValueError, SyntaxError):
         return None
 
