@@ -22,21 +22,23 @@ def uniform(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> di
 def erk(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[str, int]:
     """Erdős–Rényi kernel: density_l = ε · Σ dims / Π dims (arXiv 1911.11134, section 3).
 
-    Layers whose density would pass 1 are made dense and ε is solved again, until none does.
+    Layers that would pass what is `available` there, all of their weights at most, keep that, and ε is solved again,
+    until none does.
     """
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     target = kept_total(shapes, sparsity)
-    dense: set[str] = set()
+    whole: set[str] = set()
     while True:
-        free = [name for name in shapes if name not in dense]
-        budget = target - sum(sizes[name] for name in dense)
+        free = [name for name in shapes if name not in whole]
+        budget = target - sum(available[name] for name in whole)
         # density_l · size_l = ε · Σ dims, so ε follows from the sum over the layers that are still free
         epsilon = budget / sum(sum(shapes[name]) for name in free) if free else 0.0
-        over = {name for name in free if epsilon * sum(shapes[name]) > sizes[name]}
+        over = {name for name in free if epsilon * sum(shapes[name]) > available[name]}
         if not over:
             break
-        dense |= over
-    density = {name: 1.0 if name in dense else epsilon * sum(shapes[name]) / sizes[name] for name in shapes}
+        whole |= over
+    kept = {name: available[name] if name in whole else epsilon * sum(shapes[name]) for name in shapes}
+    density = {name: kept[name] / sizes[name] for name in shapes}
     return _apportion(shapes, density, target, available)
 
 

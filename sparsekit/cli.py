@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
   plan      print what fit would do, and its cost, without training
-  plugins   list: the installed pruning methods and merges
+  plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
   --help     this text; `sparsekit COMMAND --help` for a command's own
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("sparsekit: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe left early, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 2
 

@@ -194,7 +194,7 @@ def check(config: FitConfig) -> None:
         ("replicas.start", r.start, 0.0 <= r.start < 1.0, below_one),
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
-        ("data.image_size", d.image_size, d.image_size is None or d.image_size >= 4, "4 pixels or more"),
+        ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
         ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
         ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
         ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
@@ -207,6 +207,10 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    for option, kwargs in (("model.kwargs", config.model.kwargs), ("optimizer.kwargs", o.kwargs)):
+        for key in kwargs:
+            if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
+                raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")
     for pattern in config.masks.exclude:
         try:
             re.compile(pattern)

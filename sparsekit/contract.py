@@ -49,8 +49,8 @@ def _option_faults(cls: type) -> Iterator[str]:
     if cls.__init__ is object.__init__:  # type: ignore[misc]
         return
     for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:  # type: ignore[misc]
-        if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
-            yield f"takes {option}; its constructor must name every option"
+        if stars := {option.VAR_POSITIONAL: "*", option.VAR_KEYWORD: "**"}.get(option.kind):
+            yield f"takes {stars}{option.name}; its constructor must name every option"
         elif option.kind is option.POSITIONAL_ONLY:
             yield f"takes its option {option.name!r} by position only; options are given by name"
         elif option.annotation is option.empty:

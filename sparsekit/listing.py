@@ -1,4 +1,4 @@
-"""`sparsekit plugins list`: what is installed, from metadata and source alone."""
+"""The `plugins` commands, and `plugins list` itself: what is installed, from metadata and source alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import inspect
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from sparsekit.errors import UserError
-from sparsekit.registry import GROUPS, Plugin, discover, find
-from sparsekit.signatures import options_of, summary_of
+from sparsekit.registry import GROUPS, Kind, Plugin, discover, find
+from sparsekit.signatures import fault_of, options_of, summary_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,23 +26,44 @@ def main(arguments: Sequence[str]) -> int:
     lister = commands.add_parser("list", help="what is installed", allow_abbrev=False)
     lister.add_argument("--kind", choices=list(GROUPS), help="methods or merges only")
     lister.add_argument("--json", action="store_true", help="print JSON rows")
+    checker = commands.add_parser("check", help="hold an installed plugin against the contract", allow_abbrev=False)
+    checker.add_argument("name", metavar="NAME", help="what --method or --merge calls it")
+    checker.add_argument("--kind", choices=list(GROUPS), help="where a method and a merge share the name")
+    maker = commands.add_parser("new", help="write a package with a plugin of your own", allow_abbrev=False)
+    maker.add_argument("name", metavar="NAME", help="what --method or --merge is to call it")
+    maker.add_argument("--kind", choices=list(GROUPS), required=True, help="what it is")
+    maker.add_argument("--out", metavar="DIR", default=".", help="where the package's folder goes (default: here)")
     options = parser.parse_args(list(arguments))
-    found = [plugin for plugin in discover().plugins if options.kind in (None, plugin.kind)]
+    kinds: list[Kind] = [options.kind] if options.kind else list(GROUPS)
+    if options.command == "check":
+        from sparsekit.testing import command
+
+        return command.check(options.name, kinds)
+    if options.command == "new":
+        from sparsekit.scaffold import create
+
+        print(create(options.name, options.kind, Path(options.out)))
+        return 0
+    found = [plugin for plugin in discover().plugins if plugin.kind in kinds]
     rows = [row(plugin) for plugin in found]
     print(json.dumps(rows, indent=2) if options.json else text(found, rows))
     return 0
 
 
 def row(plugin: Plugin) -> dict[str, str]:
-    """One plugin as plain data; `state` is `found`, or `duplicate` where two distributions use its name."""
-    clash = len(discover().of(plugin.kind)[plugin.name]) > 1
+    """One plugin as plain data.
+
+    `state` is `found`; `duplicate` where two distributions use its name; `malformed` where the entry point or the
+    module's source says that there is no such class.
+    """
+    clash = len(discover().of(plugin.kind).get(plugin.name, ())) > 1
     return {
         "name": plugin.name,
         "kind": plugin.kind,
         "distribution": plugin.distribution,
         "version": plugin.version,
         "summary": summary_of(plugin),
-        "state": "duplicate" if clash else "found",
+        "state": "malformed" if fault_of(plugin) else "duplicate" if clash else "found",
     }
 
 
@@ -79,6 +101,6 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     for plugin, values in zip(found, rows, strict=True):
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
-        lines.append(f"        {values['summary']}")
+        lines.append(f"        {values['summary'] or fault_of(plugin)}")
         lines += options_text(plugin, indent=10)
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)

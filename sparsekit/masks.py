@@ -75,7 +75,9 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
         keep = _top(scored, living, fitting, allocation.kept_total(shapes, sparsity), "the model")
         pieces = np.split(keep, np.cumsum([prod(shape) for shape in shapes.values()])[:-1])
     else:
-        available = {name: int(mask.sum()) for name, mask in alive.items()}
+        available = {name: int(mask.sum()) for name, mask in first.items()}
+        if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # more than the pattern leaves
+            available = {name: int(mask.sum()) for name, mask in alive.items()}
         counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
         pieces = [_top(flat[name], alive[name], first[name], counts[name], name) for name in scores]
     return {

@@ -29,6 +29,8 @@ from sparsekit.errors import UserError, nearest
 from sparsekit.registry import GROUPS, Kind, discover, find, name_of
 
 DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
+# by class, so that another package that claims one of these names does not stop a run that names neither
+_DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
 _MODE = "sparsekit"
 
 
@@ -63,7 +65,7 @@ def build(prog: str, description: str) -> OptionParser:
     parser.usage = f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins.")
     parser.add_class_arguments(FitConfig, nested_key=None)
-    parser.set_defaults({kind: {"class_path": find(kind, name).class_path} for kind, name in DEFAULTS.items()})
+    parser.set_defaults({kind: {"class_path": path} for kind, path in _DEFAULT_CLASSES.items()})
     parser.epilog = "A plugin's own options: --method.help NAME, --merge.help NAME; of all: sparsekit plugins list."
     return parser
 
@@ -165,8 +167,10 @@ _Loader.add_implicit_resolver(
 def _load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
     data = yaml.load(text, _Loader)
-    for kind in GROUPS if isinstance(data, dict) else ():
+    for kind in GROUPS if _is_config(data) else ():
         spec = data.get(kind)
+        if kind in data and spec is None:  # `method:` and nothing after it
+            del data[kind]
         if isinstance(spec, str):
             spec = {"name": spec}
         if isinstance(spec, dict) and isinstance(spec.get("name"), str):
@@ -176,6 +180,14 @@ def _load(text: str) -> Any:
             own = spec.get("init_args", {})
             data[kind] = _spec(kind, spec["class_path"], own) if isinstance(own, dict) else spec
     return data
+
+
+def _is_config(data: Any) -> bool:
+    """Whether YAML holds options of ours; mappings for timm, whose keys may bear any name, pass through here too."""
+    if not isinstance(data, dict):
+        return False
+    others = {str(key).partition(".")[0] for key in data} - set(GROUPS)
+    return not others or bool(others & {item.name for item in fields(FitConfig)})
 
 
 def _dump(data: Any) -> str:
@@ -210,8 +222,11 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if found := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
         return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
     if found := re.search(r"Subtypes: \[(.*)\]", message):
-        value = re.search(r"Given value: (.*)", message)
-        return f"{option} is {value[1] if value else '?'!r}; give {_union(found[1])}"
+        given = re.search(r"Given value: (.*)", message)
+        value = given[1] if given else "?"
+        if choices := re.search(r"typing\.Literal\[[^\]]*\]", found[1]):
+            return f"{option} is {value!r}; {_expected(choices[0], value)}"
+        return f"{option} is {value!r}; give {_union(found[1])}"
     if found := re.search(_NO_PLUGIN, message):
         kind = keys[0] if keys else "method"
         named = found[found.lastindex or 0]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 
 from sparsekit import masks, merging, places, probes, states
 from sparsekit.api import Score, Stage
@@ -111,10 +112,10 @@ def train_replicas(job: Job, stage: Stage, at: Place) -> Place:
         RunError: no replica stayed finite.
     """
     for replica in fork(job.setup.config, stage)[at.finished :]:
-        state = train_replica(job, stage, replica, at)
+        trained = train_replica(job, stage, replica, at)
         at = replace(at, underway=None, finished=at.finished + 1)
-        if state is not None:
-            candidate, tested = make_candidate(job, stage, replica, state, at)
+        if trained is not None:
+            candidate, tested = make_candidate(job, stage, replica, *trained, at)
             at = replace(at, candidates=(*at.candidates, candidate), tested=(*at.tested, *tested))
         job.keep(at)
         job.signals.stop()
@@ -126,8 +127,8 @@ def train_replicas(job: Job, stage: Stage, at: Place) -> Place:
     return at
 
 
-def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> State | None:
-    """Train one replica; with a fault once more with another seed, then None."""
+def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> tuple[State, Score] | None:
+    """Train one replica and score it on the held-out split; with a fault once more with another seed, then None."""
     schedule = job.setup.method.learning_rate(stage)
     for attempt in range(at.underway.attempt if at.underway else 0, ATTEMPTS):
         training = Training(job.setup, at.parent, stage, replica, schedule, attempt)
@@ -135,7 +136,8 @@ def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> State 
             training.restore(at.underway)
         try:
             with job.signals.deferred():
-                return train(training, partial(_report, job, stage, replica, at), partial(_pause, job, at))
+                state = train(training, partial(_report, job, stage, replica, at), partial(_pause, job, at))
+            return scored(job.setup, stage, state)
         except Fault as fault:
             outcome = "tried again with another seed" if attempt + 1 < ATTEMPTS else "left out of the soup"
             job.display.warn(f"segment {stage.index + 1}, replica {replica.index + 1}: {fault}; {outcome}")
@@ -144,18 +146,25 @@ def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> State 
     return None
 
 
-def make_candidate(
-    job: Job, stage: Stage, replica: Replica, state: State, at: Place
-) -> tuple[FileCandidate, list[Score]]:
-    """Score a trained replica and let it leave for its file.
-
-    Those of the last merge are scored on the test split too, for the summary alone: no merge sees it.
-    """
-    setup = job.setup
+def scored(setup: Setup, stage: Stage, state: State) -> tuple[State, Score]:
+    """A trained replica in the working model, with its held-out score; raises Fault where that is not finite."""
     if averaged_from(setup, stage) is not None:
         state = merging.recalibrated(setup, state)
     setup.install(state)
     score = setup.score("held_out")
+    if not isfinite(score.loss):
+        raise Fault(f"its held-out loss is {score.loss}")
+    return state, score
+
+
+def make_candidate(
+    job: Job, stage: Stage, replica: Replica, state: State, score: Score, at: Place
+) -> tuple[FileCandidate, list[Score]]:
+    """Let a trained replica leave for its file.
+
+    Those of the last merge are scored on the test split too, for the summary alone: no merge sees it.
+    """
+    setup = job.setup
     candidate = FileCandidate.write(
         job.keeper.folder / f"segment-{stage.index:03}-{replica.index}.safetensors", replica.index, state, score
     )

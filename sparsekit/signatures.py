@@ -12,6 +12,9 @@ from pathlib import Path
 
 from sparsekit.registry import Plugin
 
+_DEPTH = 8
+"""How many imports or base classes are followed."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -24,24 +27,21 @@ class Option:
 
 def summary_of(plugin: Plugin) -> str:
     """The first line of the class's docstring; empty where the source cannot be read."""
-    node = _class_node(plugin)
-    text = ast.get_docstring(node) if node else None
+    found = _class_of(plugin)
+    text = ast.get_docstring(found.node) if found else None
     return text.splitlines()[0] if text else ""
 
 
 def options_of(plugin: Plugin) -> dict[str, Option]:
-    """The constructor's options by name; none where the class has no constructor of its own."""
-    node = _class_node(plugin)
-    for item in node.body if node else ():
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            arguments = [*item.args.args[1:], *item.args.kwonlyargs]
-            plain = item.args.args[1:]
-            defaults = [None] * (len(plain) - len(item.args.defaults)) + [ast.unparse(d) for d in item.args.defaults]
-            written = [*defaults, *(ast.unparse(d) if d else None for d in item.args.kw_defaults)]
-            return {
-                a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
-                for a, d in zip(arguments, written, strict=True)
-            }
+    """The constructor's options by name, inherited ones too; none where no constructor is found."""
+    found = _class_of(plugin)
+    for _ in range(_DEPTH):
+        for item in found.node.body if found else ():
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _options(item.args)
+        base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
+        above = _resolve(found.module, base) if found and base else None
+        found = above if isinstance(above, _Class) else None
     return {}
 
 
@@ -50,28 +50,43 @@ def fault_of(plugin: Plugin) -> str:
     if plugin.flaw:
         return plugin.flaw
     module, _, name = plugin.target.partition(":")
-    spec = _locate(module)
-    if spec is None:
+    if _locate(module) is None:
         return f"there is no module {module!r}"
-    if _parsed(module) is None:  # no source, or none that this Python reads
-        return ""
     return "" if _resolve(module, name) else f"{module} has no class {name!r}"
 
 
-def _class_node(plugin: Plugin) -> ast.ClassDef | None:
+@dataclass(frozen=True)
+class _Class:
+    """A class's definition and the module that it is in."""
+
+    module: str
+    node: ast.ClassDef
+
+
+def _options(arguments: ast.arguments) -> dict[str, Option]:
+    plain = [*arguments.posonlyargs, *arguments.args][1:]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
+    written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
+    return {
+        a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
+        for a, d in zip([*plain, *arguments.kwonlyargs], written, strict=True)
+    }
+
+
+def _class_of(plugin: Plugin) -> _Class | None:
     module, _, name = plugin.target.partition(":")
     found = None if plugin.flaw else _resolve(module, name)
-    return found if isinstance(found, ast.ClassDef) else None
+    return found if isinstance(found, _Class) else None
 
 
-def _resolve(module: str, name: str, depth: int = 0) -> ast.ClassDef | bool:
+def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
     """The class's definition, also where other modules pass it on; else whether the name may be there at all."""
     tree = _parsed(module)
-    if tree is None or depth > 8:
+    if tree is None or depth > _DEPTH:  # no source that this Python reads: who knows
         return True
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
+            return _Class(module, node)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             source = _absolute(module, node)
@@ -97,12 +112,16 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return f"{package}.{node.module}" if node.module else package
 
 
-@lru_cache(maxsize=256)
 def _parsed(module: str) -> ast.Module | None:
     """The module's syntax tree; None where there is no readable source."""
     spec = _locate(module)
+    return _parse(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+@lru_cache(maxsize=256)
+def _parse(path: str) -> ast.Module | None:
     try:
-        return ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.has_location else None
+        return ast.parse(Path(path).read_bytes())
     except (OSError, ValueError, SyntaxError):
         return None
 

@@ -57,6 +57,8 @@ def test_uniform_gives_every_layer_the_same_density(shapes: Shapes, sparsity: fl
         (TWO, 0.8, {"small": 100, "large": 1920}),
         # 82 kept of 220: ε = 82 / 42 makes a dense (7.8 > 4), then ε = 78 / 38 makes b dense (16.4 > 16)
         (CASCADE, 138 / 220, {"a": 4, "b": 16, "c": 62}),
+        # 124 kept: ε = 124 / 64 makes a dense (7.75 > 4); the others share the surplus in proportion, ε = 120 / 60
+        ({"a": (2, 2), "b": (10, 10), "c": (20, 20)}, 380 / 504, {"a": 4, "b": 40, "c": 80}),
         # 42 kept: ε = 1 meets a's density of 1 exactly
         (CASCADE, 178 / 220, {"a": 4, "b": 8, "c": 30}),
         # convolutions: Σ dims 8 + 3 + 3 + 3 = 17 of 216 weights and 16 + 8 + 3 + 3 = 30 of 1,152; 137 kept of 1,368

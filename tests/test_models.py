@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -46,11 +47,14 @@ def test_names_and_arguments_reach_timm() -> None:
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
-def test_lists_become_tuples_however_deep() -> None:
+def test_lists_become_tuples_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
     """YAML and JSON have lists only, and timm asks some arguments whether they are tuples."""
     model = models.build(ModelConfig("test_vit", kwargs={"img_size": [16, 32], "patch_size": [8, 8]}), 4, 3, 0)
     assert model(torch.zeros(1, 3, 16, 32)).shape == (1, 4)
-    assert models._tuples({"a": [1, [2, {"b": [3]}]], "c": "d"}) == {"a": (1, (2, {"b": (3,)})), "c": "d"}
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: seen.update(kwargs))
+    models.build(ModelConfig("resnet18", kwargs={"a": [1, [2, {"b": [3]}]], "c": "d"}), 4, 3, 0)
+    assert (seen["a"], seen["c"]) == ((1, (2, {"b": (3,)})), "d")
 
 
 def test_the_default_model_takes_arguments_on_top() -> None:
@@ -72,7 +76,10 @@ def test_random_weights_follow_from_the_seed_alone() -> None:
     [
         (ModelConfig("resnet81"), r"--model.name 'resnet81' is no timm model. Did you mean 'resnet"),
         (ModelConfig("resnet18.nowhere"), r"--model.name resnet18.nowhere .*nowhere"),
-        (ModelConfig("resnet18", kwargs={"depht": 3}), r"--model.name resnet18 with --model.kwargs {'depht': 3}: .*depht"),
+        (
+            ModelConfig("resnet18", kwargs={"depht": 3}),
+            r"--model.name resnet18 with --model.kwargs {'depht': 3}: .*depht",
+        ),
         (ModelConfig("resnet18", kwargs={"num_classes": 3}), r"--model.kwargs {'num_classes': 3}: .*num_classes"),
         (ModelConfig(kwargs={"layers": "many"}), r"--model.kwargs .*many"),
         (ModelConfig("local-dir:/nowhere"), r"--model.name 'local-dir:/nowhere': no config.json there"),
@@ -88,7 +95,12 @@ def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     arguments = ["fit", "--model.name", "resnet18", "--model.pretrained", "true", "--out", str(tmp_path / "out")]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "sparsekit", *arguments], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+        [sys.executable, "-m", "sparsekit", *arguments],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("sparsekit: error: --model.pretrained: no weights for 'resnet18': ")
@@ -109,7 +121,12 @@ def test_a_saved_model_gives_the_same_logits_where_sparsekit_is_not_installed(tm
     with torch.no_grad():
         expected = model(images)
     save_file({"images": images}, tmp_path / "images.safetensors")
-    arguments = [out / "model", tmp_path / "images.safetensors", tmp_path / "logits.safetensors", torch.get_num_threads()]
+    arguments = [
+        out / "model",
+        tmp_path / "images.safetensors",
+        tmp_path / "logits.safetensors",
+        torch.get_num_threads(),
+    ]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-c", LOAD, *map(str, arguments)], check=True, env={**env, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path
@@ -128,7 +145,9 @@ def test_saved_models_load_in_timm_and_hold_no_pickle(tmp_path: Path, name: str 
     inputs = InputConfig(3, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     models.save(model, config, inputs, tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors"]
-    assert_equal(dict(sorted(load_file(tmp_path / "model.safetensors").items())), dict(sorted(model.state_dict().items())))
+    assert_equal(
+        dict(sorted(load_file(tmp_path / "model.safetensors").items())), dict(sorted(model.state_dict().items()))
+    )
 
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert type(loaded) is type(model)
@@ -179,7 +198,9 @@ def test_a_run_starts_from_a_directory_that_timm_saved(tmp_path: Path, timms_own
     assert rows(out, "done")
     # and its result is again one that timm loads
     loaded = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)
-    assert_equal(dict(sorted(loaded.state_dict().items())), dict(sorted(load_file(out / "model/model.safetensors").items())))
+    assert_equal(
+        dict(sorted(loaded.state_dict().items())), dict(sorted(load_file(out / "model/model.safetensors").items()))
+    )
 
 
 def test_pretrained_weights_are_adapted_to_other_classes_and_channels(timms_own: Path) -> None:

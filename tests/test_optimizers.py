@@ -17,7 +17,8 @@ from sparsekit.config import MasksConfig, OptimizerConfig
 from sparsekit.errors import UserError
 from sparsekit.training import Progress
 
-# with and without momentum, counting their steps in tensors, numbers or groups, with state of other shapes
+# with and without momentum, counting their steps in tensors, numbers or groups, with state of other shapes; the last
+# moves weights whose gradient and state are 0
 NAMES = [
     "sgd",
     "momentum",
@@ -30,6 +31,7 @@ NAMES = [
     "rmsproptf",
     "madgrad",
     "adan",
+    "muon",
 ]
 
 
@@ -222,7 +224,7 @@ def test_moments_of_masked_weights_are_zero_from_the_pruning_on(name: str, keys:
 def test_momentum_would_revive_pruned_weights_without_the_masks() -> None:
     """What the tests above rely on: a plain loop over the same parent does bring them back."""
     setup = tiny_setup(OnePrune(), epochs=2)
-    parent, stage = dense_then_pruned(setup)
+    parent, _ = dense_then_pruned(setup)
     setup.model.load_state_dict(parent.tensors)
     setup.model.train()
     sgd = optimizers.build(setup.config.optimizer, setup.model, {}, 0.01, 0.0)

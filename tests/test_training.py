@@ -239,7 +239,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:
 
 def test_replicas_differ_and_do_not_depend_on_who_came_before() -> None:
     kwargs = {**KWARGS, "drop_rate": 0.2, "drop_path_rate": 0.2}  # random numbers in the model as well
-    setup = setup_for_sgd(replicas=ReplicasConfig(count=3), model=ModelConfig(kwargs=kwargs))
+    setup = setup_for_sgd(replicas=ReplicasConfig(count=3, start=0.0), model=ModelConfig(kwargs=kwargs))
     parent, stage = dense_then_pruned(setup)
     forwards = [trained(setup, parent, stage, index) for index in (0, 1, 2)]
     setup.score("held_out")

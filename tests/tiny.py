@@ -54,12 +54,12 @@ def tiny_config(
     replicas: ReplicasConfig | None = None,
     **changes: Any,
 ) -> FitConfig:
-    """Six epochs with two replicas on digits of 8×8 pixels."""
+    """Six epochs with two replicas from the start, on digits of 8×8 pixels."""
     config = FitConfig(
         method or GMP(),
         merge or Uniform(),
         epochs=6,
-        replicas=replicas or ReplicasConfig(count=2),
+        replicas=replicas or ReplicasConfig(count=2, start=0.0),
         model=ModelConfig(kwargs=KWARGS),
         data=DataConfig(image_size=8),
         wandb=WandbConfig("disabled"),

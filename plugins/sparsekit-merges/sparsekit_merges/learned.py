@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekit import Candidate, CoefficientMerge, MergeStep, Soup
-from sparsekit_merges._shared import check_option, only_candidate
+from sparsekit_merges._shared import check_option, equal_shares, only_candidate, trained
 
 
 class Learned(CoefficientMerge):
@@ -32,38 +32,43 @@ class Learned(CoefficientMerge):
         self.per, self.steps, self.lr = per, steps, lr
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
-        return [float(share) for share in self._fit(candidates, step, per_tensor=False)[0]]
+        return self._fit(candidates, step, rows=1)[0].tolist()
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
         if len(candidates) == 1:
             return only_candidate(candidates, step)
         if self.per == "model":
             return super().merge(candidates, step)
-        tensors = step.average(candidates, [1.0 / len(candidates)] * len(candidates))
-        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-        for name, shares in zip(floating, self._fit(candidates, step, per_tensor=True), strict=True):
+        names = trained(step.parent)
+        shares = self._fit(candidates, step, rows=len(names))
+        tensors = step.average(candidates, shares.mean(0).tolist())
+        for name, row in zip(names, shares, strict=True):
             stack = torch.stack([candidate.read(name).double() for candidate in candidates])
-            tensors[name] = torch.tensordot(shares, stack, 1).to(tensors[name].dtype)
+            tensors[name] = torch.tensordot(row, stack, 1).to(tensors[name].dtype)
         return Soup(tensors, None, tuple(candidate.index for candidate in candidates))
 
-    def _fit(self, candidates: Sequence[Candidate], step: MergeStep, per_tensor: bool) -> Tensor:
-        """Shares of the candidates, float64: a row for the model, or one for each floating-point tensor in order."""
-        tensors = step.average(candidates, [1.0 / len(candidates)] * len(candidates))
-        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-        stacks = {name: torch.stack([candidate.read(name) for candidate in candidates]) for name in floating}
-        logits = torch.zeros(len(floating) if per_tensor else 1, len(candidates), dtype=torch.float64)
-        logits.requires_grad_()
+    def _fit(self, candidates: Sequence[Candidate], step: MergeStep, rows: int) -> Tensor:
+        """Shares of the candidates, float64: one row for the model, or one for each trained tensor in order."""
+        tensors = step.average(candidates, equal_shares(len(candidates)))
+        stacks = {
+            name: torch.stack([candidate.read(name) for candidate in candidates])
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point()
+        }
+        names = trained(step.parent)
+        logits = torch.zeros(rows, len(candidates), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=self.lr)
         best, lowest = logits.detach().softmax(1), inf
         for done in range(self.steps + 1):
             shares = logits.softmax(1)
-            for row, (name, stack) in enumerate(stacks.items()):
-                tensors[name] = torch.tensordot(shares[row if per_tensor else 0].to(stack.dtype), stack, 1)
+            of = dict.fromkeys(stacks, shares.detach().mean(0))  # BatchNorm cannot differentiate its statistics
+            of |= dict(zip(names, shares.expand(len(names), -1), strict=True))
+            tensors |= {name: torch.tensordot(of[name].to(stack.dtype), stack, 1) for name, stack in stacks.items()}
             loss = step.loss(tensors)
             if not bool(torch.isfinite(loss)):
                 break
-            if float(loss) < lowest:
-                best, lowest = shares.detach(), float(loss)
+            if (value := float(loss.detach())) < lowest:
+                best, lowest = shares.detach(), value
             if done < self.steps:
                 (logits.grad,) = torch.autograd.grad(loss, [logits])
                 optimizer.step()

@@ -20,7 +20,7 @@ class Likelihood(CoefficientMerge):
             smaller, above 0.
     """
 
-    def __init__(self, temperature: float = 0.02) -> None:
+    def __init__(self, temperature: float = 0.05) -> None:
         check_option("temperature", temperature, 0.0 < temperature < inf, "a number of nats above 0")
         self.temperature = temperature
 

@@ -24,7 +24,7 @@ class ModelStock(MergeStrategy):
 
 
 def _stock(changes: Tensor) -> Tensor:
-    """t times the mean change."""
+    """The mean change times t."""
     count = len(changes)
     directions = F.normalize(changes.reshape(count, -1), dim=1)
     pairs = count * (count - 1) / 2

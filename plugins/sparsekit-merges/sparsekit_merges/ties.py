@@ -32,9 +32,8 @@ class TIES(MergeStrategy):
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
         limits = self._limits(candidates, step)
 
-        def combine(changes: Tensor) -> Tensor:
-            large = changes.abs() >= limits.reshape(-1, *[1] * (changes.dim() - 1))
-            trimmed = changes * large
+        def combine(moved: Tensor) -> Tensor:
+            trimmed = moved * (moved.abs() >= limits.reshape(-1, *[1] * (moved.dim() - 1)))
             agreeing = trimmed * trimmed.sum(0).sign() > 0.0
             return self.scale * (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
 

@@ -33,7 +33,7 @@ def updates(first: float, stop: float, interval: float) -> list[float]:
 
 
 def segments(budget: Budget, times: list[float], sparsities: list[float]) -> tuple[Segment, ...]:
-    """A segment from each time to the next, the last one to the end; times are rising fractions of the budget from 0."""
+    """A segment from each time to the next, the last one to the end; times are rising fractions, the first 0."""
     return tuple(
         Segment(sparsity, (until - time) * budget.epochs)
         for time, until, sparsity in zip(times, [*times[1:], 1.0], sparsities, strict=True)

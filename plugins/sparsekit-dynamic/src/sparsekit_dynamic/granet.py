@@ -20,9 +20,10 @@ class GraNet(PruningMethod):
 
     From a dense model. Every change prunes by magnitude to GMP's cubic ramp (arXiv 1710.01878), then drops the fraction
     r/2 · (1 + cos(π t / T)) of each layer's kept weights, the smallest, and grows as many in that layer where the dense
-    gradient is largest, so that the sparsity stays on the ramp. Regrowth goes on after the ramp, until `freeze`. Replicas
-    of a segment share one mask, so the topology changes only where they meet: the paper's interval of some thousand steps
-    is a segment here (`interval`), and the gradient is the merged model's.
+    gradient is largest, so that the sparsity stays on the ramp. Regrowth goes on after the ramp, until `freeze`.
+
+    Replicas of a segment share one mask, so the topology changes only where they meet: the paper's interval of some
+    thousand steps is a segment here (`interval`), and the gradient is the merged model's.
 
     Args:
         start: Fraction of the budget at which the ramp starts, 0 to below 1; its first pruning is an interval later.

@@ -12,8 +12,10 @@ class RigL(FixedSparsity):
     Training is sparse from the first step: random masks at the target sparsity, shared out between layers by the
     Erdős–Rényi kernel (`--masks.allocation erk`). At each change every layer drops the fraction
     α/2 · (1 + cos(π t / T_end)) of its kept weights, those of the smallest magnitude, and grows as many where the dense
-    gradient is largest; what grows starts at 0. Replicas of a segment share one mask, so the topology changes only where
-    they meet: the paper's interval of 100 steps is a segment here (`interval`), and the gradient is the merged model's.
+    gradient is largest; what grows starts at 0.
+
+    Replicas of a segment share one mask, so the topology changes only where they meet: the paper's interval of 100
+    steps is a segment here (`interval`), and the gradient is the merged model's.
 
     Args:
         drop: α, the fraction of a layer's kept weights dropped at first, 0 to 1; 0 keeps the random masks.

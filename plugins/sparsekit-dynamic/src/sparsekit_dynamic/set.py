@@ -13,9 +13,11 @@ class SET(FixedSparsity):
 
     As RigL, with random growth in the gradient's place: random masks at the target sparsity by the Erdős–Rényi kernel,
     and at each change every layer drops a fraction of its kept weights, those of the smallest magnitude, and grows as
-    many at random; what grows starts at 0. Replicas of a segment share one mask, so the topology changes only where they
-    meet: the paper's epoch between two changes is a segment here (`interval`). The paper drops the same fraction every
-    time (`decay` constant), of positive and negative weights apart, and draws new weights at random.
+    many at random; what grows starts at 0.
+
+    Replicas of a segment share one mask, so the topology changes only where they meet: the paper's epoch between two
+    changes is a segment here (`interval`). The paper drops the same fraction every time (`decay` constant), of positive
+    and negative weights apart, and draws new weights at random.
 
     Args:
         drop: ζ, the fraction of a layer's kept weights dropped at first, 0 to 1; 0 keeps the random masks.

@@ -45,4 +45,4 @@ class CS(TwoPhases):
         return self.lam * g * sum((beta * m).sigmoid().sum() for m in step.extra.values())
 
     def scores(self, step: PruningStep) -> Tensors:
-        return dict(step.extra)
+        return {name: step.extra[name] for name in step.weights}

@@ -1,0 +1,188 @@
+"""The problem on which plugins are tried: a tiny ResNet on small digits, and the real scheduler watched at work."""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from sparsekit import masks, scheduler, states
+from sparsekit._types import Tensors
+from sparsekit.api import MergeStrategy, PruningMethod, Stage
+from sparsekit.checkpoint import Keeper
+from sparsekit.config import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
+from sparsekit.display import Display
+from sparsekit.merging import FileCandidate, read
+from sparsekit.scheduler import Job
+from sparsekit.setup import Setup, prepare
+from sparsekit.states import OPTIMIZER, State
+from sparsekit.tracking import Tracker
+
+EPOCHS = 6
+MODEL = ModelConfig(kwargs={"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8]})
+
+
+def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitConfig:
+    """Six epochs of two replicas, 8 optimizer steps each, on digits of 8×8 pixels."""
+    given = FitConfig(
+        method,
+        merge,
+        epochs=EPOCHS,
+        replicas=ReplicasConfig(count=2),
+        model=MODEL,
+        data=DataConfig(image_size=8),
+        wandb=WandbConfig("disabled"),
+        channels_last=False,
+        device="cpu",
+        precision="fp32",
+    )
+    return replace(given, **changes)
+
+
+@contextmanager
+def job(setup: Setup) -> Iterator[Job]:
+    """A run in a temporary directory that says nothing."""
+    silent = Display(Console(file=io.StringIO()), Console(file=io.StringIO()))
+    with (
+        tempfile.TemporaryDirectory(prefix="sparsekit-check-") as folder,
+        silent,
+        Tracker(Path(folder), setup.config.wandb, {}, "check", warn=silent.warn) as tracker,
+    ):
+        yield Job(setup, tracker, silent, Keeper(Path(folder) / "checkpoints"))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One state on the straight path.
+
+    Attributes:
+        where: For people, such as `pruning of segment 2`.
+        segment: Its segment's number, from 0.
+        mask: Digest of its masks at the time.
+        state: The state itself.
+    """
+
+    where: str
+    segment: int
+    mask: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Run:
+    """Every state of one run in order, and its end.
+
+    Attributes:
+        setup: What it worked with.
+        moments: The states after each pruning, training and merge.
+        final: The finished model.
+    """
+
+    setup: Setup
+    moments: tuple[Moment, ...]
+    final: State
+
+
+def watched_run(setup: Setup) -> Run:
+    """`scheduler.run`, step by step, keeping each state."""
+    moments: list[Moment] = []
+
+    def keep(where: str, stage: Stage, state: State, mask: str = "") -> None:
+        where = f"after {where} segment {stage.index + 1}"
+        moments.append(Moment(where, stage.index, mask or masks.digest(state.masks), state))
+
+    with job(setup) as running:
+        at = scheduler.start(setup)
+        for stage in setup.stages:
+            stage, at = scheduler.prune_parent(running, stage, at)
+            keep("the pruning of", stage, at.parent)
+            if stage.segment.epochs > 0:
+                at = scheduler.train_replicas(running, stage, at)
+                for c in at.candidates:
+                    keep(f"training replica {c.index + 1} in", stage, state_of(at.parent, c), c.mask_digest)
+                at = scheduler.merge_candidates(running, stage, at)
+                keep("the merge of", stage, at.parent)
+            at = scheduler.evaluate(running, stage, at)
+    return Run(setup, tuple(moments), states.effective(setup.method, at.parent))
+
+
+def state_of(parent: State, candidate: FileCandidate) -> State:
+    """A candidate's file as a state."""
+    stored = {name.removeprefix(OPTIMIZER): candidate.read(name) for name in candidate.optimizer_names()}
+    return replace(parent.renamed(read(candidate)), optimizer=stored)
+
+
+def run(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> Run:
+    """Prepare and run, watched."""
+    return watched_run(prepare(config(method, merge, **changes)))
+
+
+@contextmanager
+def global_seeds(seed: int) -> Iterator[None]:
+    """Other global random states than usual: a plugin draws from the generator that it is given."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+# --- comparing ---------------------------------------------------------------------------------------
+
+
+def clones(tensors: Tensors) -> Tensors:
+    """Copies."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def difference(left: Tensors, right: Tensors) -> str:
+    """The first name under which two sets of tensors differ by a bit; empty where they are equal."""
+    for name in [*left, *(set(right) - set(left))]:
+        if name not in left or name not in right or not _same_bits(left[name], right[name]):
+            return name
+    return ""
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.dtype is not right.dtype or left.shape != right.shape:
+        return False
+    return torch.equal(left.nan_to_num(), right.nan_to_num())
+
+
+def frozen(value: Any) -> Any:
+    """A plain picture of an object and all that it holds, to see later whether it changed."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.detach().cpu().flatten().tolist())
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else repr(key): frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [frozen(item) for item in value]
+    if hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+        return (type(value).__name__, frozen(vars(value)))
+    return repr(value)
+
+
+def first_change(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The name of the first attribute that came, went or changed."""
+    return next((name for name in [*before, *after] if before.get(name, ...) != after.get(name, ...)), "")
+
+
+def unknown(names: Sequence[str], known: Sequence[str]) -> str:
+    """The first name that is in one list only; empty where both hold the same."""
+    return next((name for name in [*names, *known] if (name in names) != (name in known)), "")
