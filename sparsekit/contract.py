@@ -49,7 +49,8 @@ def _option_faults(cls: type) -> Iterator[str]:
     if cls.__init__ is object.__init__:  # type: ignore[misc]
         return
     for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:  # type: ignore[misc]
-        if stars := {option.VAR_POSITIONAL: "*", option.VAR_KEYWORD: "**"}.get(option.kind):
+        stars = {option.VAR_POSITIONAL.name: "*", option.VAR_KEYWORD.name: "**"}.get(option.kind.name)
+        if stars:
             yield f"takes {stars}{option.name}; its constructor must name every option"
         elif option.kind is option.POSITIONAL_ONLY:
             yield f"takes its option {option.name!r} by position only; options are given by name"

@@ -83,7 +83,7 @@ def test_all_damaged_says_so_and_touches_nothing(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.json"):
         path.write_bytes(path.read_bytes().replace(b"segment", b"sagment"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(RunError, match="all checkpoints in .* are damaged; nothing was changed"):
+    with pytest.raises(RunError, match=r"all checkpoints in .* are damaged; nothing was changed"):
         Keeper(tmp_path).newest(lambda text: None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

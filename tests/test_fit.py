@@ -28,6 +28,7 @@ from sparsekit.methods.oneshot import OneShot
 from sparsekit.replicas import fork
 from sparsekit.setup import prepare
 from sparsekit.states import State
+from sparsekit.training import Training
 
 SUMMARY = {
     "status", "method", "merge", "target_sparsity", "sparsity", "model_sparsity", "nonzero", "test.accuracy",
@@ -290,9 +291,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, value: float, *victims: tuple[int, i
     """Spoil the classifier of some replicas, as (segment, replica), after they were trained."""
     original = scheduler.train
 
-    def train(setup: Any, parent: Any, stage: Any, replica: Any, *rest: Any) -> State:
-        state = original(setup, parent, stage, replica, *rest)
-        if (stage.index, replica.index) in victims:
+    def train(training: Training, *rest: Any) -> State:
+        state = original(training, *rest)
+        if (training.stage.index, training.replica.index) in victims:
             state.tensors["fc.bias"].fill_(value)
         return state
 

@@ -98,12 +98,13 @@ def trained(
     """One replica through one segment, as the scheduler does it."""
     if isinstance(replica, int):
         replica = fork(setup.config, stage)[replica]
-    return training.train(setup, parent, stage, replica, schedule or setup.method.learning_rate(stage), report)
+    work = training.Training(setup, parent, stage, replica, schedule or setup.method.learning_rate(stage))
+    return training.train(work, report)
 
 
 def dense_then_pruned(setup: Setup) -> tuple[State, Stage]:
     """The second segment's pruned parent, after training replica 0 through the first."""
-    parent, stage = pruned(setup, scheduler.start(setup), 0)
+    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
     return pruned(setup, trained(setup, parent, stage), 1)
 
 

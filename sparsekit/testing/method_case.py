@@ -61,7 +61,7 @@ class MethodCase(PluginCase[PruningMethod]):
 
     def start(self, method: PruningMethod) -> State:
         """The first parent of a run."""
-        return scheduler.start(replace(self.setup, config=replace(self.setup.config, method=method)))
+        return scheduler.start(replace(self.setup, config=replace(self.setup.config, method=method))).parent
 
     def prunings(self, method: PruningMethod, sparsity: float, **doctored: Tensors) -> Iterator[Pruning]:
         """Every pruning of a plan of 30 epochs; small random changes stand in for the training in between.
