@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow lint types format clean
+.PHONY: help install fit test slow faults lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: $(STAMP) ## the tests that take seconds
 
 slow: $(STAMP) ## the long tests
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+
+faults: $(STAMP) ## the long fault suite alone: kills, full disks, locks
+	$(PYTEST) -m faults --timeout 1800 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

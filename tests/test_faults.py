@@ -1,0 +1,157 @@
+"""The long fault suite (`make faults`): real processes, killed, crowded and starved. Every run ends as if nothing was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+OPTIONS = ["--epochs", "12", "--replicas.count", "2", "--model.kwargs", "{channels: [8, 8, 16, 16]}"]
+OFTEN = ["--checkpoint.minutes", "0.005", "--wandb.mode", "disabled"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "sparsekit", "fit", *OPTIONS, *OFTEN, "--out", str(out), *options]
+
+
+def start(out: Path, *options: str, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(out, *options),
+        env=ENV,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=prepare,
+    )
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Until the run has written so many rows."""
+    while process.poll() is None and (not (out / "metrics.jsonl").exists() or len(rows(out)) < count):
+        time.sleep(0.05)
+
+
+def contents(out: Path) -> dict[str, object]:
+    return {
+        "model": (out / "model" / "model.safetensors").read_bytes(),
+        "masks": (out / "masks.safetensors").read_bytes(),
+        "rows": rows(out),
+    }
+
+
+@pytest.mark.parametrize("method", ["gmp", "imp", "dpf", "rigl"])
+def test_killed_at_random_instants(method: str, tmp_path: Path) -> None:
+    """Seven SIGKILLs a method, over as many runs as they need; the same command every time."""
+    chance = random.Random(method)
+    began = time.monotonic()
+    assert start(tmp_path / "whole", "--method", method, "--resume").wait() == 0
+    whole, seconds = contents(tmp_path / "whole"), time.monotonic() - began
+    kills, runs = 0, 0
+    while kills < 7:
+        out = tmp_path / f"killed-{runs}"
+        runs += 1
+        for _ in range(40):
+            process = start(out, "--method", method, "--resume")
+            try:
+                assert process.wait(timeout=chance.uniform(0.2, 1.0) * seconds) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill() if kills < 7 else None
+                kills += kills < 7
+                assert process.wait() in (0, -signal.SIGKILL)
+                if process.returncode == 0:
+                    break
+        assert contents(out) == whole
+        assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+def test_sigterm_checkpoints_and_leaves_within_ten_seconds(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out)
+    wait_for_rows(process, out, 5)
+    asked = time.monotonic()
+    process.terminate()
+    assert process.wait() == 143
+    assert time.monotonic() - asked < 10.0
+    assert list((out / "checkpoints").glob("*.json"))
+    assert start(out, "--resume").wait() == 0
+
+
+def test_a_second_process_on_one_directory_is_refused_and_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(out)
+    wait_for_rows(first, out, 3)
+    second = start(out, "--resume")
+    assert second.wait() == 2
+    assert second.stderr is not None
+    assert f"in use by process {first.pid}" in second.stderr.read()
+    first.kill()
+    first.wait()
+    assert start(out, "--resume").wait() == 0
+
+
+def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_ones_before(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the write fails in the same place."""
+    assert start(tmp_path / "whole").wait() == 0
+    out = tmp_path / "out"
+    process = start(out)
+    wait_for_rows(process, out, 8)
+    process.terminate()
+    assert process.wait() == 143
+    kept = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+
+    def starve() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    starved = start(out, "--resume", prepare=starve)
+    assert starved.stderr is not None
+    error = starved.stderr.read()
+    assert starved.wait() == 1
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    for name, data in kept.items():
+        if name.endswith(".json"):
+            assert (out / "checkpoints" / name).read_bytes() == data
+    assert start(out, "--resume").wait() == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_vanished_data_is_one_line(tmp_path: Path) -> None:
+    source = Path("/usr/share/datasets/fashion-mnist")
+    if not source.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    root, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(source, root)
+    data = ["--data.name", "fashion_mnist", "--data.root", str(root), "--data.batch_size", "500"]
+    process = start(out, *data)
+    wait_for_rows(process, out, 2)
+    process.terminate()
+    assert process.wait() == 143
+    shutil.rmtree(root)
+    gone = start(out, *data, "--resume")
+    assert gone.stderr is not None
+    error = gone.stderr.read()
+    assert gone.wait() == 2
+    assert "--data.root" in error
+    assert len(error.strip().splitlines()) == 1
+    assert list((out / "checkpoints").glob("*.json"))
