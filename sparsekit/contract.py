@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
 
 from sparsekit.api import MergeStrategy, PruningMethod
 from sparsekit.errors import UserError
@@ -30,6 +32,13 @@ def check_class(cls: type, plugin: Plugin) -> None:
         raise UserError(f"{plugin}: {plugin.target} {fault}")
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """The default of every option that has one; of a dataclass's field with a factory, what that makes."""
+    found = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.default is not p.empty}
+    made = {f.name: f.default_factory for f in (fields(cls) if is_dataclass(cls) else ())}
+    return found | {name: make() for name, make in made.items() if name in found and make is not MISSING}
+
+
 def faults(cls: type, kind: Kind) -> Iterator[str]:
     """What is wrong with a class, each as the rest of a sentence that begins with its name."""
     base = BASES[kind]
@@ -40,7 +49,8 @@ def faults(cls: type, kind: Kind) -> Iterator[str]:
         return
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         yield f"lacks the method {', '.join(f'{name}()' for name in missing)}"
-    if not (cls.__doc__ or "").strip():
+    text = (cls.__doc__ or "").strip()
+    if not text or text.startswith(f"{cls.__name__}("):  # the latter is what a dataclass makes up
         yield "has no docstring; its first line is what `sparsekit plugins list` shows"
     yield from _option_faults(cls)
 
@@ -49,8 +59,8 @@ def _option_faults(cls: type) -> Iterator[str]:
     if cls.__init__ is object.__init__:  # type: ignore[misc]
         return
     for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:  # type: ignore[misc]
-        stars = {option.VAR_POSITIONAL.name: "*", option.VAR_KEYWORD.name: "**"}.get(option.kind.name)
-        if stars:
+        if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
+            stars = "*" if option.kind is option.VAR_POSITIONAL else "**"
             yield f"takes {stars}{option.name}; its constructor must name every option"
         elif option.kind is option.POSITIONAL_ONLY:
             yield f"takes its option {option.name!r} by position only; options are given by name"

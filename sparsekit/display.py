@@ -186,6 +186,8 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
     table.add_column(style="dim")
     table.add_column()
     known = {key: value for key, value in summary.items() if value is not None}
+    if known.get("candidates.count") == 1:  # nothing was merged: it would be compared with itself
+        known = {key: value for key, value in known.items() if not key.startswith("candidates.")}
 
     def add(name: str, line: Callable[..., str], *keys: str) -> None:
         if all(key in known for key in keys):

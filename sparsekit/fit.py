@@ -122,7 +122,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
     total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
-    summary = {
+    summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
         "model_sparsity": pruned / total,
         "nonzero": nonzero,
@@ -131,8 +131,9 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         "test.accuracy": result.test.accuracy,
         "test.loss": result.test.loss,
     }
-    if len(result.candidates) > 1:
+    if result.candidates:
         accuracies = [score.accuracy for score in result.candidates]
+        summary["candidates.count"] = len(accuracies)
         summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
         summary["candidates.best_accuracy"] = max(accuracies)
     return summary

@@ -101,6 +101,6 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     for plugin, values in zip(found, rows, strict=True):
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
-        lines.append(f"        {values['summary'] or fault_of(plugin)}")
+        lines.append(f"        {values['summary'] or fault_of(plugin) or '(no docstring)'}")
         lines += options_text(plugin, indent=10)
     return "\n".join(line.rstrip() for line in lines)

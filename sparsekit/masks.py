@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm import layers
 from torch import Tensor, nn
 
 from sparsekit import allocation
@@ -30,9 +31,17 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
         UserError: a pattern finds no such weight, or nothing is left.
     """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    # these centre their weights in every forward pass, where masked ones would come back
+    centred = (layers.StdConv2d, layers.StdConv2dSame, layers.ScaledStdConv2d, layers.ScaledStdConv2dSame)
     parameters = dict(model.named_parameters())  # names each shared parameter once
-    names = [f"{path}.weight" if path else "weight" for path, m in model.named_modules() if isinstance(m, kinds)]
+    names = [
+        f"{path}.weight" if path else "weight"
+        for path, m in model.named_modules()
+        if isinstance(m, kinds) and not isinstance(m, centred)
+    ]
     names = [name for name in names if name in parameters]
+    if not names:
+        raise UserError("--model.name: the model has no Conv or Linear weight that can be pruned; choose another")
     for pattern in exclude:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(f"--masks.exclude: {pattern!r} finds no Conv or Linear weight; the first is {names[0]!r}")

@@ -134,6 +134,10 @@ def recalibrated(setup: Setup, state: State) -> State:
 
 
 def _check(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
+    if not isinstance(soup, Soup):
+        raise RunError(f"merge {name}: merge() must return a Soup, got {type(soup).__name__}")
+    if unknown := set(soup.ingredients) - {candidate.index for candidate in candidates}:
+        raise RunError(f"merge {name}: the soup names replica {min(unknown)}, which is no candidate")
     expected = sorted(candidates[0].names())
     if sorted(soup.tensors) != expected:
         wrong = sorted(set(soup.tensors) ^ set(expected))

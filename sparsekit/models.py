@@ -51,7 +51,9 @@ def build(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn
         raise UserError(f"--model.name {name!r}: no config.json there; give a directory that timm or sparsekit saved")
     if local and config.pretrained and not Path(name.removeprefix("local-dir:"), "model.safetensors").is_file():
         # timm would go on to a pickle there, and reading one can run code
-        raise UserError(f"--model.name {name!r}: no model.safetensors there; save the model with safe_serialization=True")
+        raise UserError(
+            f"--model.name {name!r}: no model.safetensors there; save the model with safe_serialization=True"
+        )
     torch.manual_seed(seed)
     try:
         return timm.create_model(

@@ -32,7 +32,8 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
         if extra:
             optimizer.add_param_group({"params": list(extra.values()), "weight_decay": weight_decay})
     except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
-        raise UserError(f"--optimizer.name {config.name} with --optimizer.kwargs {config.kwargs}: {error}") from error
+        given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
+        raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error
     return optimizer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -150,9 +149,7 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"[\w-]+", name):
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
-    parameters = inspect.signature(contract.load(plugin)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {"class_path": plugin.class_path, "init_args": {**defaults, **own}}
+    return {"class_path": plugin.class_path, "init_args": contract.defaults(contract.load(plugin)) | own}
 
 
 class _Loader(yaml.SafeLoader):

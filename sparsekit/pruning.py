@@ -80,6 +80,8 @@ def _no_gradients(batches: int = 1) -> Tensors:
 
 def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
     where = f"method {name}, segment {stage.index + 1}: masks()"
+    if not isinstance(chosen, dict):
+        raise RunError(f"{where} must return masks by parameter name, got {type(chosen).__name__}")
     if list(chosen) != list(weights):
         raise RunError(f"{where} must return a mask for each of {list(weights)}, in that order; got {list(chosen)}")
     for key, mask in chosen.items():

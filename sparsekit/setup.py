@@ -91,9 +91,11 @@ def prepare(config: FitConfig) -> Setup:
     model = model.to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizers.build(config.optimizer, model, {}, config.optimizer.lr, config.optimizer.weight_decay)
     setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype)
+    # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
+    torch.backends.mkldnn.enabled = not (device.type == "cpu" and dtype == torch.bfloat16)
     _try_forward(setup)
+    _try_step(setup)
     return setup
 
 
@@ -110,6 +112,29 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _try_step(setup: Setup) -> None:
+    """One training step on a copy of the weights: batch size and optimizer must suit the model."""
+    config, o = setup.config, setup.config.optimizer
+    fresh = states.capture(setup.model)
+    optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
+    images, labels = next(iter(setup.data.train_batches(0, 1)))
+    setup.model.train()
+    try:
+        with setup.autocast():
+            loss = torch.nn.functional.cross_entropy(setup.model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+    except ValueError as error:  # BatchNorm refuses a single value a channel
+        raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error
+    try:
+        optimizer.step()
+        optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
+    setup.model.zero_grad(set_to_none=True)
+    setup.model.load_state_dict(fresh)
 
 
 def _try_forward(setup: Setup) -> None:

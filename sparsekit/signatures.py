@@ -39,6 +39,8 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
         for item in found.node.body if found else ():
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
                 return _options(item.args)
+        if found and any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
+            return _fields(found.node)
         base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
         above = _resolve(found.module, base) if found and base else None
         found = above if isinstance(above, _Class) else None
@@ -70,6 +72,19 @@ def _options(arguments: ast.arguments) -> dict[str, Option]:
     return {
         a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
         for a, d in zip([*plain, *arguments.kwonlyargs], written, strict=True)
+    }
+
+
+def _fields(node: ast.ClassDef) -> dict[str, Option]:
+    """The options of a dataclass."""
+    return {
+        item.target.id: Option(
+            item.target.id, ast.unparse(item.annotation), ast.unparse(item.value) if item.value else ""
+        )
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and "ClassVar" not in ast.unparse(item.annotation)
     }
 
 

@@ -62,6 +62,8 @@ class MaskedStep:
             self._mask_gradients()
         if self.steered:
             self._steer(now)
+            if not self.dense:
+                self._mask_gradients()
         if config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
         self.optimizer.step()

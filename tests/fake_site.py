@@ -1,7 +1,8 @@
-"""Distributions that are not really installed, for tests: metadata and modules in a folder of their own."""
+"""Distributions in a folder of their own, for tests: made up, or really built and installed there."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,3 +43,19 @@ def visible(site: Path) -> Iterator[Path]:
         for module in set(sys.modules) - before:
             if str(site) in str(getattr(sys.modules[module], "__file__", "")):
                 del sys.modules[module]
+
+
+def offline(site: Path) -> dict[str, str]:
+    """An environment in which `pip install PATH` needs no network and installs into `site`, where all look first."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(site),
+        "PIP_TARGET": str(site),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # so spelt, it means what `--no-build-isolation` means
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }

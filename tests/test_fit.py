@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ from safetensors.torch import load_file
 from tiny import ARGUMENTS, KWARGS, MERGES, METHODS, masked_are_zero, optimizer, rows, tiny_config
 from torch import nn
 
-from sparsekit import Budget, PruningMethod, Segment, cli, scheduler
-from sparsekit.config import FitConfig, MasksConfig, ReplicasConfig
+from sparsekit import Budget, MergeStrategy, PruningMethod, Segment, cli, scheduler
+from sparsekit.config import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
 from sparsekit.data import ImageData
 from sparsekit.errors import RunError, UserError
 from sparsekit.fit import fit
+from sparsekit.merges.best import Best
+from sparsekit.merges.greedy import Greedy
+from sparsekit.merges.uniform import Uniform
+from sparsekit.methods.bimp import BIMP
+from sparsekit.methods.dpf import DPF
+from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.replicas import fork
 from sparsekit.setup import prepare
@@ -178,13 +185,20 @@ def same(left: Path, right: Path) -> bool:
     return all((left / file).read_bytes() == (right / file).read_bytes() for file in files)
 
 
-@pytest.mark.parametrize(("method", "merge"), [("gmp", "greedy"), ("dpf", "uniform"), ("bimp", "best")])
-def test_the_same_config_and_seed_give_the_same_bits(tmp_path: Path, method: str, merge: str) -> None:
-    kwargs = {**KWARGS, "drop_path_rate": 0.1}
+REPEATED: dict[str, tuple[Callable[[], PruningMethod], Callable[[], MergeStrategy]]] = {
+    "gmp-greedy": (lambda: GMP(interval=0.3), Greedy),
+    "dpf-uniform": (lambda: DPF(interval=0.3), Uniform),
+    "bimp-best": (BIMP, Best),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_the_same_config_and_seed_give_the_same_bits(tmp_path: Path, case: str) -> None:
+    method, merge = REPEATED[case]
+    model = ModelConfig(kwargs={**KWARGS, "drop_path_rate": 0.1})
 
     def run(name: str, seed: int = 3) -> Path:
-        config = tiny_config(METHODS[method](), MERGES[merge](), tmp_path / name, seed=seed)
-        fit(replace(config, model=replace(config.model, kwargs=kwargs)))
+        fit(tiny_config(method(), merge(), tmp_path / name, seed=seed, model=model))
         torch.randn(11)
         return tmp_path / name
 

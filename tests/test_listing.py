@@ -118,7 +118,7 @@ def test_a_malformed_neighbour_costs_one_warning_everywhere(site: Path, capsys: 
         ["fit", "--method.help", "fine"],
         ["plan", "--merge", "greedy"],
     ):
-        code, out, err = run(capsys, *command)
+        code, _, err = run(capsys, *command)
         assert code == 0
         assert len(err) == 1
         assert err[0].startswith("sparsekit: warning: plugins of faulty are ignored: malformed ")

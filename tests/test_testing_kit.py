@@ -77,7 +77,9 @@ class Thresholds(Twice):
 
     allocation: ClassVar[Any] = "erk"
 
-    def __init__(self, pull: float = 1e-3, rates: tuple[float, float] = (1.0, 0.1), allocate: str | None = None) -> None:
+    def __init__(
+        self, pull: float = 1e-3, rates: tuple[float, float] = (1.0, 0.1), allocate: str | None = None
+    ) -> None:
         self.pull, self.rates, self.allocate = pull, rates, allocate
 
     def learning_rate(self, stage: Stage) -> Schedule:
@@ -290,25 +292,57 @@ METHODS: list[tuple[str, type[Any], str]] = [
     ("is_well_formed", method(allocation="layers"), "allocation is 'layers'; choose from global, uniform, erk, lamp"),
     ("is_well_formed", method(__init__=lambda self: 1 / 0), r"Broken\(\) raised ZeroDivisionError"),
     ("keeps_its_options", method(__init__=option("share", 0.5, keep=False)), "there is no self.share"),
-    ("keeps_its_options", method(__init__=option("share", 0.5), share=property(lambda s: 2.0, lambda s, v: None)), "2.0"),
+    (
+        "keeps_its_options",
+        method(__init__=option("share", 0.5), share=property(lambda s: 2.0, lambda s, v: None)),
+        "2.0",
+    ),
     ("keeps_its_options", method(__init__=option("share", 0.5, int)), "cannot be written to YAML and read again"),
     ("keeps_its_options", method(__init__=option("share", object(), object)), "cannot be written to YAML"),
     ("plans_add_up", method(plan=shifted(1.0)), r"for 6 epochs and sparsity 0: .*sum up to 7 epochs"),
     ("plans_add_up", method(plan=lambda self, budget: ()), "at least one Segment"),
     ("plans_add_up", method(plan=lambda self, budget: None), "TypeError"),
     ("plans_add_up", method(plan=lambda self, b: (Segment(min(b.sparsity, 0.95), b.epochs),)), "last segment has"),
-    ("plans_add_up", method(plan=lambda self, b: (Segment(2 * b.sparsity, 0.0), Segment(b.sparsity, b.epochs))), "lie in"),
+    (
+        "plans_add_up",
+        method(plan=lambda self, b: (Segment(2 * b.sparsity, 0.0), Segment(b.sparsity, b.epochs))),
+        "lie in",
+    ),
     ("plans_add_up", method(plan=refuse("")), "an empty ValueError; say why"),
     ("plans_add_up", method(plan=refuse("never")), "every budget was refused"),
-    ("plans_are_repeatable", method(plan=lambda s, b: (Segment(b.sparsity, b.epochs, random.random()),)), "was planned as"),
-    ("plans_are_repeatable", method(**counting("plan", lambda s, n, b: Twice.plan(s, b))), r"plan\(\) changed self.calls"),
-    ("learning_rates_are_usable", method(learning_rate=lambda s, stage: Schedule(lambda done: 0.5 - done)), r"is -0\.00\d+ at 0\.505"),
-    ("learning_rates_are_usable", method(learning_rate=lambda s, t: Schedule(lambda d: t.relative_change)), "is inf at 0"),
+    (
+        "plans_are_repeatable",
+        method(plan=lambda s, b: (Segment(b.sparsity, b.epochs, random.random()),)),
+        "was planned as",
+    ),
+    (
+        "plans_are_repeatable",
+        method(**counting("plan", lambda s, n, b: Twice.plan(s, b))),
+        r"plan\(\) changed self.calls",
+    ),
+    (
+        "learning_rates_are_usable",
+        method(learning_rate=lambda s, stage: Schedule(lambda done: 0.5 - done)),
+        r"is -0\.00\d+ at 0\.505",
+    ),
+    (
+        "learning_rates_are_usable",
+        method(learning_rate=lambda s, t: Schedule(lambda d: t.relative_change)),
+        "is inf at 0",
+    ),
     ("learning_rates_are_usable", method(learning_rate=lambda s, t: len(t.weights)), "no attribute 'weights'"),
     ("learning_rates_are_usable", method(learning_rate=lambda s, t: lambda done: 1.0), r"learning_rate\(\) returned"),
-    ("learning_rates_are_usable", method(learning_rate=lambda s, t: Schedule(lambda d: random.random())), "asked twice"),
+    (
+        "learning_rates_are_usable",
+        method(learning_rate=lambda s, t: Schedule(lambda d: random.random())),
+        "asked twice",
+    ),
     ("prunes_exactly", method(masks=counts_wrong), "must prune"),
-    ("prunes_exactly", method(masks=lambda s, step: {n: w * 0 for n, w in step.weights.items()}), "must be a bool tensor"),
+    (
+        "prunes_exactly",
+        method(masks=lambda s, step: {n: w * 0 for n, w in step.weights.items()}),
+        "must be a bool tensor",
+    ),
     ("prunes_exactly", method(masks=lambda s, step: {}), "must return a mask for each"),
     ("handles_ties", method(masks=by_threshold), "all weights equal: .* must prune"),
     ("handles_non_finite", method(masks=fails_on_nan), "two weights nan: ValueError: cannot convert"),
@@ -325,7 +359,11 @@ METHODS: list[tuple[str, type[Any], str]] = [
     ("leaves_its_inputs_alone", method(scores=in_place), "pruning changed the step's 'conv1.weight' in place"),
     ("leaves_its_inputs_alone", method(gradients=writes_masks), r"gradients\(\) changed step.masks\['conv1.weight'\]"),
     ("extra_tensors_are_sound", method(extra=lambda s, w: {"count": torch.zeros(1, dtype=torch.long)}), "use floats"),
-    ("extra_tensors_are_sound", method(extra=lambda s, w: dict(w)), "shares its memory with weight conv1.weight; clone it"),
+    (
+        "extra_tensors_are_sound",
+        method(extra=lambda s, w: dict(w)),
+        "shares its memory with weight conv1.weight; clone it",
+    ),
     ("extra_tensors_are_sound", method(extra=lambda s, w: {"a": torch.rand(3)}), "differs when asked again"),
     ("extra_tensors_are_sound", method(extra=lambda s, w: {"a": torch.tensor(math.inf)}), "is not finite"),
     ("extra_tensors_are_sound", method(extra=lambda s, w: {"a": 1.0}), "is float, not a tensor"),
@@ -335,15 +373,27 @@ METHODS: list[tuple[str, type[Any], str]] = [
     ("effective_weights_are_sound", method(effective=not_finite), "ZeroDivisionError|is not finite"),
     ("penalties_are_scalars", method(penalty=lambda s, step: step.weights["fc.weight"].abs()), "not a 0-dim tensor"),
     ("penalties_are_scalars", method(penalty=lambda s, step: torch.tensor(math.nan)), "is nan"),
-    ("penalties_are_scalars", method(penalty=lambda s, step: (0 * step.weights["fc.weight"]).sum().sqrt()), "gradient of"),
+    (
+        "penalties_are_scalars",
+        method(penalty=lambda s, step: (0 * step.weights["fc.weight"]).sum().sqrt()),
+        "gradient of",
+    ),
     ("gradients_fit", method(gradients=dense_gradients), "gradients other than 0 where weights are masked"),
     ("gradients_fit", method(gradients=lambda s, step, g: {"nothing": g["fc.weight"]}), "is no prunable weight"),
     ("gradients_fit", method(gradients=lambda s, step, g: {n: t.double() for n, t in g.items()}), "is torch.float64"),
     ("gradients_fit", method(gradients=lambda s, step, g: {n: t / 0.0 for n, t in g.items()}), "is not finite"),
     ("ends_well", method(penalty=fails_late), "KeyError: 'late'\nraised through .*test_testing_kit.py:.*fails_late"),
-    ("ends_well", method(penalty=lambda s, step: math.nan * step.weights["fc.weight"].sum()), "no replica stayed finite"),
+    (
+        "ends_well",
+        method(penalty=lambda s, step: math.nan * step.weights["fc.weight"].sum()),
+        "no replica stayed finite",
+    ),
     ("masks_are_shared", Hoards, "a mask was changed in place afterwards"),
-    ("optimizer_state_is_cleared", method(gradients=dense_gradients), "entries of .* are not 0 where weights are masked"),
+    (
+        "optimizer_state_is_cleared",
+        method(gradients=dense_gradients),
+        "entries of .* are not 0 where weights are masked",
+    ),
     ("works_at_the_extremes", method(gradients=per_masked), "to sparsity 0: .*no replica stayed finite"),
     ("runs_repeatably", method(gradients=noisy), "another run with the same options and seed, of another instance has"),
     ("keeps_no_state", method(**counting("gradients", lambda s, n, t, g: g)), "a run changed self.calls"),
@@ -367,7 +417,10 @@ def test_every_rule_for_methods_catches_its_fault(rule: str, cls: type[Any], did
 
 @pytest.mark.parametrize(
     ("fault", "did"),
-    [({"effective": revives}, "masked weights of conv1.weight are not 0"), ({"masks": counts_wrong}, "0 of .* instead of")],
+    [
+        ({"effective": revives}, "masked weights of conv1.weight are not 0"),
+        ({"masks": counts_wrong}, "0 of .* instead of"),
+    ],
 )
 def test_exact_zeros_are_checked_whether_or_not_the_core_does(
     monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any], did: str

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from sparsekit.api import MergeStrategy, PruningMethod
-from sparsekit.contract import BASES, faults
+from sparsekit.contract import BASES, defaults, faults
 from sparsekit.registry import Kind
 from sparsekit.testing.rules import Broken, Unreached, describe, need
 
@@ -50,7 +50,7 @@ class PluginCase(Generic[P]):
         if type(instance).__init__ is object.__init__:
             return
         names = list(inspect.signature(self.cls).parameters)
-        values = {p.name: p.default for p in inspect.signature(self.cls).parameters.values()} | self.options
+        values = defaults(self.cls) | self.options
         for name in names:
             need(hasattr(instance, name), f"there is no self.{name}")
             kept = getattr(instance, name)

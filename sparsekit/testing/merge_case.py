@@ -85,7 +85,7 @@ class MergeCase(PluginCase[MergeStrategy]):
     @cached_property
     def ground(self) -> Ground:
         """Three replicas that really were trained from one pruned parent."""
-        config = problem.config(_Ground(), Uniform(), sparsity=SPARSITY, replicas=ReplicasConfig(count=3))
+        config = problem.config(_Ground(), Uniform(), sparsity=SPARSITY, replicas=ReplicasConfig(count=3, start=0.0))
         setup = prepare(config)
         running = self._stack.enter_context(problem.job(setup))
         first, second = setup.stages

@@ -19,9 +19,11 @@ from sparsekit import masks, scheduler, states
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, PruningMethod, Stage
 from sparsekit.checkpoint import Keeper
-from sparsekit.config import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
+from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
 from sparsekit.display import Display
+from sparsekit.errors import RunError
 from sparsekit.merging import FileCandidate, read
+from sparsekit.replicas import fork
 from sparsekit.scheduler import Job
 from sparsekit.setup import Setup, prepare
 from sparsekit.states import OPTIMIZER, State
@@ -32,14 +34,15 @@ MODEL = ModelConfig(kwargs={"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8]})
 
 
 def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitConfig:
-    """Six epochs of two replicas, 8 optimizer steps each, on digits of 8×8 pixels."""
+    """Six epochs of two replicas from the start, 8 optimizer steps each, on digits of 8×8 pixels."""
     given = FitConfig(
         method,
         merge,
         epochs=EPOCHS,
-        replicas=ReplicasConfig(count=2),
+        replicas=ReplicasConfig(count=2, start=0.0),
         model=MODEL,
         data=DataConfig(image_size=8),
+        optimizer=OptimizerConfig(lr=0.1),
         wandb=WandbConfig("disabled"),
         channels_last=False,
         device="cpu",
@@ -107,6 +110,8 @@ def watched_run(setup: Setup) -> Run:
             keep("the pruning of", stage, at.parent)
             if stage.segment.epochs > 0:
                 at = scheduler.train_replicas(running, stage, at)
+                if len(at.candidates) < len(fork(setup.config, stage)):
+                    raise RunError(f"segment {stage.index + 1}: a replica did not stay finite and was left out")
                 for c in at.candidates:
                     keep(f"training replica {c.index + 1} in", stage, state_of(at.parent, c), c.mask_digest)
                 at = scheduler.merge_candidates(running, stage, at)

@@ -18,7 +18,7 @@ class SWA(CoefficientMerge):
         start: Fraction of the segment from which the trajectory is averaged, 0 to below 1.
     """
 
-    def __init__(self, start: float = 0.5) -> None:
+    def __init__(self, start: float = 0.75) -> None:
         check_option("start", start, 0.0 <= start < 1.0, "a fraction of the segment from 0 to below 1")
         self.start = start
 

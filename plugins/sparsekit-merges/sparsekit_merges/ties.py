@@ -24,7 +24,7 @@ class TIES(MergeStrategy):
         scale: Factor λ of the merged change, above 0.
     """
 
-    def __init__(self, density: float = 0.5, scale: float = 1.0) -> None:
+    def __init__(self, density: float = 0.2, scale: float = 1.0) -> None:
         check_option("density", density, 0.0 < density <= 1.0, "a fraction above 0 and up to 1")
         check_option("scale", scale, 0.0 < scale < inf, "a number above 0")
         self.density, self.scale = density, scale

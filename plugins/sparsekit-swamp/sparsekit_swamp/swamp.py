@@ -25,7 +25,7 @@ class SWAMP(PruningMethod):
     """
 
     def __init__(
-        self, dense: float = 0.3, cycles: int = 4, single: int = 2, average: float = 0.5, rate: float = 0.2
+        self, dense: float = 0.3, cycles: int = 4, single: int = 2, average: float = 0.5, rate: float = 0.5
     ) -> None:
         _check("dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
         _check("cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")

@@ -46,7 +46,8 @@ class DST(TwoPhases):
         return gradients
 
     def scores(self, step: PruningStep) -> Tensors:
-        return {name: margin(weight, step.extra[name]) for name, weight in step.weights.items()}
+        peak = max(w.abs().max() for w in step.weights.values())
+        return {n: w.abs().where(margin(w, step.extra[n]) > 0, w.abs() - peak) for n, w in step.weights.items()}
 
 
 def margin(weight: Tensor, threshold: Tensor) -> Tensor:
