@@ -128,6 +128,31 @@ def test_options_may_be_inherited_or_absent(site: Path) -> None:
     contract.load(Plugin("heir", "method", "made_up_heir:Heir", "heirs", "1"))
 
 
+DATACLASS = METHOD.replace("class Thing", "@dataclass\nclass Thing").replace(
+    """    def __init__(self, share: float = 0.25) -> None:
+        self.share = share
+""",
+    """    share: float = 0.25
+    layers: list[str] = field(default_factory=list)
+""",
+)
+
+
+def test_a_dataclass_is_a_class_like_others(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "method", f"from dataclasses import dataclass, field\n{DATACLASS}")
+    code, out, _ = run(capsys, "plan", "--method", "odd", "--method.layers", "[a]", "--print_config")
+    assert code == 0
+    assert "method:\n  name: odd\n  share: 0.25\n  layers:\n  - a\n" in out
+    assert "--method.layers: list[str]" in run(capsys, "plugins", "list")[1]
+
+
+def test_the_docstring_that_a_dataclass_makes_up_is_none(site: Path) -> None:
+    source = DATACLASS.replace('    """Prune once, after a share of the budget."""\n', "")
+    install(site, "method", f"from dataclasses import dataclass, field\n{source}")
+    with pytest.raises(UserError, match="has no docstring"):
+        contract.load(Plugin("odd", "method", "made_up_thing:Thing", "faulty", "1.2"))
+
+
 def test_all_faults_are_found() -> None:
     class Odd:
         pass

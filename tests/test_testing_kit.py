@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,6 +117,7 @@ class Mean(CoefficientMerge):
         return [1.0 / len(candidates)] * len(candidates)
 
 
+@dataclass
 class Pulled(MergeStrategy):
     """The mean, pulled towards the parent at random.
 
@@ -126,8 +128,8 @@ class Pulled(MergeStrategy):
 
     max_replicas: ClassVar[int | None] = 5
 
-    def __init__(self, most: float = 0.5, only: list[str] | None = None) -> None:
-        self.most, self.only = most, only
+    most: float = 0.5
+    only: list[str] = field(default_factory=list)
 
     @property
     def average_from(self) -> float | None:
@@ -137,7 +139,7 @@ class Pulled(MergeStrategy):
         tensors = step.average(candidates, [1.0 / len(candidates)] * len(candidates))
         share = self.most * float(torch.rand((), generator=step.generator)) * (len(candidates) > 1)
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and (self.only is None or name in self.only):
+            if tensor.is_floating_point() and (not self.only or name in self.only):
                 tensors[name] = tensor.lerp(step.parent[name], share)
         step.score(tensors)
         return Soup(tensors, None, tuple(c.index for c in candidates))

@@ -107,8 +107,9 @@ class MethodCase(PluginCase[PruningMethod]):
         state = self.start(method)
         half = {name: torch.arange(w.numel()).reshape(w.shape) % 2 for name, w in state.weights.items()}
         for progress, kept in ((0.0, masks.full(state.weights)), (0.01, half), (0.5, half), (1.0, half)):
+            behind = masks.full(state.weights) if keeps_dense(method) else kept
             yield TrainingStep(
-                {name: w.clone().requires_grad_() for name, w in state.weights.items()},
+                {name: (w * behind[name]).requires_grad_() for name, w in state.weights.items()},
                 {name: mask.to(state.weights[name].dtype) for name, mask in kept.items()},
                 {name: t.clone().requires_grad_() for name, t in state.extra.items()},
                 progress,

@@ -69,7 +69,7 @@ def raise_broken(subject: str, found: Iterable[Outcome]) -> None:
     lines = [f"{subject} breaks {count} of the contract"]
     for outcome in broken:
         lines += ["", f"{outcome.rule}: {outcome.asks}", *(f"    {line}" for line in outcome.did.splitlines())]
-    raise ContractError("\n".join(lines)) from broken[0].cause
+    raise ContractError("\n".join(lines)) from next((outcome.cause for outcome in broken if outcome.cause), None)
 
 
 def describe(error: BaseException) -> str:

@@ -1,10 +1,17 @@
-"""What the methods share: checked options, the two phases and an exact top k over all layers."""
+"""What the methods share: checked options, the two phases, the push towards the target and an exact top k."""
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Iterable
+from math import ceil, inf
+from typing import TYPE_CHECKING, Any
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors, TrainingStep
+
+if TYPE_CHECKING:  # here and not beside a method, whose own module is run whole when its options are read
+    from torch import Tensor as Tensor
+else:
+    Tensor = Any
 
 _TOLERANCE = 1e-9
 
@@ -19,8 +26,8 @@ class TwoPhases(PruningMethod):
     """Search with nothing masked, then prune once to the target and train on with that mask.
 
     Args:
-        search: Fraction of the budget that searches.
-        interval: Fraction of the budget between two merges of the searching replicas.
+        search: Fraction of the budget that searches, above 0 and up to 1.
+        interval: Fraction of the budget between two merges of the searching replicas, 0.0001 to 1.
     """
 
     def __init__(self, search: float, interval: float) -> None:
@@ -30,9 +37,8 @@ class TwoPhases(PruningMethod):
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
         count = ceil(self.search / self.interval - _TOLERANCE)
-        epochs = self.search * budget.epochs / count
-        last = Segment(budget.sparsity, (1.0 - self.search) * budget.epochs)
-        return (*[Segment(0.0, epochs)] * count, last)
+        searching = Segment(0.0, self.search * budget.epochs / count)
+        return (*[searching] * count, Segment(budget.sparsity, (1.0 - self.search) * budget.epochs))
 
     def masks(self, step: PruningStep) -> Tensors:
         return step.select(self.scores(step), regrow=True)
@@ -42,21 +48,50 @@ class TwoPhases(PruningMethod):
         return step.progress <= self.search + _TOLERANCE
 
 
-def wanted_density(step: TrainingStep, search: float) -> float:
-    """How dense the model should be by now: 1 minus GMP's cubic ramp (arXiv 1710.01878) from 0 to the target.
+class Steered(TwoPhases):
+    """A search whose sparsity is an outcome, pushed along GMP's ramp to the target.
 
-    The ramp ends with the search phase.
+    Args:
+        search: See `TwoPhases`.
+        interval: See `TwoPhases`.
+        strength: Factor of the method's penalty, 0 or more.
+        steer: Whether the penalty rests while the model is as sparse as it should be by now.
     """
-    left = max(0.0, 1.0 - step.progress / search)
-    return 1.0 - step.target * (1.0 - left**3)
+
+    def __init__(self, search: float, interval: float, strength: float, steer: bool) -> None:
+        super().__init__(search, interval)
+        check_option("strength", strength, 0.0 <= strength < inf, "a number of 0 or more")
+        self.strength, self.steer = strength, steer
+
+    def push(self, step: TrainingStep, kept: Iterable[Tensor]) -> float | Tensor:
+        """The factor of the penalty, `strength` or 0, where the layers keep so many weights by now.
+
+        The sparsity to be reached follows s(t) = S (1 − (1 − t)³), t from 0 to 1 over the search (arXiv 1710.01878).
+        """
+        if not self.steer:
+            return self.strength
+        wanted = 1.0 - step.target * (1.0 - max(0.0, 1.0 - step.progress / self.search) ** 3)
+        count = sum(weight.numel() for weight in step.weights.values())
+        return self.strength * (total(kept) > wanted * count)
 
 
-def top(scores: Tensors, sparsity: float) -> Tensors:
-    """1 at the highest scores of all layers together, N − round(sparsity · N) of the N, and 0 elsewhere."""
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of some scalars."""
+    import torch
+
+    return torch.stack(list(terms)).sum()
+
+
+def kept_count(count: int, sparsity: float) -> int:
+    """How many of `count` weights a sparsity keeps."""
+    return count - round(sparsity * count)
+
+
+def top(scores: Tensors, kept: int) -> Tensors:
+    """1 at the `kept` highest scores of all tensors together and 0 elsewhere, ties or not."""
     import torch
 
     flat = torch.cat([score.reshape(-1) for score in scores.values()])
-    indices = flat.topk(len(flat) - round(sparsity * len(flat)), sorted=False).indices
-    chosen = torch.zeros_like(flat).scatter(0, indices, 1.0)
-    pieces = chosen.split([score.numel() for score in scores.values()])
+    chosen = torch.zeros_like(flat).scatter(0, flat.topk(kept, sorted=False).indices, 1.0)
+    pieces = torch.split(chosen, [score.numel() for score in scores.values()])
     return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}

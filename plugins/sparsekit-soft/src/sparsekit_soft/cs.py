@@ -5,44 +5,58 @@ from __future__ import annotations
 from math import exp
 
 from sparsekit import PruningStep, Tensors, TrainingStep
-from sparsekit._types import Tensor
-from sparsekit_soft._shared import TwoPhases, check_option, wanted_density
+from sparsekit_soft._shared import Steered, Tensor, check_option, total
 
 
-class CS(TwoPhases):
-    def __init__(self, search: float = 0.7, interval: float = 0.1, init: float = 0.0, beta: float = 200.0, lam: float = 1e-3, gate: str = "target") -> None:
-        super().__init__(search, interval)
-        self.init, self.beta, self.lam, self.gate = init, beta, lam, gate
+class CS(Steered):
+    """A soft gate for every weight, hardened step by step (Savarese et al., arXiv 1912.04427).
+
+    Search: the forward pass uses w · σ(β m) / σ(init) with one learned logit m a weight, β = beta^t growing from 1 as
+    the search goes on, t from 0 to 1, and the penalty strength · Σ σ(β m) closes gates; nothing is masked. In the
+    paper the sparsity is what comes of `init` and the penalty; here the penalty rests while the gates with m ≤ 0 are
+    ahead of GMP's ramp to the target. Then exactly the target is masked, where m is smallest; kept gates are
+    1 / σ(init) from there on. The paper decays no logits; sparsekit decays a method's own tensors as it does weights.
+
+    Args:
+        search: Fraction of the budget in which the gates learn, above 0 and up to 1.
+        interval: Fraction of the budget between two merges until then, 0.0001 to 1; weights and logits are averaged.
+        init: First value of every logit, -100 to 100.
+        beta: Temperature at the end of the search, 1 to 1000000.
+        strength: Factor of the penalty, 0 or more.
+        steer: False keeps the penalty on all the time, as in the paper.
+    """
+
+    def __init__(
+        self,
+        search: float = 0.7,
+        interval: float = 0.1,
+        init: float = 0.0,
+        beta: float = 200.0,
+        strength: float = 1e-3,
+        steer: bool = True,
+    ) -> None:
+        super().__init__(search, interval, strength, steer)
+        check_option("init", init, -100.0 <= init <= 100.0, "a number from -100 to 100")
+        check_option("beta", beta, 1.0 <= beta <= 1e6, "a number from 1 to 1000000")
+        self.init, self.beta = init, beta
 
     def extra(self, weights: Tensors) -> Tensors:
         return {name: weight.new_full(weight.shape, self.init) for name, weight in weights.items()}
 
-    def temperature(self, step):
-        return self.beta ** min(step.progress / self.search, 1.0)
-
     def effective(self, step: TrainingStep) -> Tensors:
-        scale = 1.0 + exp(-self.init)
-        if not self.searching(step):
-            return {n: scale * w * step.masks[n] for n, w in step.weights.items()}
-        beta = self.temperature(step)
-        return {n: scale * w * (beta * step.extra[n]).sigmoid() * step.masks[n] for n, w in step.weights.items()}
+        gates = self._gates(step) if self.searching(step) else step.masks
+        scale = 1.0 + exp(-self.init)  # 1 / σ(init): every weight starts as it is
+        return {name: scale * w * gates[name] * step.masks[name] for name, w in step.weights.items()}
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         if not self.searching(step):
             return None
-        beta = self.temperature(step)
-        kept = sum((m.detach() > 0).sum() for m in step.extra.values())
-        total = sum(w.numel() for w in step.weights.values())
-        if self.gate == "target":
-            g = (kept > (1-step.target)*total).float()
-        elif self.gate == "ramp":
-            g = (kept > wanted_density(step, self.search)*total).float()
-        elif self.gate == "both":
-            g = (kept > wanted_density(step, self.search)*total).float()*2-1
-        elif self.gate == "prop":
-            g = (kept/total - wanted_density(step, self.search))
-        else: g=1.
-        return self.lam * g * sum((beta * m).sigmoid().sum() for m in step.extra.values())
+        push = self.push(step, ((logit > 0).sum() for logit in step.extra.values()))
+        return push * total(gate.sum() for gate in self._gates(step).values())
 
     def scores(self, step: PruningStep) -> Tensors:
         return {name: step.extra[name] for name in step.weights}
+
+    def _gates(self, step: TrainingStep) -> Tensors:
+        beta = self.beta ** min(step.progress / self.search, 1.0)
+        return {name: (beta * logit).sigmoid() for name, logit in step.extra.items()}

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import ClassVar, Literal
+
 from sparsekit import Tensors, TrainingStep
-from sparsekit_soft._shared import TwoPhases, top
+from sparsekit_soft._shared import TwoPhases, kept_count, top
 
 
 class DNW(TwoPhases):
     """Discovering neural wirings (Wortsman et al., arXiv 1906.00586).
 
-    Every forward pass uses the weights of largest magnitude only, as many in all layers together as the target keeps;
-    the gradient there goes straight through to all weights, so that what is left out can come back at the next step.
-    The mask is fixed for the last stretch.
+    Search: every forward pass uses the weights of largest magnitude only, as many as the target keeps; the gradient
+    there goes straight through to all weights, so that what is left out can come back at the next step. Then the mask
+    is fixed, exactly at the target.
+
+    Each layer keeps its own number of weights, as in the authors' code for ImageNet, but by the Erdős–Rényi kernel
+    (arXiv 1911.11134) instead of one density. One top k over all layers takes whole layers out before they are trained:
+    a ResNet from timm, whose first and last weights start small, then never learns.
 
     Args:
-        search: Fraction of the budget in which every forward pass chooses anew.
-        interval: Fraction of the budget between two merges until then; a merge averages the dense weights.
+        search: Fraction of the budget in which every forward pass chooses anew, above 0 and up to 1.
+        interval: Fraction of the budget between two merges until then, 0.0001 to 1; the dense weights are averaged.
     """
+
+    allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "erk"
 
     def __init__(self, search: float = 0.8, interval: float = 0.1) -> None:
         super().__init__(search, interval)
@@ -24,6 +33,26 @@ class DNW(TwoPhases):
     def effective(self, step: TrainingStep) -> Tensors:
         if not self.searching(step):
             return super().effective(step)
-        chosen = top({name: weight.detach().abs() for name, weight in step.weights.items()}, step.target)
-        # w + (w⊙m − w) is exactly w or 0, and its gradient reaches every weight
-        return {n: w + (w * chosen[n] * step.masks[n] - w).detach() for n, w in step.weights.items()}
+        counts = erk_counts({name: tuple(weight.shape) for name, weight in step.weights.items()}, step.target)
+        wired = {}
+        for name, weight in step.weights.items():
+            mask = top({name: weight.detach().abs()}, counts[name])[name] * step.masks[name]
+            # w + (w⊙m − w) is exactly w or 0, and its gradient reaches every weight
+            wired[name] = weight + (weight * mask - weight).detach()
+        return wired
+
+
+def erk_counts(shapes: dict[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
+    """Weights that each layer keeps, at least one: density ε · Σ dims / Π dims, rounded.
+
+    Layers that would pass density 1 are kept whole, and ε is solved again, until none does.
+    """
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    counts: dict[str, int] = {}
+    while len(counts) < len(shapes):
+        free = [name for name in shapes if name not in counts]
+        left = kept_count(sum(sizes.values()), sparsity) - sum(counts.values())
+        epsilon = left / sum(sum(shapes[name]) for name in free)
+        full = {name: sizes[name] for name in free if epsilon * sum(shapes[name]) >= sizes[name]}
+        counts |= full or {name: max(1, round(epsilon * sum(shapes[name]))) for name in free}
+    return counts

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from sparsekit import Tensors, TrainingStep
-from sparsekit_soft._shared import TwoPhases, check_option, top
+from sparsekit_soft._shared import TwoPhases, check_option, kept_count, top
 
 
 class LC(TwoPhases):
-    def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.02) -> None:
+    """Learning-compression with weight decay as its penalty (Carreira-Perpiñán and Idelbayev, CVPR 2018).
+
+    LC trains with μ/2 ‖w − θ‖², θ the weights of largest magnitude, in all layers together as many as the target keeps,
+    and 0 for the rest. Here, as in the comparison of arXiv 2111.00843, μ is the weight decay: θ is chosen at every step
+    and −weight_decay · w is added to its gradient, which cancels its decay. Then the smallest magnitudes are
+    masked, exactly to the target. This needs decay that is part of the gradient, as SGD's is; decoupled decay
+    (AdamW, LAMB) is not cancelled exactly.
+
+    Args:
+        search: Fraction of the budget that searches, above 0 and up to 1.
+        interval: Fraction of the budget between two merges until then, 0.0001 to 1.
+        decay: What the rest gets on top of `--optimizer.weight_decay`, 0 or more; it grows linearly from 0 over the
+            search, as LC's μ grows.
+    """
+
+    def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.0) -> None:
         super().__init__(search, interval)
-        check_option("decay", decay, 0.0 <= decay <= 10.0, "a weight decay from 0 to 10")
+        check_option("decay", decay, 0.0 <= decay < inf, "a weight decay of 0 or more")
         self.decay = decay
 
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
         if not self.searching(step):
             return gradients
-        kept = top({name: step.weights[name].abs() for name in gradients}, step.target)
+        total = sum(gradient.numel() for gradient in gradients.values())
+        largest = top({name: step.weights[name].abs() for name in gradients}, kept_count(total, step.target))
         pull = self.decay * step.progress / self.search
-        return {
-            n: grad + (pull * (1.0 - kept[n]) - step.weight_decay * kept[n]) * step.weights[n]
-            for n, grad in gradients.items()
-        }
+        steered = {}
+        for name, gradient in gradients.items():
+            decay = pull * (1.0 - largest[name]) - step.weight_decay * largest[name]
+            steered[name] = gradient + decay * step.weights[name]
+        return steered

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from sparsekit import PruningStep, Tensors, TrainingStep
-from sparsekit._types import Tensor
-from sparsekit_soft._shared import TwoPhases, check_option, wanted_density
+from sparsekit_soft._shared import Steered, Tensor, check_option, total
 
 
-class STR(TwoPhases):
-    def __init__(self, search: float = 0.7, interval: float = 0.1, init: float = -5.0, pressure: float = 0.2, gate: bool = False) -> None:
-        super().__init__(search, interval)
-        self.init, self.pressure, self.gate = init, pressure, gate
+class STR(Steered):
+    """Soft thresholds learned for each layer (Kusupati et al., arXiv 2002.03231).
+
+    Search: the forward pass uses sign(w) · relu(|w| − σ(s)) with one learned s a layer; nothing is masked. The loss's
+    gradient moves s, weight decay and the penalty strength/2 · Σ s² draw it from `init` towards 0, which raises the
+    threshold. In the paper the sparsity is what comes of the weight decay; here the penalty rests while the soft zeros
+    are ahead of GMP's ramp to the target. Then exactly the target is masked, where |w| − σ(s) is smallest, and the
+    kept weights train on from where the thresholds, now fixed, have put them; one still below its threshold counts
+    as 0 until it grows past it.
+
+    Args:
+        search: Fraction of the budget in which the thresholds learn, above 0 and up to 1.
+        interval: Fraction of the budget between two merges until then, 0.0001 to 1; weights and s are averaged.
+        init: First value of every s, -10000 to 10000; the lower, the longer the weights stay as they are.
+        strength: Factor of the penalty, 0 or more; 0 leaves it to weight decay, as in the paper.
+        steer: False keeps the penalty on all the time.
+    """
+
+    def __init__(
+        self,
+        search: float = 0.7,
+        interval: float = 0.1,
+        init: float = -5.0,
+        strength: float = 0.02,
+        steer: bool = True,
+    ) -> None:
+        super().__init__(search, interval, strength, steer)
+        check_option("init", init, -1e4 <= init <= 1e4, "a number from -10000 to 10000")
+        self.init = init
 
     def extra(self, weights: Tensors) -> Tensors:
         return {name: weight.new_tensor(self.init) for name, weight in weights.items()}
 
     def effective(self, step: TrainingStep) -> Tensors:
-        soft = {}
-        for name, weight in step.weights.items():
-            shrunk = weight.sign() * (weight.abs() - step.extra[name].sigmoid()).relu()
-            if not self.searching(step):  # straight through, so that a kept weight below its threshold can still grow
-                shrunk = weight + (shrunk - weight).detach()
-            soft[name] = shrunk * step.masks[name]
-        return soft
+        return {name: self._soft(step, name) * step.masks[name] for name in step.weights}
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         if not self.searching(step):
             return None
-        kept = sum((w.detach().abs() > step.extra[n].detach().sigmoid()).sum() for n, w in step.weights.items())
-        total = sum(w.numel() for w in step.weights.values())
-        lag = (kept / total - wanted_density(step, self.search)).relu()
-        if self.gate: lag = (lag>0).float()
-        return 0.5 * self.pressure * lag * sum(s.square() for s in step.extra.values())
+        kept = ((w.abs() > step.extra[name].sigmoid()).sum() for name, w in step.weights.items())
+        return 0.5 * self.push(step, kept) * total(s.square() for s in step.extra.values())
 
     def scores(self, step: PruningStep) -> Tensors:
         return {name: weight.abs() - step.extra[name].sigmoid() for name, weight in step.weights.items()}
+
+    def _soft(self, step: TrainingStep, name: str) -> Tensor:
+        weight = step.weights[name]
+        soft = weight.sign() * (weight.abs() - step.extra[name].sigmoid()).relu()
+        # the same values with the gradient of w, so that a kept weight below its threshold can grow past it
+        return soft if self.searching(step) else weight + (soft - weight).detach()
