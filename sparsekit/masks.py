@@ -32,7 +32,7 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     # these centre their weights in every forward pass, where masked ones would come back
-    centred = (layers.StdConv2d, layers.StdConv2dSame, layers.ScaledStdConv2d, layers.ScaledStdConv2dSame)
+    centred = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
     parameters = dict(model.named_parameters())  # names each shared parameter once
     names = [
         f"{path}.weight" if path else "weight"

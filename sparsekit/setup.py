@@ -93,7 +93,8 @@ def prepare(config: FitConfig) -> Setup:
         model = model.to(memory_format=torch.channels_last)
     setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype)
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
-    torch.backends.mkldnn.enabled = not (device.type == "cpu" and dtype == torch.bfloat16)
+    broken = device.type == "cpu" and dtype == torch.bfloat16
+    torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
     _try_forward(setup)
     _try_step(setup)
     return setup

@@ -1,4 +1,4 @@
-"""The long fault suite (`make faults`): real processes, killed, crowded and starved. Every run ends as if nothing was."""
+"""The long fault suite (`make faults`): real processes, killed, crowded and starved."""
 
 from __future__ import annotations
 
