@@ -32,7 +32,7 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
         return Path("runs", f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"), False
     path = Path(out)
     if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file; give a directory")
+        raise UserError(f"--out {path} is a file; give a new directory")
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return path, False
     if not resume:

@@ -234,7 +234,7 @@ FIT = rows(
 def test_fit_checks_everything_before_it_makes_its_folder(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, bad: list[str], good: list[str], words: list[str]
 ) -> None:
-    monkeypatch.setattr("sparsekit.fit.make_out", reached)  # anything that gets here would be trained
+    monkeypatch.setattr("sparsekit.rundir.locked", reached)  # anything that gets here would be trained
     refused(capsys, ("fit", *bad), tuple(words))
     if good != [""]:
         with pytest.raises(Reached):

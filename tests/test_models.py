@@ -212,5 +212,5 @@ def test_pretrained_weights_are_adapted_to_other_classes_and_channels(timms_own:
 
 def test_a_directory_without_weights_is_the_users_error(timms_own: Path) -> None:
     (timms_own / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"--model.pretrained: no weights for 'local-dir:"):
+    with pytest.raises(UserError, match=r"--model.name 'local-dir:.*': no model.safetensors there"):
         models.build(ModelConfig(f"local-dir:{timms_own}", pretrained=True), 10, 1, 0)

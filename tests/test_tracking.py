@@ -82,9 +82,12 @@ def test_what_json_cannot_say_is_null(tmp_path: Path, quiet: Say) -> None:
 
 
 def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path: Path, quiet: Say) -> None:
-    for step in (1, 2):
-        with Tracker(tmp_path, OFF, {}, "run", warn=quiet) as tracker:
-            tracker.log("train", step=step)
+    with Tracker(tmp_path, OFF, {}, "run", warn=quiet) as tracker:
+        tracker.log("train", step=1)
+        offset = tracker.offset
+        tracker.log("train", step=7)  # after the checkpoint: it is written again
+    with Tracker(tmp_path, OFF, {}, "run", warn=quiet, offset=offset) as tracker:
+        tracker.log("train", step=2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 
 

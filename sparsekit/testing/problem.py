@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sparsekit import masks, scheduler, states
+from sparsekit import masks, places, scheduler, states
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, PruningMethod, Stage
 from sparsekit.checkpoint import Keeper
@@ -27,6 +28,7 @@ from sparsekit.replicas import fork
 from sparsekit.scheduler import Job
 from sparsekit.setup import Setup, prepare
 from sparsekit.states import OPTIMIZER, State
+from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.tracking import Tracker
 
 EPOCHS = 6
@@ -118,6 +120,40 @@ def watched_run(setup: Setup) -> Run:
                 keep("the merge of", stage, at.parent)
             at = scheduler.evaluate(running, stage, at)
     return Run(setup, tuple(moments), states.effective(setup.method, at.parent))
+
+
+class _Cut(StopSignals):
+    """Asks to stop at the n-th look, as a signal between two training steps would."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        super().__init__()
+
+    @property
+    def requested(self) -> int | None:
+        """Counts down."""
+        self._looks -= 1
+        return signal.SIGTERM if self._looks < 0 else None
+
+    @requested.setter
+    def requested(self, value: int | None) -> None:
+        """Nothing else may ask."""
+
+
+def resumed_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy) -> State:
+    """The finished model of a run that one instance began and another went on with after three fifths of its steps."""
+    setup, again = prepare(config(first, merge)), prepare(config(second, merge))
+    steps = sum(n * len(fork(setup.config, stage)) for stage, n in zip(setup.stages, setup.steps, strict=True))
+    with job(setup) as running:
+        running.signals = _Cut(3 * steps // 5)
+        with suppress(Stopped):
+            scheduler.run(running, scheduler.start(setup))
+        keeper = Keeper(running.keeper.folder)
+        found = keeper.newest(running.display.warn)
+        if found is None:
+            raise RunError("the run that was stopped kept no checkpoint")
+        going_on = Job(again, running.tracker, running.display, keeper)
+        return scheduler.run(going_on, places.restore(keeper, *found, again.prunable)).state
 
 
 def state_of(parent: State, candidate: FileCandidate) -> State:

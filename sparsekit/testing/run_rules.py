@@ -1,6 +1,6 @@
 """The rules for pruning methods that need a whole run: six epochs of two replicas through the real scheduler.
 
-Rules on resuming a run, or on where its replicas are trained, belong here too.
+Rules on where replicas are trained belong here too.
 """
 
 from __future__ import annotations
@@ -88,6 +88,13 @@ def keeps_no_state(case: MethodCase) -> None:
     _check_equal(run, again, "a later run of an instance that served one before")
 
 
+def resumes_exactly(case: MethodCase) -> None:
+    """A run that is stopped inside a replica goes on from its checkpoint, with a new instance, to the same weights."""
+    final = problem.resumed_run(case.make(), case.make(), Uniform())
+    name = difference(case.run.final.named(), final.named())
+    need(not name, f"resumed from a checkpoint, the finished model has another {name}")
+
+
 def _check_finite(run: Run) -> None:
     for name, tensor in run.final.named().items():
         finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
@@ -127,4 +134,5 @@ RUN_RULES: tuple[Callable[[MethodCase], None], ...] = (
     works_at_the_extremes,
     runs_repeatably,
     keeps_no_state,
+    resumes_exactly,
 )

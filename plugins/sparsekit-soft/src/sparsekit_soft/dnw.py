@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import ClassVar, Literal
 
@@ -42,7 +43,7 @@ class DNW(TwoPhases):
         return wired
 
 
-def erk_counts(shapes: dict[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
+def erk_counts(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
     """Weights that each layer keeps, at least one: density ε · Σ dims / Π dims, rounded.
 
     Layers that would pass density 1 are kept whole, and ε is solved again, until none does.
