@@ -13,7 +13,7 @@ from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, PruningStep, Stage
 from sparsekit.config import MasksConfig
 from sparsekit.errors import RunError
-from sparsekit.masks import Pattern
+from sparsekit.patterns import Pattern
 from sparsekit.seeds import derive
 from sparsekit.states import State
 
@@ -41,7 +41,7 @@ def prune(
     Raises:
         RunError: the method's masks break the contract.
     """
-    pattern = Pattern.parse(config.pattern) if config.pattern else None
+    pattern = Pattern.parse(config.pattern) if config.pattern is not None else None
     rule = config.allocation or method.allocation
     before = states.effective(method, parent).weights
     step = PruningStep(
@@ -90,7 +90,7 @@ def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: 
             raise RunError(
                 f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}"
             )
-        if pattern and stage.segment.sparsity == stage.budget.sparsity and not pattern.holds(mask):
+        if pattern and stage.segment.sparsity == stage.budget.sparsity and not pattern.holds(mask.numpy()):
             raise RunError(f"{where}: {key} breaks --masks.pattern {pattern}; choose masks with step.select")
     total = sum(mask.numel() for mask in chosen.values())
     pruned = total - sum(int(mask.sum()) for mask in chosen.values())

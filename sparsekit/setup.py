@@ -12,6 +12,7 @@ from sparsekit.api import PruningMethod, Score, Stage
 from sparsekit.config import FitConfig, check
 from sparsekit.data import ImageData, Split
 from sparsekit.errors import UserError
+from sparsekit.patterns import Pattern
 from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
 from sparsekit.seeds import derive
 
@@ -85,9 +86,9 @@ def prepare(config: FitConfig) -> Setup:
             )
     model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
-    if config.masks.pattern:
+    if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
-        masks.Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
+        Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
     model = model.to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -39,7 +39,7 @@ def step_of(
 ) -> PruningStep:
     """What the core would hand to a method; `asked` collects the batches of each gradient."""
     old = masks.full(weights) if before is None else before
-    parsed = masks.Pattern.parse(pattern) if pattern else None
+    parsed = Pattern.parse(pattern) if pattern else None
 
     def select(scores: Tensors, regrow: bool = False) -> Tensors:
         among = masks.full(old) if regrow else old
