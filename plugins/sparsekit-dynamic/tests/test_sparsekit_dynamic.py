@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors, masks
 from sparsekit.cli import main
+from sparsekit.patterns import Pattern
 
 METHODS: dict[str, type[PruningMethod]] = {"rigl": RigL, "set": SET, "granet": GraNet}
 SHAPES = {"stem": (8, 1, 3, 3), "conv": (16, 8, 3, 3), "point": (32, 16, 1, 1), "head": (10, 32)}
