@@ -158,7 +158,8 @@ def test_effective_weights_can_be_differentiated_a_sample(cls: type[Any]) -> Non
 
     def loss(values: Tensors, image: Tensor) -> Tensor:
         step = TrainingStep(values, masks, extra, 0.3, target=0.5)
-        return (method.effective(step)["a"] @ image).square().sum()
+        outputs: Tensor = method.effective(step)["a"] @ image
+        return outputs.square().sum()
 
     images = torch.arange(12.0).reshape(3, 4)
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)["a"]
@@ -232,7 +233,7 @@ def test_str_shrinks_by_the_threshold_and_learns_it() -> None:
     step = training({"a": tensor(1.5, -0.75, 0.25, -0.5)}, {"a": tensor(0.0)})
     effective = STR().effective(step)["a"]
     close(effective, 1.0, -0.25, 0.0, 0.0)
-    backward(effective * tensor(1.0, 2.0, 4.0, 8.0)).sum()
+    backward((effective * tensor(1.0, 2.0, 4.0, 8.0)).sum())
     close(step.weights["a"].grad, 1.0, 2.0, 0.0, 0.0)
     # −σ'(s) · Σ gradient · sign(w) where |w| > σ(s): −(1 · 1 + 2 · −1) / 4
     close(step.extra["a"].grad, 0.25)
@@ -257,7 +258,7 @@ def test_str_goes_on_from_the_shrunk_weights() -> None:
     step = training({"a": tensor(1.5, -0.75, 0.25, -0.5)}, {"a": tensor(0.0)}, progress=0.9, masks=masks)
     effective = STR().effective(step)["a"]
     close(effective, 1.0, 0.0, 0.0, 0.0)
-    backward(effective * tensor(1.0, 2.0, 4.0, 8.0)).sum()
+    backward((effective * tensor(1.0, 2.0, 4.0, 8.0)).sum())
     close(step.weights["a"].grad, 1.0, 0.0, 4.0, 8.0)  # those below the threshold can grow past it
     assert step.extra["a"].grad is None
 
@@ -456,7 +457,7 @@ def test_dnw_uses_the_largest_and_trains_all() -> None:
     step = training({"a": tensor([[3.0, -1.0, 2.0], [0.5, -4.0, 1.5]])}, target=0.5)
     effective = DNW().effective(step)["a"]
     assert effective.tolist() == [[3.0, 0.0, 2.0], [0.0, -4.0, 0.0]]
-    backward(effective * tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).sum()
+    backward((effective * tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).sum())
     close(step.weights["a"].grad, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 
 

@@ -11,7 +11,7 @@ from sparsekit_soft._shared import TwoPhases, kept_count, top
 
 
 class DNW(TwoPhases):
-    """Discovering neural wirings (Wortsman et al., arXiv 1906.00586).
+    """The largest weights in every forward pass, gradients to all: neural wirings (Wortsman et al., arXiv 1906.00586).
 
     Search: every forward pass uses the weights of largest magnitude only, as many as the target keeps; the gradient
     there goes straight through to all weights, so that what is left out can come back at the next step. Then the mask

@@ -9,7 +9,7 @@ from sparsekit_soft._shared import TwoPhases, check_option, kept_count, top
 
 
 class GSM(TwoPhases):
-    """Global sparse momentum SGD (Ding et al., arXiv 1909.12778).
+    """Gradients only where they matter most, global sparse momentum SGD (Ding et al., arXiv 1909.12778).
 
     Search: at every step only the weights with the largest |w · gradient|, in all layers together as many as the target
     keeps, get their gradient; the rest moves by momentum and weight decay alone, towards 0. Then the smallest

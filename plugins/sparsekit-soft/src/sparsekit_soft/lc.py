@@ -9,7 +9,7 @@ from sparsekit_soft._shared import TwoPhases, check_option, kept_count, top
 
 
 class LC(TwoPhases):
-    """Learning-compression with weight decay as its penalty (Carreira-Perpiñán and Idelbayev, CVPR 2018).
+    """Weight decay on all but the largest weights, learning-compression (Carreira-Perpiñán and Idelbayev, CVPR 2018).
 
     LC trains with μ/2 ‖w − θ‖², θ the weights of largest magnitude, in all layers together as many as the target keeps,
     and 0 for the rest. Here, as in the comparison of arXiv 2111.00843, μ is the weight decay: θ is chosen at every step
