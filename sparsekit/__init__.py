@@ -3,7 +3,7 @@
 These names are for plugins and for use from Python; importing them does not import torch.
 """
 
-from sparsekit._types import Tensors
+from sparsekit._types import Tensor, Tensors
 from sparsekit._version import __version__
 from sparsekit.api import (
     Budget,
@@ -34,6 +34,7 @@ __all__ = [
     "Segment",
     "Soup",
     "Stage",
+    "Tensor",
     "Tensors",
     "TrainingStep",
     "__version__",

@@ -109,7 +109,10 @@ class PruningMethod(ABC):
         return stage.continued()
 
     def extra(self, weights: Tensors) -> Tensors:
-        """Tensors of the method's own, trained, averaged and saved like parameters; by default none."""
+        """Tensors of the method's own, trained, averaged and saved like parameters; by default none.
+
+        They come back in the order of their names, which may differ from that of `weights`.
+        """
         return {}
 
     def effective(self, step: TrainingStep) -> Tensors:
@@ -218,7 +221,10 @@ class MergeStrategy(ABC):
 
     @abstractmethod
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
-        """Combine at least one candidate, all sharing one mask, into one model of the same names and shapes."""
+        """Combine at least one candidate, all sharing one mask, into one model of the same names and shapes.
+
+        A single candidate comes back as it is.
+        """
 
 
 class CoefficientMerge(MergeStrategy):
