@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sparsekit: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
-        print(f"sparsekit: stopped by {stop}; go on with the same command and --resume", file=sys.stderr)
+        how = f"go on with the same options, --out {stop.out} and --resume" if stop.out else "nothing was begun"
+        print(f"sparsekit: stopped by {stop}; {how}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         if debug:

@@ -24,8 +24,8 @@ class ReplicasConfig:
             length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
             By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
             `subsample` is 0.8 for all.
-        start: Fraction of the budget, 0 to 1, before which one model trains alone: a segment that starts earlier is not
-            forked. Replicas that part from random weights do not average well.
+        start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
+            earlier is not forked. Replicas that part from random weights do not average well.
         batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
     """
 
@@ -83,7 +83,7 @@ class OptimizerConfig:
         weight_decay: Weight decay; never on biases and norms.
         momentum: Momentum, for the optimizers that have one.
         schedule: Shape of the original schedule after its warm-up.
-        warmup: Fraction of the schedule, 0 to 1, that rises linearly from 0.
+        warmup: Fraction of the schedule, from 0 to below 1, that rises linearly from 0.
         min_lr: Where the schedule ends, as a fraction of `lr`.
         clip_norm: Largest norm of the gradient; none by default.
         kwargs: Further keyword arguments of the optimizer, such as `{betas: [0.9, 0.95]}`.

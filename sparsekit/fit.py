@@ -55,6 +55,8 @@ def _run(
     if found:
         display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
     else:
+        if config.resume:
+            display.note(f"{out}: no checkpoint to go on from; starting at the beginning")
         rundir.write_yaml(out / "config.yaml", plain)
         rundir.write_json(out / "plan.json", setup.plan.to_json())
         display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
@@ -70,8 +72,8 @@ def _run(
         try:
             result = run(job, place)
             summary |= finish(setup, result, out) | {"status": "done"}
-        except Stopped:
-            summary["status"] = "stopped"
+        except Stopped as stop:
+            stop.out, summary["status"] = str(out), "stopped"
             raise
         except (OSError, SafetensorError) as error:
             raise RunError(f"{_file_error(error, out)}; checkpoints that were finished before are intact") from error
@@ -117,6 +119,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     models.save(setup.model, setup.config.model, inputs, out / "model")
     states.save(out / "masks.safetensors", result.state.masks)
     file = out / "model" / "model.safetensors"
+    states.share(file)
     saved = states.load(file)
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]

@@ -46,8 +46,8 @@ class Pattern:
         for name, shape in shapes.items():
             if shape[1] % self.m:
                 raise UserError(
-                    f"--masks.pattern {self}: {name} has {shape[1]} input channels, no multiple of {self.m}; "
-                    f"add '^{name}$' to --masks.exclude"
+                    f"--masks.pattern {self}: {name} has input channels: {shape[1]}, no multiple of {self.m}; "
+                    f"leave it out with --masks.exclude '[^{name}$]'"
                 )
         least = 1.0 - self.n / self.m
         if sparsity < least - 1e-12:

@@ -95,7 +95,15 @@ def save(path: Path, tensors: Tensors) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+    share(part)
     os.replace(part, path)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions that new files have here; safetensors lets its owner alone read it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def load(path: Path) -> Tensors:

@@ -15,7 +15,10 @@ class Stopped(BaseException):
 
     Attributes:
         signum: Number of the signal; the exit code is 128 more.
+        out: The run directory, once there is one.
     """
+
+    out: str | None = None
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
