@@ -85,28 +85,36 @@ def test_killed_at_random_instants(method: str, tmp_path: Path) -> None:
 
 
 def test_sigterm_checkpoints_and_leaves_within_ten_seconds(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = start(out)
-    wait_for_rows(process, out, 5)
+    out, longer = tmp_path / "out", ("--epochs", "60")
+    process = start(out, *longer)
+    while process.poll() is None and not list((out / "checkpoints").glob("*.json")):
+        time.sleep(0.05)
     asked = time.monotonic()
     process.terminate()
     assert process.wait() == 143
     assert time.monotonic() - asked < 10.0
+    assert process.stderr is not None
+    assert f"--out {out} and --resume" in process.stderr.read()
     assert list((out / "checkpoints").glob("*.json"))
-    assert start(out, "--resume").wait() == 0
+    assert start(out, *longer, "--resume").wait() == 0
 
 
 def test_a_second_process_on_one_directory_is_refused_and_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = start(out)
+    out, long = tmp_path / "out", ("--epochs", "5000", "--resume")  # it must outlast the start of the second
+    first = start(out, *long)
     wait_for_rows(first, out, 3)
-    second = start(out, "--resume")
+    second = start(out, *long)
     assert second.wait() == 2
     assert second.stderr is not None
     assert f"in use by process {first.pid}" in second.stderr.read()
     first.kill()
     first.wait()
-    assert start(out, "--resume").wait() == 0
+    third = start(out, *long)
+    before = len(rows(out))
+    wait_for_rows(third, out, before + 3)
+    assert third.poll() is None
+    third.kill()
+    third.wait()
 
 
 def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_ones_before(tmp_path: Path) -> None:
