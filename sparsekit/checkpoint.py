@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
+from sparsekit import states
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
 
@@ -49,13 +48,8 @@ class Keeper:
 
     def store(self, stem: str, tensors: Tensors) -> StoredFile:
         """Write tensors to a new file, flushed to the disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self._number + 1:06}-{stem}.safetensors"
-        part = path.with_suffix(".part")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        states.save(path, tensors)
         return self.described(path)
 
     def store_once(self, owner: object, tensors: Callable[[], Tensors]) -> StoredFile:
@@ -105,7 +99,7 @@ class Keeper:
 
     def load(self, file: StoredFile) -> Tensors:
         """A checked file's tensors, on the CPU."""
-        return dict(load_file(self.path(file)))
+        return states.load(self.path(file))
 
     def path(self, file: StoredFile) -> Path:
         """Where a file lies."""

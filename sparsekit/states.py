@@ -91,11 +91,13 @@ def capture(model: nn.Module) -> Tensors:
 
 
 def save(path: Path, tensors: Tensors) -> None:
-    """Write a safetensors file so that it is there whole or not at all."""
+    """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
     share(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

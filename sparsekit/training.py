@@ -67,6 +67,8 @@ class Training:
         again = ("attempt", attempt) if attempt else ()
         self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
         self.steps = max(1, round(replica.length * setup.steps[stage.index]))
+        self.every = min(LOG_STEPS, setup.data.steps_per_epoch)
+        self.lr = 0.0  # of the last step, taken from the schedule at the step's middle
         self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
         model.load_state_dict(parent.tensors)
         self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
@@ -85,6 +87,7 @@ class Training:
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Train on one batch."""
         middle, stage = (self.done + 0.5) / self.steps, self.stage
+        self.lr = self.replica.lr * self.schedule(middle)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         progress = (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
@@ -93,26 +96,19 @@ class Training:
             self.mean.update()
         self.done += 1
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step, taken from the schedule at the step's middle."""
-        return self.replica.lr * self.schedule((self.done + 0.5) / self.steps)
-
     def report(self) -> Progress:
         """The mean loss since the last report; raises Fault where it is not finite."""
-        every = min(LOG_STEPS, self.setup.data.steps_per_epoch)
-        since = (self.done - 1) % every + 1
+        since = (self.done - 1) % self.every + 1
         loss = float(self.loss) / since
         self.loss.zero_()
         if not math.isfinite(loss):
             raise Fault(f"its loss is {loss} at step {self.done} of {self.steps}")
-        last = self.replica.lr * self.schedule((self.done - 0.5) / self.steps)
-        return Progress(self.done, self.steps, loss, last)
+        return Progress(self.done, self.steps, loss, self.lr)
 
     @property
     def due(self) -> bool:
         """Whether a report is due."""
-        return self.done % min(LOG_STEPS, self.setup.data.steps_per_epoch) == 0 or self.done == self.steps
+        return self.done % self.every == 0 or self.done == self.steps
 
     def result(self) -> State:
         """What became of the copy; raises Fault where a weight is not finite."""
