@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow faults lint types format clean
+.PHONY: help install fit test slow faults fuzz lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ slow: $(STAMP) ## the long tests
 
 faults: $(STAMP) ## the long fault suite alone: kills, full disks, locks
 	$(PYTEST) -m faults --timeout 1800 $(ARGS)
+
+fuzz: $(STAMP) ## the property tests on thousands of new examples
+	$(PYTEST) -m "not slow" --timeout 1800 --hypothesis-profile=fuzz $$(grep -rlE '^from hypothesis' tests plugins) $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -47,8 +47,8 @@ def gradual_plan(
         times.append(times[-1] + interval)
     steps = [(t, cubic_sparsity(t, start, end, initial * budget.sparsity, budget.sparsity)) for t in times]
     steps = [(0.0, 0.0), *(step for step in steps if step[1] > 0.0 or budget.sparsity == 0.0)]
-    if steps[1:] and steps[1][0] <= tolerance:
-        steps = steps[1:]
+    if steps[1:] and steps[1][0] <= tolerance:  # pruned from the very first step
+        steps = [(0.0, steps[1][1]), *steps[2:]]
     ends = [t for t, _ in steps[1:]] + [1.0]
     return tuple(
         Segment(sparsity, (until - t) * budget.epochs) for (t, sparsity), until in zip(steps, ends, strict=True)
