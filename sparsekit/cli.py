@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from sparsekit import ranks
 from sparsekit._version import __version__
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.stopping import Stopped
@@ -36,16 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    leads = ranks.number() == 0  # the leader says what is wrong for all; only it can say what went wrong with it
     try:
         return _dispatch(arguments)
     except (UserError, RunError) as error:
         if debug:
             raise
-        print(f"sparsekit: error: {error}", file=sys.stderr)
+        if leads or isinstance(error, RunError):
+            print(f"sparsekit: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
         how = f"go on with the same options, --out {stop.out} and --resume" if stop.out else "nothing was begun"
-        print(f"sparsekit: stopped by {stop}; {how}", file=sys.stderr)
+        if leads:
+            print(f"sparsekit: stopped by {stop}; {how}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         if debug:

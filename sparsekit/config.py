@@ -26,14 +26,19 @@ class ReplicasConfig:
             `subsample` is 0.8 for all.
         start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
             earlier is not forked. Replicas that part from random weights do not average well.
+        executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
+            `auto` stacks small models on CUDA. Under `torchrun`, ranks share the replicas out first.
         batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
+        sync_batchnorm: Where several ranks train one replica: normalise by the whole batch, not by each rank's part.
     """
 
     count: int = 3
     vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
     values: list[float] | None = None
     start: float = 0.2
+    executor: Literal["auto", "sequential", "vectorized"] = "auto"
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ class FitConfig:
         label_smoothing: Label smoothing of the training loss, from 0 to below 1.
         channels_last: Keep images and convolutions in channels-last memory order.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` is bf16 on CUDA devices that have it, else fp32.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss.
+        compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
         out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`.
@@ -170,7 +176,8 @@ class FitConfig:
     label_smoothing: float = 0.0
     channels_last: bool = True
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     resume: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from sparsekit._types import Tensors
 from sparsekit.api import Score
 from sparsekit.checkpoint import Keeper, StoredFile
 from sparsekit.merging import FileCandidate
@@ -22,10 +24,10 @@ class Place:
         step: Optimizer steps along the critical path before it, or with it once it is merged.
         parent: The one model.
         change: The pruning's relative change; None while the segment's pruning is still to come.
-        finished: Replicas of the segment that are over, those left out too.
-        candidates: Those that are to be merged.
-        tested: Their test scores, in the last merge.
-        underway: The replica that a checkpoint cut in two.
+        finished: Indices of the segment's replicas that are over, those left out too.
+        candidates: Those that are to be merged, by index.
+        tested: Test scores of the last merge's candidates, once it is over.
+        underway: The replicas that a checkpoint cut in two, by index.
         test: Test score at the end of the last segment.
     """
 
@@ -33,22 +35,21 @@ class Place:
     step: int
     parent: State
     change: float | None = None
-    finished: int = 0
+    finished: tuple[int, ...] = ()
     candidates: tuple[FileCandidate, ...] = ()
     tested: tuple[Score, ...] = ()
-    underway: Underway | None = None
+    underway: Mapping[int, Underway] = field(default_factory=dict)
     test: Score | None = None
 
 
-def save(keeper: Keeper, place: Place, header: dict[str, Any]) -> None:
-    """Commit a checkpoint of this place; `header` is what else its reader needs to know."""
-    underway = place.underway
-    files = {"parent": keeper.store_once(place.parent, lambda: to_file(place.parent))}
+def save(keeper: Keeper, place: Place, header: dict[str, Any]) -> str:
+    """Commit a checkpoint of this place, and return its name; `header` is what else its reader needs to know."""
+    files = {"parent": keeper.store_once("parent", place.parent, lambda: to_file(place.parent))}
     for candidate in place.candidates:
         files[f"candidate {candidate.index}"] = keeper.described(candidate.path)
-    if underway:
-        files["replica"] = keeper.store("replica", underway.tensors)
-    keeper.commit(
+    for index, underway in place.underway.items():
+        files[f"replica {index}"] = keeper.store_once(f"replica-{index}", underway, partial(_tensors, underway))
+    return keeper.commit(
         header
         | {
             "segment": place.segment,
@@ -57,10 +58,12 @@ def save(keeper: Keeper, place: Place, header: dict[str, Any]) -> None:
             "target": place.parent.target,
             "change": place.change,
             "finished": place.finished,
-            "candidates": [[c.index, c.score.accuracy, c.score.loss, c.mask_digest] for c in place.candidates],
-            "tested": [[score.accuracy, score.loss] for score in place.tested],
-            "underway": underway and [underway.done, underway.attempt, underway.averaged],
-            "test": place.test and [place.test.accuracy, place.test.loss],
+            "candidates": [
+                [c.index, _plain(c.score), c.mask_digest, c.tested and _plain(c.tested)] for c in place.candidates
+            ],
+            "tested": [_plain(score) for score in place.tested],
+            "underway": [[index, u.done, u.attempt, u.averaged] for index, u in place.underway.items()],
+            "test": place.test and _plain(place.test),
         },
         files,
     )
@@ -73,22 +76,31 @@ def restore(keeper: Keeper, body: dict[str, Any], files: dict[str, StoredFile], 
     """
     parent = from_file(keeper.load(files["parent"]), body["progress"], body["target"])
     parent = replace(parent, masks={name: parent.masks[name] for name in prunable})
+    keeper.adopt("parent", parent, files["parent"])
     candidates = tuple(
-        FileCandidate(keeper.path(files[f"candidate {index}"]), index, Score(accuracy, loss), digest)
-        for index, accuracy, loss, digest in body["candidates"]
+        FileCandidate(keeper.path(files[f"candidate {index}"]), index, Score(*score), digest, tested and Score(*tested))
+        for index, score, digest, tested in body["candidates"]
     )
-    underway = None
-    if body["underway"]:
-        done, attempt, averaged = body["underway"]
-        underway = Underway(done, attempt, averaged, keeper.load(files["replica"]))
+    underway = {
+        index: Underway(done, attempt, averaged, keeper.load(files[f"replica {index}"]))
+        for index, done, attempt, averaged in body["underway"]
+    }
     return Place(
         segment=body["segment"],
         step=body["step"],
         parent=parent,
         change=body["change"],
-        finished=body["finished"],
+        finished=tuple(body["finished"]),
         candidates=candidates,
         tested=tuple(Score(*score) for score in body["tested"]),
         underway=underway,
         test=body["test"] and Score(*body["test"]),
     )
+
+
+def _tensors(underway: Underway) -> Tensors:
+    return underway.tensors
+
+
+def _plain(score: Score) -> list[float]:
+    return [score.accuracy, score.loss]

@@ -8,7 +8,7 @@ import netrc
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Tracker:
         name: Name of the W&B run.
         warn: Takes the one line said when W&B cannot be used. It is called from another thread.
         offset: Size in bytes to which metrics.jsonl is cut first; see the attribute of the same name.
+        rank: Goes into the rows of replicas, where there are several ranks.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Tracker:
         *,
         warn: Callable[[str], None],
         offset: int = 0,
+        rank: int | None = None,
     ) -> None:
+        self._rank = rank
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
         mode = wanted_mode(wandb_config.mode)
@@ -78,12 +81,17 @@ class Tracker:
             replica: The replica's number, where there is one.
         """
         where = {"step": step, "segment": segment, "replica": replica}
+        where["rank"] = self._rank if replica is not None else None
         row = {"event": event, **{key: value for key, value in where.items() if value is not None}}
-        row |= {key: _finite(value) for key, value in (values or {}).items()}
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._mirror:
-            self._mirror.log(mirrored(row))
+        self.extend([row | {key: _finite(value) for key, value in (values or {}).items()}])
+
+    def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows that are made already."""
+        for row in rows:
+            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._mirror:
+                self._mirror.log(mirrored(row))
 
     @property
     def offset(self) -> int:
@@ -113,6 +121,21 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(0 if kind is None else 1)
+
+
+class Rows(Tracker):
+    """The rows of a rank that does not lead: they wait for the leader to write them.
+
+    Attributes:
+        rows: What was logged.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank, self.rows = rank, list[Mapping[str, object]]()
+
+    def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Keep rows."""
+        self.rows.extend(rows)
 
 
 class WandbMirror:

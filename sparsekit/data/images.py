@@ -129,7 +129,7 @@ class ImageData:
         )
 
     def train_batches(
-        self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None
+        self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches number `start` to `steps` - 1 of the stream that `seed` alone determines.
 
@@ -143,6 +143,8 @@ class ImageData:
             start: Number of the first batch.
             subset: int64 indices into the training split, if only these are used; fewer than `batch_size` make batches
                 of them all.
+            part: `(k, n)` gives the k-th of n equal parts of each batch, with the same augmentation as in the whole;
+                what does not divide is left out.
 
         Yields:
             Normalised images, float32 [B, C, S, S], and labels, int64 [B].
@@ -157,7 +159,9 @@ class ImageData:
                 shuffle = torch.randperm(len(chosen), generator=_generator(seed, "order", epoch))
                 order, order_epoch = self._to_device(chosen[shuffle]), epoch
             index = order[position * batch : (position + 1) * batch]
-            yield self._normalised(self._augmented(index, seed, step)), self._labels["train"][index]
+            size = batch // part[1]
+            mine = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
+            yield self._normalised(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
 
     def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split as they are, in an order that is always the same, the last batch incomplete.
@@ -193,15 +197,15 @@ class ImageData:
         count = max(round(fraction * self.train_size), self.num_classes)
         return _stratified(self._cpu_labels["train"], _generator(seed, "subset"))[:count].sort().values
 
-    def _augmented(self, index: Tensor, seed: int, step: int) -> Tensor:
-        """uint8 [B, C, S, S]: the training images `index`, shifted and flipped."""
+    def _augmented(self, index: Tensor, seed: int, step: int, part: slice) -> Tensor:
+        """uint8 [B, C, S, S]: a part of the training images `index`, shifted and flipped as in the whole."""
         if not self._shift and not self._flip:
-            return self._images["train"][index]
+            return self._images["train"][index[part]]
         generator = _generator(seed, "augment", step)
         corner = torch.randint(2 * self._shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
-        top, left, flip = self._to_device(torch.cat([corner, flipped]))  # one copy a step
-        images = self._crops[index, top, left]
+        top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy a step
+        images = self._crops[index[part], top, left]
         return torch.where(flip.bool()[:, None, None, None], images.flip(-1), images) if self._flip else images
 
     def _normalised(self, images: Tensor) -> Tensor:
