@@ -412,7 +412,7 @@ METHODS: list[tuple[str, type[Any], str]] = [
         method(**counting("gradients", lambda s, n, t, g: {k: v * (1 + n / 50) for k, v in g.items()})),
         "shared by two ranks, the finished model has another",
     ),
-    ("stacks", method(penalty=wants_to_be_alone), "no replica stayed finite"),
+    ("stacks", method(penalty=wants_to_be_alone), "a replica did not stay finite among others"),
 ]
 """A rule, a class that breaks it, and what is told of the class."""
 

@@ -95,11 +95,13 @@ class Run:
         setup: What it worked with.
         moments: The states after each pruning, training and merge.
         final: The finished model.
+        faults: How often a replica did not stay finite, and was tried again.
     """
 
     setup: Setup
     moments: tuple[Moment, ...]
     final: State
+    faults: int
 
 
 def watched_run(setup: Setup) -> Run:
@@ -124,7 +126,8 @@ def watched_run(setup: Setup) -> Run:
                 at = scheduler.merge_candidates(running, stage, at)
                 keep("the merge of", stage, at.parent)
             at = scheduler.evaluate(running, stage, at)
-    return Run(setup, tuple(moments), states.effective(setup.method, at.parent))
+        rows = (running.keeper.folder.parent / "metrics.jsonl").read_text("utf-8")
+    return Run(setup, tuple(moments), states.effective(setup.method, at.parent), rows.count('"event": "fault"'))
 
 
 class _Cut(StopSignals):
