@@ -87,7 +87,8 @@ class Tracker:
 
     @property
     def offset(self) -> int:
-        """Size of metrics.jsonl in bytes, with every row so far."""
+        """Size of metrics.jsonl in bytes, with every row so far; they are on the disk, for a checkpoint tells it."""
+        os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def summary(self, values: Mapping[str, object]) -> None:
