@@ -138,7 +138,7 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     close = Tracker.close
     with monkeypatch.context() as patch:
         patch.setattr(original, name, struck)
-        patch.setattr(Tracker, "close", lambda self, code=0: (closed.append(code), close(self, code)))
+        patch.setattr(Tracker, "close", lambda self, code=0, *rest: (closed.append(code), close(self, code, *rest)))
         assert fit(out, *case) == 143
     assert count > calls
     assert closed == ([] if where == "sparsekit.fit.start" else [1])
