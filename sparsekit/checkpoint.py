@@ -12,12 +12,13 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsekit import states
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
 
+T = TypeVar("T")
 KEEP = 2
 OTHERS = "rank"
 """What the prefixes of keepers start with that are not the run's own."""
@@ -103,7 +104,15 @@ class Keeper:
     # --- reading
 
     def newest(self, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, StoredFile]] | None:
-        """The newest good checkpoint, or None where none was ever finished; a damaged one is named through `warn`.
+        """The newest good checkpoint as it is; see `restored`."""
+        return self.restored(warn, lambda body, files: (body, files))
+
+    def restored(
+        self, warn: Callable[[str], None], read: Callable[[dict[str, Any], dict[str, StoredFile]], T]
+    ) -> T | None:
+        """What `read` makes of the newest good checkpoint, or None where none was ever finished.
+
+        A damaged one, or one that `read` finds Damaged, is named through `warn` and passed over.
 
         Raises:
             RunError: there are checkpoints, and all are damaged.
@@ -111,7 +120,7 @@ class Keeper:
         manifests = sorted(self.manifests(), reverse=True)
         for path in manifests:
             try:
-                return self.open(path)
+                return read(*self.open(path))
             except Damaged as damage:
                 warn(f"checkpoint {path.name} is damaged: {damage}")
         if manifests:
@@ -136,15 +145,20 @@ class Keeper:
             raise Damaged(f"{path.name}: {error.strerror}") from error
         if hashlib.sha256(text).hexdigest().encode() != head:
             raise Damaged("its checksum is wrong")
-        body = json.loads(text)
-        if body["format"] != FORMAT:
-            raise Damaged(f"it has format {body['format']}, this version reads {FORMAT}")
-        files = {key: StoredFile(**entry) for key, entry in body["files"].items()}
-        for file in files.values():
-            self._verify(file)
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise Damaged(f"it has format {body['format']!r}, this version reads {FORMAT}")
+            files = {key: StoredFile(**entry) for key, entry in body["files"].items()}
+            for file in files.values():
+                self._verify(file)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise Damaged(f"it is no manifest ({type(error).__name__}: {error})") from error
         return body, files
 
     def _verify(self, file: StoredFile) -> None:
+        if Path(file.name).name != file.name:
+            raise Damaged(f"{file.name!r} is no name of a file beside it")
         path = self.path(file)
         if not path.is_file():
             raise Damaged(f"{file.name} is missing")
@@ -168,7 +182,7 @@ class Keeper:
         for path in [self.folder / name for name in kept]:
             try:
                 kept |= {entry["name"] for entry in json.loads(path.read_bytes().partition(b"\n")[2])["files"].values()}
-            except (OSError, ValueError, KeyError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
                 continue
         for path in self.folder.glob(f"{self.prefix}*"):
             if path.name not in kept and (self.prefix or not path.name.startswith(OTHERS)):
@@ -185,6 +199,11 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name lasts only with its folder
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -73,7 +73,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        raise UserError(f"unknown {kind} {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+        hint = nearest(name, [*COMMANDS, "--help", "--version"])
+        raise UserError(f"unknown {kind} {name!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     return COMMANDS[name](rest)
 
 
@@ -99,15 +100,12 @@ def _plan(arguments: Sequence[str]) -> int:
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
     """The checked options; None where only a plugin's help was asked for."""
     from sparsekit import listing, options
-    from sparsekit.config import check
 
     _warn_of_plugins()
     if (text := listing.asked_help(arguments)) is not None:
         print(text)
         return None
-    config = options.parse(options.build(f"sparsekit {command}", description), arguments)
-    check(config)
-    return config
+    return options.parse(options.build(f"sparsekit {command}", description), arguments)
 
 
 def _plugins(arguments: Sequence[str]) -> int:

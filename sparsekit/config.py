@@ -209,6 +209,7 @@ def check(config: FitConfig) -> None:
         ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
         ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
         ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
+        ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
         ("device", config.device, re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device), "auto, cpu, cuda or cuda:N"),
     ]
     for option, value, valid, rule in rules:

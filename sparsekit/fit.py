@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from sparsekit import masks, models, places, rundir, states
-from sparsekit.checkpoint import Keeper
+from sparsekit.checkpoint import Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
 from sparsekit.errors import RunError, UserError
@@ -54,7 +54,15 @@ def fit(config: FitConfig) -> dict[str, Any]:
                 raise UserError(f"rank {rank}: {wrong}")
         with rundir.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
-            summary, wandb = _run(setup, plain, out, goes_on, began, display, signals, ranks)
+            try:
+                summary, wandb = _run(setup, plain, out, goes_on, began, display, signals, ranks)
+            except Stopped as stop:
+                stop.out = str(out)
+                raise
+            except (OSError, SafetensorError) as error:
+                raise RunError(
+                    f"{_file_error(error, out)}; checkpoints that were finished before are intact"
+                ) from error
             display.finish(summary, wandb)
     return summary
 
@@ -99,9 +107,17 @@ def _run(
 ) -> tuple[dict[str, Any], str | None]:
     """The run inside its locked directory; its summary, and where W&B has it."""
     config, keeper = setup.config, Keeper(out / "checkpoints")
-    found = keeper.newest(display.warn) if goes_on else None
-    body: dict[str, Any] = found[0] if found else {"metrics": 0, "seconds": 0.0}
-    place = places.restore(keeper, *found, setup.prunable) if found else start(setup)
+    fresh = start(setup)
+
+    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
+        return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
+
+    found = keeper.restored(display.warn, read) if goes_on else None
+    body, place = found or ({"metrics": 0, "seconds": 0.0}, fresh)
+    if goes_on and body["metrics"] > rundir.size(out / "metrics.jsonl"):
+        raise RunError(
+            f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
+        )
     if found:
         display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
     else:
@@ -132,19 +148,19 @@ def _run(
             place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
             result = run(job, place)
             leader.finish()
-            summary |= finish(setup, result, out) | {"status": "done"}
-        except Stopped as stop:
-            stop.out, summary["status"] = str(out), "stopped"
+            summary |= finish(setup, result, out)
+            done = summary | {"status": "done"}
+            row = {key: value for key, value in done.items() if key != "out"}
+            tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
+            tracker.summary(done | {"wall_seconds": seconds()})
+            summary = done
+        except Stopped:
+            summary["status"] = "stopped"
             raise
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{_file_error(error, out)}; checkpoints that were finished before are intact") from error
         finally:
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
-        row = {key: value for key, value in summary.items() if key not in ("wall_seconds", "out")}
-        tracker.log("done", row, step=sum(setup.steps))
-        tracker.summary(summary)
     keeper.clear()
     return summary, tracker.wandb_location
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
+from sparsekit import masks
 from sparsekit._types import Tensors
 from sparsekit.api import Score
-from sparsekit.checkpoint import Keeper, StoredFile
+from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.merging import FileCandidate
 from sparsekit.states import State, from_file, to_file
 from sparsekit.training import Underway
@@ -69,33 +74,88 @@ def save(keeper: Keeper, place: Place, header: dict[str, Any]) -> str:
     )
 
 
-def restore(keeper: Keeper, body: dict[str, Any], files: dict[str, StoredFile], prunable: Sequence[str]) -> Place:
-    """The place that a checkpoint holds; its files were checked when it was chosen.
+def restore(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]) -> Place:
+    """The place that a checkpoint holds. Its files were checked when it was chosen; here they must suit the run.
 
-    `prunable` is the order of the masks, which files do not keep and ties between layers depend on.
+    Args:
+        keeper: The checkpoint folder.
+        fresh: The model before its first segment: what tensors there are, and the order of the masks, which files do
+            not keep and ties between layers depend on.
+        segments: How many the plan has.
+        body: The manifest.
+        files: The files that it names.
+
+    Raises:
+        Damaged: it is no checkpoint of this run.
     """
-    parent = from_file(keeper.load(files["parent"]), body["progress"], body["target"])
-    parent = replace(parent, masks={name: parent.masks[name] for name in prunable})
+    try:
+        return _restored(keeper, fresh, segments, body, files)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+        raise Damaged(f"it is none of this run ({type(error).__name__}: {error})") from error
+
+
+def _restored(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]) -> Place:
+    parent = from_file(keeper.load(files["parent"]), _fraction(body["progress"]), _fraction(body["target"]))
+    _same_tensors(parent, fresh)
+    parent = replace(parent, masks={name: parent.masks[name] for name in fresh.masks})
     keeper.adopt("parent", parent, files["parent"])
-    candidates = tuple(
-        FileCandidate(keeper.path(files[f"candidate {index}"]), index, Score(*score), digest, tested and Score(*tested))
-        for index, score, digest, tested in body["candidates"]
-    )
-    underway = {
-        index: Underway(done, attempt, averaged, keeper.load(files[f"replica {index}"]))
-        for index, done, attempt, averaged in body["underway"]
-    }
-    return Place(
-        segment=body["segment"],
-        step=body["step"],
+    candidates = []
+    for index, score, digest, tested in body["candidates"]:
+        path = keeper.path(files[f"candidate {_count(index)}"])
+        candidate = FileCandidate(path, index, _score(score), str(digest), tested and _score(tested))
+        if digest != masks.digest(parent.masks) or set(candidate.names()) != set(fresh.named()):
+            raise Damaged(f"candidate {index} is none of its parent's")
+        candidates.append(candidate)
+    underway = {}
+    for index, done, attempt, averaged in body["underway"]:
+        tensors = keeper.load(files[f"replica {_count(index)}"])
+        underway[index] = Underway(_count(done), _count(attempt), _count(averaged), tensors)
+        _same_tensors(from_file(tensors, 0.0, 0.0), fresh)
+        if tensors["random.cpu"].shape != torch.get_rng_state().shape or tensors["loss"].shape:
+            raise Damaged(f"the random state of replica {index} is none")
+    place = Place(
+        segment=_count(body["segment"], segments),
+        step=_count(body["step"]),
         parent=parent,
-        change=body["change"],
-        finished=tuple(body["finished"]),
-        candidates=candidates,
-        tested=tuple(Score(*score) for score in body["tested"]),
+        change=None if body["change"] is None else float(body["change"]),
+        finished=tuple(_count(index) for index in body["finished"]),
+        candidates=tuple(candidates),
+        tested=tuple(_score(score) for score in body["tested"]),
         underway=underway,
-        test=body["test"] and Score(*body["test"]),
+        test=body["test"] and _score(body["test"]),
     )
+
+    if len(candidates) > len(place.finished) or (place.segment == segments and place.test is None):
+        raise Damaged("its parts do not fit one another")
+    _count(body.get("metrics", 0))
+    if type(body.get("seconds", 0.0)) not in (int, float):
+        raise Damaged("it does not say how long the run took")
+    return place
+
+
+def _same_tensors(found: State, fresh: State) -> None:
+    """Raise Damaged unless a state has the tensors and masks of the run's model."""
+    pairs = ((found.tensors, fresh.tensors), (found.masks, fresh.masks), (found.extra, fresh.extra))
+    for mine, theirs in pairs:
+        if {n: (t.shape, t.dtype) for n, t in mine.items()} != {n: (t.shape, t.dtype) for n, t in theirs.items()}:
+            raise Damaged("it holds another model")
+
+
+def _score(value: list[float]) -> Score:
+    accuracy, loss = value
+    return Score(_fraction(accuracy), float(loss))
+
+
+def _count(value: object, most: float = math.inf) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise Damaged(f"{value!r} is no count")
+    return value
+
+
+def _fraction(value: object) -> float:
+    if type(value) not in (int, float) or not 0.0 <= value <= 1.0 + 1e-6:  # type: ignore[operator]
+        raise Damaged(f"{value!r} is no fraction")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _tensors(underway: Underway) -> Tensors:

@@ -21,6 +21,7 @@ from sparsekit.job import Executor, Job
 from sparsekit.places import Place
 from sparsekit.ranks import Ranks
 from sparsekit.replicas import Replica, fork
+from sparsekit.scheduler import start
 from sparsekit.tracking import Rows
 from sparsekit.training import Fault, Training, train
 
@@ -103,9 +104,9 @@ def absorb(job: Job, at: Place, keeper: Keeper, manifest: str) -> Place:
     """The place with what another rank made of it, by that rank's checkpoint; its rows are logged."""
     try:
         body, files = keeper.open(keeper.folder / manifest)
+        theirs = places.restore(keeper, at.parent, len(job.setup.stages), body, files)
     except Damaged as damage:
         raise RunError(f"checkpoint {manifest} of another rank: {damage}") from damage
-    theirs = places.restore(keeper, body, files, list(at.parent.masks))
     job.tracker.extend(body["rows"])
     new = [c for c in theirs.candidates if c.index not in {mine.index for mine in at.candidates}]
     finished = (*at.finished, *(index for index in theirs.finished if index not in at.finished))
@@ -143,7 +144,7 @@ def _take(job: Job, order: dict[str, Any]) -> tuple[Stage, Place]:
     if not path.is_file():
         raise RunError(f"{path} is not to be seen here; --out must be on a file system that all nodes share")
     body, files = lead.open(path)
-    at = places.restore(job.keeper, body, files, job.setup.prunable)
+    at = places.restore(job.keeper, start(job.setup).parent, len(job.setup.stages), body, files)
     if masks.digest(at.parent.masks) != order["mask"]:
         raise RunError("the parent's mask is not the leader's")
     job.ordered = body["ordered"]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,13 @@ def resumed_run(first: PruningMethod, second: PruningMethod, merge: MergeStrateg
         with suppress(Stopped):
             scheduler.run(running, scheduler.start(setup))
         keeper = Keeper(running.keeper.folder)
-        found = keeper.newest(running.display.warn)
-        if found is None:
+        fresh = scheduler.start(again).parent
+        read = partial(places.restore, keeper, fresh, len(again.stages))
+        place = keeper.restored(running.display.warn, read)
+        if place is None:
             raise RunError("the run that was stopped kept no checkpoint")
         going_on = replace(running, setup=again, keeper=keeper, executor=choose(again)[0], signals=StopSignals())
-        return scheduler.run(going_on, places.restore(keeper, *found, again.prunable)).state
+        return scheduler.run(going_on, place).state
 
 
 class _Baton(Ranks):
