@@ -62,20 +62,30 @@ class DataConfig:
     """The data set and its batches.
 
     Args:
-        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`.
-        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too).
+        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`. `imagefolder` is any
+            set of images in one folder a class, as ImageNet is.
+        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too). For
+            `imagefolder` the folder with `train` and, for the test images, `val` or `validation`; without these, a
+            folder of classes, of which test images are cut off too.
         batch_size: Images an optimizer step.
-        image_size: Side in pixels to which images are resized; by default 16 for digits, else their own.
+        image_size: Side in pixels to which images are resized; by default 16 for digits, 224 for `imagefolder`, else
+            their own.
         held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always).
-        augment: Random shifts, and horizontal flips where they keep the label.
+        augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
+            of the image, flips and colour jitter.
+        workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
+        kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
+            `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`.
     """
 
-    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100"] = "digits"
+    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = None
     batch_size: int = 50
     image_size: int | None = None
     held_out: float = 0.1
     augment: bool = True
+    workers: int = 4
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ class FitConfig:
     out: str | None = None
 
 
-FREE = {"out", "resume", "checkpoint", "wandb"}
+FREE = {"out", "resume", "checkpoint", "wandb", "data.workers"}
 """Options, and groups of them, that cannot change the result; a resumed run may give others."""
 
 
@@ -202,6 +212,7 @@ def check(config: FitConfig) -> None:
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
         ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
+        ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
         ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
         ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
         ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
@@ -215,7 +226,8 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
-    for option, kwargs in (("model.kwargs", config.model.kwargs), ("optimizer.kwargs", o.kwargs)):
+    mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}
+    for option, kwargs in mappings.items():
         for key in kwargs:
             if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
                 raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")

@@ -14,7 +14,7 @@ from sparsekit import evaluation, masks, models, optimizers, states
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Score, Stage
 from sparsekit.config import FitConfig, check
-from sparsekit.data import ImageData, Split
+from sparsekit.data import Data, Split, load
 from sparsekit.errors import UserError
 from sparsekit.patterns import Pattern
 from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
@@ -35,7 +35,7 @@ class Setup:
         stages: The plan's segments, each with its place.
         plan: The same for people and plan.json.
         steps: Optimizer steps of each segment.
-        data: The data set, on the device.
+        data: The data set; its batches come on the device.
         model: The one working copy of the model, on the device; its weights change hands.
         prunable: Parameter names of the prunable weights.
         device: Where the model and the data are.
@@ -48,7 +48,7 @@ class Setup:
     stages: tuple[Stage, ...]
     plan: Plan
     steps: tuple[int, ...]
-    data: ImageData
+    data: Data
     model: nn.Module
     prunable: tuple[str, ...]
     device: torch.device
@@ -97,7 +97,7 @@ def prepare(config: FitConfig) -> Setup:
     plan = make_plan(config, stages)
     device = _device(config.device)
     dtype = _dtype(config.precision, device)
-    data = ImageData.load(config.data, device, config.channels_last)
+    data = load(config.data, device, config.channels_last)
     steps = segment_steps(stages, data.steps_per_epoch)
     for stage, count in zip(stages, steps, strict=True):
         if stage.segment.epochs > 0 and count < 1:

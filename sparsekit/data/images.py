@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsekit.config import DataConfig
+from sparsekit.data import order
 from sparsekit.data.files import Images, RawData, read
 from sparsekit.errors import UserError
-from sparsekit.seeds import derive
 
 Split = Literal["train", "held_out", "test"]
 
@@ -152,13 +152,13 @@ class ImageData:
         chosen = torch.arange(self.train_size) if subset is None else subset.cpu()
         batch = min(self.batch_size, len(chosen))
         per_epoch = len(chosen) // batch
-        order, order_epoch = chosen, -1
+        shuffled, shuffled_epoch = chosen, -1
         for step in range(start, steps):
             epoch, position = divmod(step, per_epoch)
-            if epoch != order_epoch:
-                shuffle = torch.randperm(len(chosen), generator=_generator(seed, "order", epoch))
-                order, order_epoch = self._to_device(chosen[shuffle]), epoch
-            index = order[position * batch : (position + 1) * batch]
+            if epoch != shuffled_epoch:
+                shuffle = torch.randperm(len(chosen), generator=order.generator(seed, "order", epoch))
+                shuffled, shuffled_epoch = self._to_device(chosen[shuffle]), epoch
+            index = shuffled[position * batch : (position + 1) * batch]
             size = batch // part[1]
             mine = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
             yield self._normalised(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
@@ -174,13 +174,13 @@ class ImageData:
             Normalised images, float32 [B, C, S, S] with B at most 500, and labels, int64 [B].
         """
         images, labels = self._images[split], self._labels[split]
-        order = None
+        some = None
         if limit is not None and limit < len(labels):
-            order = self._to_device(_stratified(self._cpu_labels[split], _generator("limit", split))[:limit])
-        count = len(labels) if order is None else len(order)
+            some = self._to_device(order.stratified(self._cpu_labels[split], order.generator("limit", split))[:limit])
+        count = len(labels) if some is None else len(some)
         for first in range(0, count, _EVALUATION_BATCH):
             part = slice(first, min(first + _EVALUATION_BATCH, count))
-            index = part if order is None else order[part]
+            index = part if some is None else some[part]
             yield self._normalised(images[index]), labels[index]
 
     def subset(self, fraction: float, seed: int) -> Tensor:
@@ -192,16 +192,13 @@ class ImageData:
         Raises:
             UserError: `fraction` is not above 0 and at most 1.
         """
-        if not 0 < fraction <= 1:
-            raise UserError(f"--replicas.values: {fraction} of the training images; give fractions above 0, up to 1")
-        count = max(round(fraction * self.train_size), self.num_classes)
-        return _stratified(self._cpu_labels["train"], _generator(seed, "subset"))[:count].sort().values
+        return order.subset(self._cpu_labels["train"], fraction, self.num_classes, seed)
 
     def _augmented(self, index: Tensor, seed: int, step: int, part: slice) -> Tensor:
         """uint8 [B, C, S, S]: a part of the training images `index`, shifted and flipped as in the whole."""
         if not self._shift and not self._flip:
             return self._images["train"][index[part]]
-        generator = _generator(seed, "augment", step)
+        generator = order.generator(seed, "augment", step)
         corner = torch.randint(2 * self._shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
         top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy a step
@@ -216,10 +213,6 @@ class ImageData:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # from ordinary memory, CUDA may wait
-
-
-def _generator(*parts: int | str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(*parts))
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -252,27 +245,4 @@ def _split(raw: RawData, config: DataConfig) -> tuple[Tensor, Tensor]:
     labels = torch.tensor(raw.train_labels)
     if raw.held_out is not None:
         return torch.arange(len(labels) - raw.held_out), torch.arange(len(labels) - raw.held_out, len(labels))
-    order = _stratified(labels, _generator("held_out"))
-    count = round(config.held_out * len(labels))
-    held_out, train = order[:count].sort().values, order[count:].sort().values
-    for part, name, remedy in ((train, "training", "smaller"), (held_out, "held-out", "larger")):
-        missing = (torch.bincount(labels[part], minlength=raw.num_classes) == 0).nonzero().flatten().tolist()
-        if missing:
-            raise UserError(
-                f"--data.held_out: {config.held_out} of {len(labels)} images leaves no {name} image of class "
-                f"{missing[0]}; give a {remedy} fraction, or more images"
-            )
-    return train, held_out
-
-
-def _stratified(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffled indices of int64 `labels` [N] of which every beginning has each class in its share, to about one image.
-
-    The first are one of each class.
-    """
-    shuffle = torch.randperm(len(labels), generator=generator)
-    by_class = shuffle[labels[shuffle].argsort(stable=True)]
-    ranks = [torch.arange(count) / max(count, 1) for count in labels.bincount().tolist()]
-    rank = torch.empty(len(labels))  # how far down its class an image comes, 0 to 1
-    rank[by_class] = torch.cat(ranks)
-    return shuffle[rank[shuffle].argsort(stable=True)]
+    return order.cut(labels, raw.num_classes, config.held_out)
