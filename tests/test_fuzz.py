@@ -1,4 +1,4 @@
-"""Random and mutated input for the two parsers: only exit codes 0 and 2, only Damaged and RunError, and no wrong weights.
+"""Random and mutated input: exit codes 0 and 2 only, Damaged and RunError only, and never other weights.
 
 `make test` tries the same few examples always, `make fuzz` thousands of new ones.
 """
