@@ -32,7 +32,7 @@ from scipy.stats import t as student
 from sparsekit import fit as fitting
 from sparsekit import options, planning
 from sparsekit.config import FitConfig
-from sparsekit.scheduler import Job
+from sparsekit.job import Job
 from sparsekit.training import Training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fashion_mnist_gmp95_soup3.yaml"
