@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from sparsekit import masks, models, places, rundir, states
-from sparsekit.checkpoint import Keeper, StoredFile
+from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
 from sparsekit.errors import RunError, UserError
@@ -110,6 +110,8 @@ def _run(
     fresh = start(setup)
 
     def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
+        if not {"metrics", "seconds"} <= body.keys():
+            raise Damaged("it does not say what was done")
         return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
 
     found = keeper.restored(display.warn, read) if goes_on else None

@@ -17,6 +17,7 @@ from sparsekit.errors import RunError, UserError, nearest
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
 DEFAULT_KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [16, 32, 60, 104]}
+_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # other ways to files of weights
 _KEPT = ("architecture", "num_classes", "first_conv", "classifier", "pool_size", "fixed_input_size")
 
 
@@ -54,6 +55,8 @@ def build(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn
         raise UserError(
             f"--model.name {name!r}: no model.safetensors there; save the model with safe_serialization=True"
         )
+    if named := [key for key in _WEIGHTS if key in kwargs]:
+        raise UserError(f"--model.kwargs: {named[0]} is not taken; give weights with --model.name local-dir:DIR")
     torch.manual_seed(seed)
     try:
         return timm.create_model(

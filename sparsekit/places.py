@@ -95,7 +95,10 @@ def restore(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], f
 
 
 def _restored(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]) -> Place:
-    parent = from_file(keeper.load(files["parent"]), _fraction(body["progress"]), _fraction(body["target"]))
+    stored = keeper.load(files["parent"])
+    if "random.cpu" in stored:
+        raise Damaged("a replica stands in its parent's place")
+    parent = from_file(stored, _fraction(body["progress"]), _fraction(body["target"]))
     _same_tensors(parent, fresh)
     parent = replace(parent, masks={name: parent.masks[name] for name in fresh.masks})
     keeper.adopt("parent", parent, files["parent"])

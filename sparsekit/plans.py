@@ -62,7 +62,7 @@ class Budget:
         """The original schedule with its linear warm-up, at a done fraction of 0 to 1."""
         if fraction < self.warmup:
             return fraction / self.warmup
-        return self.decay((fraction - self.warmup) / (1.0 - self.warmup))
+        return self.decay(min((fraction - self.warmup) / (1.0 - self.warmup), 1.0))  # sums of epochs round
 
 
 @dataclass(frozen=True)

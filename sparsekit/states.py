@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
+from sparsekit.errors import RunError
 
 EXTRA, OPTIMIZER = "extra.", "optimizer."
 
@@ -109,5 +111,8 @@ def share(path: Path) -> None:
 
 
 def load(path: Path) -> Tensors:
-    """Read a safetensors file to the CPU."""
-    return dict(load_file(path))
+    """Read a safetensors file to the CPU; raises RunError where it is none."""
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: {error}") from error

@@ -65,7 +65,8 @@ def test_a_stop_does_not_wait_for_a_server_that_went_away(tmp_path: Path) -> Non
     """W&B answered when the run began, and does no more when it is stopped: still 143 within 10 s."""
     out = tmp_path / "out"
     with FakeWandb("", []) as server:
-        process = start(command(out, "--wandb.mode", "online"), env=server.environment(tmp_path))
+        longer = ("--wandb.mode", "online", "--epochs", "2000")  # it must outlast the start of W&B
+        process = start(command(out, *longer), env=server.environment(tmp_path))
         wait_for_rows(process, out, 5)
         while process.poll() is None and not list((out / "wandb").glob("run-*")):
             time.sleep(0.05)
