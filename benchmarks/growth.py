@@ -59,7 +59,7 @@ def measure(quick: bool = False) -> Section:
         cells = milliseconds(found), against, ratio(found, times["resnet18"]), rounds
         section.add(f"pruning step, {name}, {sizes[name] / 1e6:.1f} M weights", *cells)
     del parents
-    rounds, epochs = (1, 12) if quick else (5, 24)
+    rounds, epochs = (1, 24) if quick else (5, 60)
     counts = (3, 10) if quick else (3, 5, 10, 20)
     runs = alternate({str(n): partial(seconds, n, epochs) for n in counts}, rounds, warmup=0)
     for count in counts:

@@ -22,7 +22,7 @@ def process(*arguments: str) -> Callable[[], float]:
 def measure(quick: bool = False) -> Section:
     """A row a command."""
     section = Section("Start-up", ["command", "time", "of importing torch, torchvision and timm [95 % interval]"])
-    rounds = 3 if quick else 9
+    rounds = 2 if quick else 9
     runs = {"import torch, torchvision, timm": process("-c", "import torch, torchvision, timm")}
     runs["python -c pass"] = process("-c", "pass")
     for command in (["--help"], ["plan"], ["plugins", "list"], ["fit", "--help"]):
