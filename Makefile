@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow faults fuzz lint types format clean
+.PHONY: help install fit test slow faults fuzz bench lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ faults: $(STAMP) ## the long fault suite alone: kills, full disks, locks
 
 fuzz: $(STAMP) ## the property tests on thousands of new examples
 	$(PYTEST) -m "not slow" --timeout 1800 --hypothesis-profile=fuzz $$(grep -rlE '^from hypothesis' tests plugins) $(ARGS)
+
+bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

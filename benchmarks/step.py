@@ -3,7 +3,7 @@
     python benchmarks/step.py [--quick]
 
 The bare loop is the shortest that trains the same model: forward, loss, backward, optimizer step, a learning rate set
-each step; no masks, no logging. The loop with `torch.nn.utils.prune` reads PIL images through a DataLoader of two
+at each step; no masks, no logging. The loop with `torch.nn.utils.prune` reads PIL images through a DataLoader of two
 workers, augments them as ours are (torchvision's RandomCrop and RandomHorizontalFlip), and prunes with torch's hooks;
 Lightning's `ModelPruning` does that inside its Trainer. Steps are measured twice, by the clock and in processor time,
 which says the same on an idle machine and more on a busy one.
@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -285,12 +286,11 @@ def build(data: DataConfig) -> nn.Module:
     return setup_for(data).model.to(memory_format=torch.contiguous_format)
 
 
-def tell(
-    section: Section, what: str, times: dict[str, list[float]], other: str, name: str, images: int, n: int
-) -> None:
+def tell(section: Section, what: str, times: dict[str, list[float]], other: str, images: int) -> None:
     """A row of images a second."""
-    rates = [f"{images / sorted(times[key])[n // 2]:,.0f} images/s" for key in ("ours", other)]
-    section.add(what, rates[0], other, rates[1], f"{ratio(times[other], times['ours'])} of its images/s", n)
+    rates = [f"{images / median(times[key]):,.0f} images/s" for key in ("ours", other)]
+    share = f"{ratio(times[other], times['ours'])} of its images/s"
+    section.add(what, rates[0], other, rates[1], share, len(times["ours"]))
 
 
 if __name__ == "__main__":

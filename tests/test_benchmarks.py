@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
-from bench import load
+from bench import FOLDER, load
 
 pruning = load("pruning")
 measure = load("_measure")
@@ -53,3 +55,24 @@ def test_the_benchmarks_figures_are_medians_of_neighbours() -> None:
     times = measure.alternate({name: partial(run, name) for name in "ab"}, 3)
     assert order == ["a", "b", "b", "a", "a", "b", "b", "a"]  # the first two warm up
     assert times == {"a": [4.0, 5.0, 8.0], "b": [3.0, 6.0, 7.0]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_cuda_benchmark_says_in_one_line_that_there_is_no_device() -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "gpu.py")],
+        capture_output=True,
+        text=True,
+        env=measure.environment(),
+        check=False,
+    )
+    assert done.returncode == load("run").NO_CUDA
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no CUDA device" in done.stderr
+
+
+@pytest.mark.slow
+def test_ten_replicas_need_little_more_memory_than_two() -> None:
+    peaks = [measure.child("memory.py", "--child", count, "resnet50")["peak"] for count in ("2", "10")]
+    assert peaks[1] <= 1.15 * peaks[0]

@@ -225,13 +225,22 @@ class FolderData:
     def _batches(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         batches = iter(loader)
         while True:
+            trouble = ""
             with random_states_kept(self.device if loader.random_erasing else None):
                 try:
                     images, labels = next(batches)
                 except StopIteration:
                     return
                 except RunError as error:  # a worker's comes with its traceback in the message
-                    raise RunError(str(error).strip().splitlines()[-1].rpartition("RunError: ")[2]) from None
+                    error.__traceback__ = None  # it would keep the loader, and so its workers, alive
+                    trouble = str(error).strip().splitlines()[-1].rpartition("RunError: ")[2]
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    error.__traceback__ = None
+                    trouble = f"a process that reads images ended: {str(error).splitlines()[0]}"
+            if trouble:
+                raise RunError(trouble)
             yield images.contiguous(memory_format=self._memory), labels
 
 

@@ -35,8 +35,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
         first, every = 0, 1
         if worker := get_worker_info():
             first, every = worker.id, worker.num_workers
-            for signum in (signal.SIGINT, signal.SIGTERM):  # the run decides what they mean, and ends its workers
-                signal.signal(signum, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run ends its workers itself
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
                 path, label = self.samples[index]
