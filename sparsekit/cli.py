@@ -22,6 +22,7 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
   plan      print what fit would do, and its cost, without training
+  evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
@@ -92,6 +93,14 @@ def _plan(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate(arguments: Sequence[str]) -> int:
+    from sparsekit import evaluating
+    from sparsekit.display import Display
+
+    with Display() as display:
+        return evaluating.main(arguments, display)
+
+
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
     """The checked options; None where only a plugin's help was asked for."""
     from sparsekit import listing, options
@@ -121,4 +130,9 @@ def _warn_of_plugins() -> None:
         print(f"sparsekit: warning: {note}", file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"fit": _fit, "plan": _plan, "plugins": _plugins}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": _fit,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "plugins": _plugins,
+}

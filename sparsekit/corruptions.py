@@ -82,7 +82,8 @@ def _apply(x: Tensor, matrix: Tensor) -> Tensor:
 @lru_cache(maxsize=256)
 def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     taps = min(2 * math.ceil(3.0 * sigma) + 1, 2 * size - 1)  # reflection reaches no farther
-    return transforms.gaussian_blur(torch.eye(size)[None], [1, taps], [1.0, sigma])[0].to(device)
+    blurred: Tensor = transforms.gaussian_blur(torch.eye(size)[None], [1, taps], [1.0, sigma])
+    return blurred[0].to(device)
 
 
 def _gaussian_blur(x: Tensor, sigma: float, g: torch.Generator) -> Tensor:
@@ -93,7 +94,8 @@ def _gaussian_blur(x: Tensor, sigma: float, g: torch.Generator) -> Tensor:
 def _zoom_matrix(size: int, crop: int, device: torch.device) -> Tensor:
     """Enlarges the middle `crop` rows to all."""
     eye, first = torch.eye(size)[None], (size - crop) // 2
-    return transforms.resized_crop(eye, first, 0, crop, size, [size, size], antialias=False)[0].to(device)
+    enlarged: Tensor = transforms.resized_crop(eye, first, 0, crop, size, [size, size], antialias=False)
+    return enlarged[0].to(device)
 
 
 def _zoom_blur(x: Tensor, most: float, g: torch.Generator) -> Tensor:
@@ -107,7 +109,8 @@ def _zoom_blur(x: Tensor, most: float, g: torch.Generator) -> Tensor:
 @lru_cache(maxsize=256)
 def _pixel_matrix(size: int, pixels: int, device: torch.device) -> Tensor:
     small = transforms.resize(torch.eye(size)[None], [pixels, size], antialias=True)
-    return transforms.resize(small, [size, size], interpolation=InterpolationMode.NEAREST)[0].to(device)
+    large: Tensor = transforms.resize(small, [size, size], interpolation=InterpolationMode.NEAREST)
+    return large[0].to(device)
 
 
 def _pixelate(x: Tensor, share: float, g: torch.Generator) -> Tensor:
@@ -130,7 +133,8 @@ def _jpeg_tables(size: int, quality: int, device: torch.device) -> tuple[Tensor,
     table = torch.tensor([float(value) for value in _LUMINANCE.split()]).reshape(8, 8)
     table = ((table * scale + 50.0) / 100.0).floor().clamp(1.0, 255.0)
     blocks = size // 8
-    return torch.block_diag(*[dct] * blocks).to(device), table.repeat(blocks, blocks).to(device)
+    transform = torch.kron(torch.eye(blocks), dct)  # a block each eight pixels
+    return transform.to(device), table.repeat(blocks, blocks).to(device)
 
 
 def _jpeg(x: Tensor, quality: float, g: torch.Generator) -> Tensor:
@@ -163,15 +167,19 @@ def _defocus_blur(x: Tensor, radius: float, g: torch.Generator) -> Tensor:
 
 
 def _motion_blur(x: Tensor, length: float, g: torch.Generator) -> Tensor:
-    """The mean along a line, in one random direction a batch."""
+    """The mean along a line, in one of eight directions at random."""
     size = x.shape[-1]
     reach = max(1, round(length * size / 64.0))
-    angle = float(_uniform((1,), x, g)) * math.pi
     padded = F.pad(x, (reach,) * 4, mode="replicate")
+    direction = torch.randint(8, (len(x),), generator=g, device=x.device)
     total = torch.zeros_like(x)
-    for step in range(-reach, reach + 1):
-        row, column = reach + round(step * math.sin(angle)), reach + round(step * math.cos(angle))
-        total += padded[..., row : row + size, column : column + size]
+    for number in range(8):
+        chosen, angle = (direction == number).nonzero()[:, 0], number * math.pi / 8.0
+        some, mean = padded[chosen], torch.zeros_like(x[chosen])
+        for step in range(-reach, reach + 1):
+            row, column = reach + round(step * math.sin(angle)), reach + round(step * math.cos(angle))
+            mean += some[..., row : row + size, column : column + size]
+        total[chosen] = mean
     return total.div_(2 * reach + 1)
 
 

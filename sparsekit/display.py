@@ -97,24 +97,32 @@ class Display:
                 f"{self._place}{who}  step {done_steps}/{total_steps}  loss {loss:.4f}  about {duration(left)} left"
             )
 
-    def merged(self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1) -> None:
+    def merged(
+        self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
+    ) -> None:
         """A segment is over.
 
         Args:
             held_out: Held-out accuracy of what it made, 0 to 1.
             candidates: The candidates' own; none or one where nothing was merged.
             ingredients: How many of them were used.
+            lost: Whether it lies below the best of them by more than the margin.
         """
         score = f"{percent(held_out)} held out"
         if len(candidates) > 1:
             some = "" if ingredients == len(candidates) else f" of {len(candidates)}"
             mean, best = sum(candidates) / len(candidates), max(candidates)
             score = f"soup of {ingredients}{some}: {score} (candidates {percent(mean)} mean, {percent(best)} best)"
+            score += f"  lost {100 * (best - held_out):.1f} points" if lost else ""
         self._line(f"{self._place}  {score}")
 
     def note(self, text: str) -> None:
         """Say something on standard output."""
         self._line(text)
+
+    def show(self, what: RenderableType) -> None:
+        """Put a table on standard output."""
+        self._print(what)
 
     def warn(self, text: str) -> None:
         """Say something on standard error, in any thread."""
@@ -203,6 +211,10 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
         table.add_row("soup" if mean in known else "accuracy", Text(text, "bold"))
     for name, key in (("mean candidate", mean), ("best candidate", best)):
         add(name, lambda a, soup: f"{percent(a, 2)}  (soup {100 * (soup - a):+.2f})", key, "test.accuracy")
+    add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
+    add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
+    add("worst class", lambda c, a: f"{percent(a, 2)}, class {c}", "test.worst_class", "test.worst_class_accuracy")
+    add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
     add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
     add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
     add("nonzero", lambda a, n: f"{a:,} of {n:,} parameters", "nonzero", "parameters")
@@ -213,6 +225,10 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
     if wandb:
         table.add_row("W&B", wandb if wandb.startswith("http") else f"offline; to upload: wandb sync {wandb}")
     return table
+
+
+def _lost(lost: int, count: int, margin: float) -> str:
+    return f"{lost} of {count}: the soup more than {100 * margin:g} points below its best candidate, held out"
 
 
 def percent(share: float, digits: int = 1) -> str:

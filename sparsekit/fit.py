@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sparsekit import masks, models, places, rundir, states
+from sparsekit import closing, cost, masks, models, places, rundir, states
 from sparsekit.checkpoint import Keeper
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
@@ -20,6 +20,9 @@ from sparsekit.scheduler import Job, Result, run, start
 from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.tracking import Tracker
+
+MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
+"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _run(
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
-        row = {key: value for key, value in summary.items() if key not in ("wall_seconds", "out")}
+        row = {key: value for key, value in summary.items() if key not in MEASURED_ANEW}
         tracker.log("done", row, step=sum(setup.steps))
         tracker.summary(summary)
     keeper.clear()
@@ -115,6 +118,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     """
     data = setup.data
     setup.model.load_state_dict(result.state.tensors)
+    measured = closing.measure(setup, result.state.masks, out)
     inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
     models.save(setup.model, setup.config.model, inputs, out / "model")
     states.save(out / "masks.safetensors", result.state.masks)
@@ -124,13 +128,12 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
-    total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
+    sizes = cost.sizes(parameters, result.state.masks, file)
     summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
-        "model_sparsity": pruned / total,
-        "nonzero": nonzero,
-        "parameters": total,
-        "model_bytes": file.stat().st_size,
+        "model_sparsity": pruned / sizes["parameters"],
+        **sizes,
+        "model_bytes": sizes["bytes.disk"],
         "test.accuracy": result.test.accuracy,
         "test.loss": result.test.loss,
     }
@@ -139,7 +142,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         summary["candidates.count"] = len(accuracies)
         summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
         summary["candidates.best_accuracy"] = max(accuracies)
-    return summary
+    return measured | summary
 
 
 def _steps_left(setup: Setup, place: places.Place) -> int:

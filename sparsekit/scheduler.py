@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
 
-from sparsekit import masks, merging, places, probes, states
+from sparsekit import diagnostics, masks, merging, places, probes, states
 from sparsekit.api import Score, Stage
 from sparsekit.checkpoint import Keeper
 from sparsekit.display import Display
@@ -192,9 +192,11 @@ def merge_candidates(job: Job, stage: Stage, at: Place) -> Place:
         "soup.loss": held_out.loss,
         "barrier": held_out.loss - sum(c.score.loss for c in candidates) / len(candidates),
     }
+    values |= diagnostics.of_merge(setup, at.parent, merged, candidates, held_out)
     step = at.step + setup.steps[stage.index]
     job.tracker.log("merge", values, step=step, segment=stage.index)
-    job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients))
+    lost = bool(values.get("soup.lost"))
+    job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients), lost)
     return replace(at, parent=merged, step=step, candidates=())
 
 
