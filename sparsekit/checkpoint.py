@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from sparsekit import states
 from sparsekit._types import Tensors
+from sparsekit.atomic import write_whole
 from sparsekit.errors import RunError
 
 KEEP = 2
@@ -148,17 +148,6 @@ class Keeper:
     def _open_names(self, path: Path) -> list[StoredFile]:
         body = json.loads(path.read_bytes().partition(b"\n")[2])
         return [StoredFile(**entry) for entry in body["files"].values()]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
   plan      print what fit would do, and its cost, without training
   evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
+  report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
@@ -89,7 +90,9 @@ def _plan(arguments: Sequence[str]) -> int:
         from sparsekit import display, planning
 
         plan = planning.make_plan(config, planning.make_stages(config))
-        display.Display().plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+        shown = display.Display()
+        shown.plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+        shown.picture(plan)
     return 0
 
 
@@ -99,6 +102,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     with Display() as display:
         return evaluating.main(arguments, display)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from sparsekit.report import command
+
+    return command.main(arguments)
 
 
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
@@ -134,5 +143,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _fit,
     "plan": _plan,
     "evaluate": _evaluate,
+    "report": _report,
     "plugins": _plugins,
 }

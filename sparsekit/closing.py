@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsekit import cost, rundir, suite
 from sparsekit._types import Tensors
+from sparsekit.display import Display
 from sparsekit.evaluating import EvaluateConfig, header
 from sparsekit.replicas import fork
 from sparsekit.setup import Setup
@@ -57,3 +58,15 @@ def merges(out: Path) -> dict[str, Any]:
         return {}
     lost = sum(row["soup.lost"] for row in judged)
     return {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
+
+
+def write_report(out: Path, display: Display) -> None:
+    """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
+    from sparsekit.report import command  # only now: matplotlib takes a second
+
+    path = out / "report.html"
+    try:
+        command.write([str(out)], path)
+        display.note(f"report          {path}")  # in line with the summary
+    except Exception as error:  # a plotting library may raise anything
+        display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")

@@ -14,11 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekit._types import Tensors
 
-NOTE = (
-    "Sparse figures are theoretical: unstructured zeros do not speed up dense kernels, and the model runs, and lies on "
-    "disk, as large and as slow as a dense one."
-)
-
 
 @dataclass(frozen=True)
 class Flops:

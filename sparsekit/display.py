@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from sparsekit import pictures
+from sparsekit.planning import Plan
+
 _PLAIN_SECONDS = 10.0
 """Without a terminal, lines about progress keep at least this distance."""
 _NATURAL_WIDTH = 10_000
@@ -50,6 +53,11 @@ class Display:
         self._print(plan_table(rows))
         cost = f"{critical_epochs:.4g} along the critical path, {total_epochs:.4g} in total"
         self._print(Text(f"\nreplica-epochs: {cost}\n", "dim"))
+
+    def picture(self, plan: Plan) -> None:
+        """Draw a plan as wide as the terminal, up to 100 characters."""
+        plain = not (self._out.encoding or "").lower().startswith("utf")
+        self._print(Text(pictures.plan(plan, min(self._out.width, 100), plain)))
 
     def begin(self, total_steps: int) -> None:
         """Start the clock of a run of so many optimizer steps, over all segments and replicas."""
@@ -228,7 +236,7 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
 
 
 def _lost(lost: int, count: int, margin: float) -> str:
-    return f"{lost} of {count}: the soup more than {100 * margin:g} points below its best candidate, held out"
+    return f"{lost} of {count}: the soup more than {100 * margin:g} point{'s' * (margin != 0.01)} below its best candidate, held out"
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -44,6 +44,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         with rundir.locked(out), Display() as display:
             summary, wandb = _run(setup, plain, out, goes_on, began, display, signals)
             display.finish(summary, wandb)
+    if config.evaluation.report:  # when the result is on the screen and nothing can go wrong any more
+        closing.write_report(out, display)
     return summary
 
 
