@@ -236,7 +236,8 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
 
 
 def _lost(lost: int, count: int, margin: float) -> str:
-    return f"{lost} of {count}: the soup more than {100 * margin:g} point{'s' * (margin != 0.01)} below its best candidate, held out"
+    points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
+    return f"{lost} of {count}: the soup more than {points} below its best candidate, held out"
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -44,12 +44,12 @@ def test_bars_are_as_high_as_the_sparsity() -> None:
 
 def test_rates_are_the_highest_and_fall_within_a_segment() -> None:
     lines = drawn()[5:8]
-    assert lines[0].startswith("rate       0.197")
+    assert lines[0].startswith("rate       0.195")
     found = heights(lines)
     assert found[0] == 24
     assert found[:10] == sorted(found[:10], reverse=True)
-    assert found[9] == pytest.approx(24 * 0.105 / 0.1975, abs=1)
-    assert found[10] == pytest.approx(24 * 0.095 / 0.1975, abs=1)
+    assert found[9] == pytest.approx(24 * 0.105 / 0.195, abs=1)
+    assert found[10] == pytest.approx(24 * 0.095 / 0.195, abs=1)
     assert found[19] <= 1
 
 

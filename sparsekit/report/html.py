@@ -34,8 +34,8 @@ def element(tag: str, *content: object, **attributes: str) -> Html:
 
 
 def join(parts: Iterable[object]) -> Html:
-    """Markup after markup."""
-    return Html("\n".join(safe(part) for part in parts))
+    """One after the other."""
+    return Html("".join(safe(part) for part in parts))
 
 
 def table(data: Table, class_: str = "") -> Html:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparsekit.display import percent
-from sparsekit.report.html import Html, Table, element, figure
+from sparsekit.report.html import Html, Table, element, figure, join
 from sparsekit.report.runs import Run, number, numbers
 from sparsekit.report.svg import GRID, INK, MARKERS, PALETTE, Plot, legend
 
@@ -286,7 +286,7 @@ def classes(run: Run) -> Html | None:
     )
 
 
-def heat_maps(run: Run) -> list[Html]:
+def heat_maps(run: Run) -> Html | None:
     """Accuracy a kind of corruption and severity, for each suite that was run."""
     found = []
     for name, variant in run.variants().items():
@@ -296,7 +296,7 @@ def heat_maps(run: Run) -> list[Html]:
             rows = {kind: cells for kind, cells in rows.items() if len(cells) == 5}
             if rows:
                 found.append(_heat_map(title, rows, VARIANTS.get(name, name)))
-    return found
+    return join(found) if found else None
 
 
 def _list(variant: Mapping[str, Any], key: str) -> list[Any]:
@@ -334,7 +334,7 @@ def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> 
     ]
     everything = [v for cells in rows.values() for v in cells]
     mean = element("b", percent(sum(everything) / len(everything), 2), data_key="corrupted_accuracy")
-    note = Html(f"Test accuracy in per cent, model {variant}; the mean over all is {mean}.")
+    note = join(["Test accuracy in per cent, model ", variant, "; the mean over all is ", mean, "."])
     return figure(title, svg, Table(("kind", "1", "2", "3", "4", "5", "mean"), data), note)
 
 

@@ -56,8 +56,11 @@ class Run:
         return number(self.summary.get(key))
 
     def events(self, event: str) -> list[Mapping[str, Any]]:
-        """Rows of one kind that have a step."""
-        return [row for row in self.rows if row.get("event") == event and number(row.get("step")) is not None]
+        """Rows of one kind that have a step and a segment."""
+        keys = ("step", "segment")
+        return [
+            row for row in self.rows if row.get("event") == event and all(number(row.get(k)) is not None for k in keys)
+        ]
 
     def segments(self) -> list[Mapping[str, Any]]:
         """The planned segments that can be made sense of."""
@@ -72,7 +75,7 @@ class Run:
         """Epochs after so many optimizer steps; the steps themselves where there is nothing to tell it by."""
         ends = {row["segment"]: row["start_epoch"] + row["epochs"] for row in self.segments()}
         for row in reversed(self.events("merge")):
-            end = ends.get(row.get("segment"), 0.0)
+            end = ends.get(row["segment"], 0.0)
             if end > 0.0 and row["step"] > 0:
                 return float(step * end / row["step"])
         return float(step)

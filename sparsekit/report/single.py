@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.filesize import decimal
@@ -22,22 +22,28 @@ STATUSES = ("done", "stopped", "failed", "unfinished")
 
 def sections(run: Run, level: str = "h2") -> Html:
     """All about one run, without its heading."""
-    figures = [plots.progress(run), plots.soup(run), plots.geometry(run), plots.layers(run)]
-    tested = [plots.calibration(run), plots.classes(run), *plots.heat_maps(run)]
-    parts: list[Html] = [summary(run)]
+    figures = [guarded(part, run) for part in (plots.progress, plots.soup, plots.geometry, plots.layers)]
+    tested = [guarded(part, run) for part in (plots.calibration, plots.classes, plots.heat_maps)]
+    parts: list[Html | None] = [guarded(summary, run)]
     for title, content in (
         ("What happened", _figures(figures)),
-        ("Plan against what happened", planned(run)),
-        (
-            "What was lost elsewhere",
-            join([_numbers(run), _figures(tested)]) if _figures(tested) or _numbers(run) else None,
-        ),
-        ("Cost", cost(run)),
-        ("Configuration", configuration(run)),
+        ("Plan against what happened", _both(guarded(planned, run), _figures([guarded(plots.rates, run)]))),
+        ("What was lost elsewhere", _both(guarded(_numbers, run), _figures(tested))),
+        ("Cost", guarded(cost, run)),
+        ("Configuration", guarded(configuration, run)),
     ):
         if content:
             parts.append(element("section", element(level, title), content))
-    return join(parts)
+    return join(part for part in parts if part)
+
+
+def guarded(part: Callable[[Run], Html | None], run: Run) -> Html | None:
+    """A part of the page, or a line in its place: files of another version may hold anything."""
+    try:
+        return part(run)
+    except Exception as error:
+        name = part.__name__.strip("_").replace("_", " ")
+        return element("p", f"The part “{name}” cannot be made of these files ({type(error).__name__}).", class_="lost")
 
 
 def about(run: Run) -> str:
