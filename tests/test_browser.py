@@ -42,7 +42,7 @@ addEventListener("load", () => {
       Math.hypot(e.getCTM().c, e.getCTM().d) : 0),
     ink: getComputedStyle(document.querySelector("svg text")).fill,
     paper: getComputedStyle(document.body).backgroundColor,
-    tables: [...document.querySelectorAll("details table")].filter(shown).length,
+    tables: [...document.querySelectorAll("details table")].filter(e => e.checkVisibility()).length,
     fetched: performance.getEntriesByType("resource").length,
   };
   const out = document.createElement("pre");

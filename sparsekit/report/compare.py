@@ -107,7 +107,7 @@ def _means(found: Sequence[Group]) -> Html:
                 *cells,
             )
         )
-    head = (*(keys or ["runs"]), "n", "sparsity", *(title for _, title in shown))
+    head = (*(keys or ["runs"]), "n", "reached sparsity", *(title for _, title in shown))
     note = (
         "Mean ± standard error over the runs of a group, which differ in their seeds alone; groups by the options that "
         "differ. Unfinished, stopped and failed runs are left out."
