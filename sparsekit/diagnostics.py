@@ -1,12 +1,13 @@
 """Did the soup help? What a merge's row says of its candidates, beside their scores.
 
-Everything streams: at most two candidates' copies of one tensor, or one candidate's model, are in memory at a time.
+Everything streams: at a time, one candidate's model is in memory, or two candidates' copies of one tensor (all of them
+where it is so small that they come to less than 32 MB).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -20,6 +21,8 @@ from sparsekit.merging import FileCandidate, read
 from sparsekit.setup import Setup
 from sparsekit.states import State
 
+SMALL = 4_000_000
+"""Values of a tensor, over all candidates, that may be in memory at once."""
 MOST = 12
 """Pairs are measured among no more candidates than this; their number grows with the square."""
 
@@ -94,26 +97,32 @@ def _probabilities(setup: Setup, images: Tensor) -> Tensor:
 
 def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence[str]) -> dict[str, Any]:
     """Distances and angles over the named parameters, in float64."""
-    some = list(candidates)
-    if len(some) > MOST:  # evenly spread, the same in each tensor
-        some = [candidates[i * len(candidates) // MOST] for i in range(MOST)]
-    pairs = list(combinations(range(len(some)), 2))
+    chosen = list(range(len(candidates)))
+    if len(chosen) > MOST:  # evenly spread, the same in each tensor
+        chosen = [i * len(candidates) // MOST for i in range(MOST)]
+    pairs = list(combinations(chosen, 2))
     squares, products, turned = ([0.0] * len(pairs) for _ in range(3))
-    norms, changes = [0.0] * len(some), [0.0] * len(some)
-    centre = [0.0] * len(candidates)
+    norms, changes, centre = ([0.0] * len(candidates) for _ in range(3))
     for name in names:
         start = parent.tensors[name].double().flatten()
-        for i, candidate in enumerate(some):
-            w = candidate.read(name).double().flatten()
+        vector = _reader(candidates, name, start.numel())
+        mean = vector(0).clone()
+        for i in range(1, len(candidates)):
+            mean += vector(i)
+        mean /= len(candidates)
+        for i in range(len(candidates)):
+            w = vector(i)
             norms[i] += float(w @ w)
             changes[i] += float((w - start).square().sum())
+            centre[i] += float((w - mean).square().sum())
+            del w
+        del mean
         for k, (i, j) in enumerate(pairs):
-            a, b = some[i].read(name).double().flatten(), some[j].read(name).double().flatten()
+            a, b = vector(i), vector(j)
             squares[k] += float((a - b).square().sum())
             products[k] += float(a @ b)
             turned[k] += float((a - start) @ (b - start))
-        for i, away in enumerate(_from_mean(candidates, name)):
-            centre[i] += away
+            del a, b
     angles = [_degrees(products[k], norms[i], norms[j]) for k, (i, j) in enumerate(pairs)]
     turns = [_degrees(turned[k], changes[i], changes[j]) for k, (i, j) in enumerate(pairs)]
     barycentre = [math.sqrt(value) for value in centre]
@@ -125,14 +134,11 @@ def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence
     )
 
 
-def _from_mean(candidates: Sequence[FileCandidate], name: str) -> Iterator[float]:
-    """Squared distance of each candidate's tensor from their mean."""
-    mean = candidates[0].read(name).double()
-    for candidate in candidates[1:]:
-        mean += candidate.read(name).double()
-    mean /= len(candidates)
-    for candidate in candidates:
-        yield float((candidate.read(name).double() - mean).square().sum())
+def _reader(candidates: Sequence[FileCandidate], name: str, size: int) -> Callable[[int], Tensor]:
+    """Gives a candidate's tensor as a float64 vector: from memory where all of them are small, else from its file."""
+    if size * len(candidates) > SMALL:
+        return lambda i: candidates[i].read(name).double().flatten()
+    return [candidate.read(name).double().flatten() for candidate in candidates].__getitem__
 
 
 def _degrees(product: float, left: float, right: float) -> float:
