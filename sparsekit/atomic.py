@@ -15,3 +15,8 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name lasts only with its folder
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

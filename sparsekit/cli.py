@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from sparsekit import ranks
 from sparsekit._version import __version__
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.stopping import Stopped
@@ -38,16 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    leads = ranks.number() == 0  # the leader says what is wrong for all; only it can say what went wrong with it
     try:
         return _dispatch(arguments)
     except (UserError, RunError) as error:
         if debug:
             raise
-        print(f"sparsekit: error: {error}", file=sys.stderr)
+        if leads or isinstance(error, RunError):
+            print(f"sparsekit: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
         how = f"go on with the same options, --out {stop.out} and --resume" if stop.out else "nothing was begun"
-        print(f"sparsekit: stopped by {stop}; {how}", file=sys.stderr)
+        if leads:
+            print(f"sparsekit: stopped by {stop}; {how}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         if debug:
@@ -71,7 +75,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        raise UserError(f"unknown {kind} {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+        hint = nearest(name, [*COMMANDS, "--help", "--version"])
+        raise UserError(f"unknown {kind} {name!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     return COMMANDS[name](rest)
 
 
@@ -113,15 +118,12 @@ def _report(arguments: Sequence[str]) -> int:
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
     """The checked options; None where only a plugin's help was asked for."""
     from sparsekit import listing, options
-    from sparsekit.config import check
 
     _warn_of_plugins()
     if (text := listing.asked_help(arguments)) is not None:
         print(text)
         return None
-    config = options.parse(options.build(f"sparsekit {command}", description), arguments)
-    check(config)
-    return config
+    return options.parse(options.build(f"sparsekit {command}", description), arguments)
 
 
 def _plugins(arguments: Sequence[str]) -> int:

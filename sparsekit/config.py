@@ -26,14 +26,19 @@ class ReplicasConfig:
             `subsample` is 0.8 for all.
         start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
             earlier is not forked. Replicas that part from random weights do not average well.
+        executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
+            `auto` stacks small models on CUDA. Under `torchrun`, ranks share the replicas out first.
         batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
+        sync_batchnorm: Where several ranks train one replica: normalise by the whole batch, not by each rank's part.
     """
 
     count: int = 3
     vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
     values: list[float] | None = None
     start: float = 0.2
+    executor: Literal["auto", "sequential", "vectorized"] = "auto"
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,30 @@ class DataConfig:
     """The data set and its batches.
 
     Args:
-        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`.
-        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too).
+        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`. `imagefolder` is any
+            set of images in one folder a class, as ImageNet is.
+        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too). For
+            `imagefolder` the folder with `train` and, for the test images, `val` or `validation`; without these, a
+            folder of classes, of which test images are cut off too.
         batch_size: Images an optimizer step.
-        image_size: Side in pixels to which images are resized; by default 16 for digits, else their own.
+        image_size: Side in pixels to which images are resized; by default 16 for digits, 224 for `imagefolder`, else
+            their own.
         held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always).
-        augment: Random shifts, and horizontal flips where they keep the label.
+        augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
+            of the image, flips and colour jitter.
+        workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
+        kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
+            `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`.
     """
 
-    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100"] = "digits"
+    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = None
     batch_size: int = 50
     image_size: int | None = None
     held_out: float = 0.1
     augment: bool = True
+    workers: int = 4
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,7 +183,8 @@ class FitConfig:
         label_smoothing: Label smoothing of the training loss, from 0 to below 1.
         channels_last: Keep images and convolutions in channels-last memory order.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` is bf16 on CUDA devices that have it, else fp32.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss.
+        compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
         out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`.
@@ -188,14 +204,15 @@ class FitConfig:
     label_smoothing: float = 0.0
     channels_last: bool = True
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     resume: bool = False
     out: str | None = None
 
 
-FREE = {"out", "resume", "checkpoint", "wandb", "evaluation"}
+FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
 """Options, and groups of them, that cannot change the result; a resumed run may give others."""
 
 
@@ -216,6 +233,7 @@ def check(config: FitConfig) -> None:
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
         ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
+        ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
         ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
         ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
         ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
@@ -224,12 +242,14 @@ def check(config: FitConfig) -> None:
         ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
         ("evaluation.margin", config.evaluation.margin, 0.0 <= config.evaluation.margin <= 1.0, "a fraction of 0 to 1"),
         ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
+        ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
         ("device", config.device, re.fullmatch(DEVICE, config.device), "auto, cpu, cuda or cuda:N"),
     ]
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
-    for option, kwargs in (("model.kwargs", config.model.kwargs), ("optimizer.kwargs", o.kwargs)):
+    mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}
+    for option, kwargs in mappings.items():
         for key in kwargs:
             if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
                 raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")

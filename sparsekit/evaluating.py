@@ -42,7 +42,7 @@ class EvaluateConfig:
     dense: str | None = None
     seed: int = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
 
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError
 
 from sparsekit import closing, cost, masks, models, places, rundir, states
-from sparsekit.checkpoint import Keeper
+from sparsekit.checkpoint import Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
-from sparsekit.errors import RunError
+from sparsekit.errors import RunError, UserError
+from sparsekit.executors import choose, torchrun
+from sparsekit.job import Job
 from sparsekit.planning import table_rows
+from sparsekit.ranks import Ranks
 from sparsekit.replicas import fork
-from sparsekit.scheduler import Job, Result, run, start
+from sparsekit.scheduler import Result, run, start
 from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
-from sparsekit.tracking import Tracker
+from sparsekit.team import make_teams
+from sparsekit.tracking import Rows, Tracker
 
 MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
 """What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
@@ -35,28 +42,87 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     plain = describe(config)
+    ranks = Ranks.here()
+    if not ranks.leads:
+        return follow(config, ranks)
     out, goes_on = rundir.choose(config.out, config.resume, plain)
     if goes_on and (done := rundir.finished(out)):
         Display().note(f"{out}: this run is done")
+        ranks.tell("run", None)
         return done
     with StopSignals() as signals:
-        setup = prepare(config)
+        setup = join(prepare(config), ranks)
+        for rank in ranks.others:
+            if wrong := ranks.ask(f"ready/{rank}"):
+                raise UserError(f"rank {rank}: {wrong}")
         with rundir.locked(out), Display() as display:
-            summary, wandb = _run(setup, plain, out, goes_on, began, display, signals)
+            ranks.tell("run", str(out.absolute()))
+            try:
+                summary, wandb = _run(setup, plain, out, goes_on, began, display, signals, ranks)
+            except Stopped as stop:
+                stop.out = str(out)
+                raise
+            except (OSError, SafetensorError) as error:
+                raise RunError(
+                    f"{_file_error(error, out)}; checkpoints that were finished before are intact"
+                ) from error
             display.finish(summary, wandb)
     if config.evaluation.report:  # when the result is on the screen and nothing can go wrong any more
         closing.write_report(out, display)
     return summary
 
 
+def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
+    """A rank that does not lead: it trains its share, and what it has to say goes through the leader."""
+    with StopSignals() as signals:
+        try:
+            setup = join(prepare(config), ranks)
+        except UserError as error:
+            ranks.tell(f"ready/{ranks.rank}", str(error))
+            raise
+        ranks.tell(f"ready/{ranks.rank}", "")
+        if out := ranks.ask("run"):
+            rows, keeper = Rows(ranks.rank), Keeper(Path(out) / "checkpoints", torchrun.prefix(ranks.rank))
+            with Path(os.devnull).open("w") as nowhere, Display(Console(file=nowhere)) as display:
+                job = Job(setup, rows, display, keeper, choose(setup)[0], signals, config.checkpoint.minutes)
+                job.header = lambda: {"rows": rows.rows}
+                torchrun.follow(job, ranks, job.executor)
+    return {}
+
+
+def join(setup: Setup, ranks: Ranks) -> Setup:
+    """The setup with this rank's team."""
+    if ranks.size == 1:
+        return setup
+    replicas = max(len(fork(setup.config, stage)) for stage in setup.stages)
+    config = setup.config
+    team = make_teams(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, setup.device)
+    return replace(setup, team=team)
+
+
 def _run(
-    setup: Setup, plain: dict[str, Any], out: Path, goes_on: bool, began: float, display: Display, signals: StopSignals
+    setup: Setup,
+    plain: dict[str, Any],
+    out: Path,
+    goes_on: bool,
+    began: float,
+    display: Display,
+    signals: StopSignals,
+    ranks: Ranks,
 ) -> tuple[dict[str, Any], str | None]:
     """The run inside its locked directory; its summary, and where W&B has it."""
     config, keeper = setup.config, Keeper(out / "checkpoints")
-    found = keeper.newest(display.warn) if goes_on else None
-    body: dict[str, Any] = found[0] if found else {"metrics": 0, "seconds": 0.0}
-    place = places.restore(keeper, *found, setup.prunable) if found else start(setup)
+    fresh = start(setup)
+
+    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
+        return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
+
+    found = keeper.restored(display.warn, read) if goes_on else None
+    body, place = found or ({"metrics": 0, "seconds": 0.0}, fresh)
+    if goes_on and body["metrics"] > rundir.size(out / "metrics.jsonl"):
+        raise RunError(
+            f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
+        )
     if found:
         display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
     else:
@@ -65,30 +131,41 @@ def _run(
         rundir.write_yaml(out / "config.yaml", plain)
         rundir.write_json(out / "plan.json", setup.plan.to_json())
         display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
+    executor, why = choose(setup)
+    if why:
+        display.note(why)
+    leader = torchrun.Leader(ranks, executor)
     display.begin(_steps_left(setup, place))
     summary = _summary(setup, plain, out)
 
     def seconds() -> float:
         return float(body["seconds"]) + time.monotonic() - began
 
-    with Tracker(out, config.wandb, flatten(plain), out.name, warn=display.warn, offset=body["metrics"]) as tracker:
-        job = Job(setup, tracker, display, keeper, signals, config.checkpoint.minutes)
+    rank = ranks.rank if ranks.size > 1 else None
+    with Tracker(
+        out, config.wandb, flatten(plain), out.name, warn=display.warn, offset=body["metrics"], rank=rank
+    ) as tracker:
+        job = Job(setup, tracker, display, keeper, executor, signals, config.checkpoint.minutes)
         job.header = lambda: {"metrics": tracker.offset, "seconds": seconds()}
+        if ranks.size > 1:
+            job.executor = leader
         try:
+            place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
             result = run(job, place)
-            summary |= finish(setup, result, out) | {"status": "done"}
-        except Stopped as stop:
-            stop.out, summary["status"] = str(out), "stopped"
+            leader.finish()
+            summary |= finish(setup, result, out)
+            done = summary | {"status": "done"}
+            row = {key: value for key, value in done.items() if key not in MEASURED_ANEW}
+            tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
+            tracker.summary(done | {"wall_seconds": seconds()})
+            summary = done
+        except Stopped:
+            summary["status"] = "stopped"
             raise
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{_file_error(error, out)}; checkpoints that were finished before are intact") from error
         finally:
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
-        row = {key: value for key, value in summary.items() if key not in MEASURED_ANEW}
-        tracker.log("done", row, step=sum(setup.steps))
-        tracker.summary(summary)
     keeper.clear()
     return summary, tracker.wandb_location
 
@@ -151,4 +228,4 @@ def _steps_left(setup: Setup, place: places.Place) -> int:
     """Optimizer steps that are left to do, over all replicas."""
     left = list(zip(setup.stages, setup.steps, strict=True))[place.segment :]
     lengths = [[max(1, round(r.length * n)) for r in fork(setup.config, stage)] if n else [] for stage, n in left]
-    return sum(sum(each) for each in lengths) - sum(sum(each[: place.finished]) for each in lengths[:1])
+    return sum(sum(each) for each in lengths) - sum(lengths[0][index] for index in place.finished)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,12 @@ from sparsekit.signatures import fault_of, options_of, summary_of
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+        message = re.sub(r"argument (\S+): expected one argument", r"\1 needs a value", message)
+        message = re.sub(r"argument (\S+): ignored explicit argument.*", r"\1 takes no value", message)
+        message = re.sub(r"unrecognized arguments: (\S+).*", r"unexpected argument '\1'", message)
+        message = re.sub(r"the following arguments are required: (.*)", r"\1 must be given", message)
+        message = re.sub(r"argument (\S+): invalid choice: (.*) \((.*)\)", r"\1 is \2; \3", message)
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str]) -> int:

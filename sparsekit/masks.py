@@ -8,17 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import numpy as np
 import torch
 from timm import layers
 from torch import Tensor, nn
 
-from sparsekit import allocation
+from sparsekit import allocation, selection
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError, UserError
 from sparsekit.patterns import Array, Pattern
+
+Arrays = dict[str, Array]
 
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
@@ -70,26 +71,22 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     flat = {name: _numpy(score) for name, score in scores.items()}
     alive = {name: _numpy(among[name]) for name in scores}
-    for name in scores:
-        if np.isnan(flat[name][alive[name]]).any():
-            raise RunError(f"scores of {name} hold NaN; a pruning method must score every weight that is still kept")
-    first = {name: _fitting(pattern, flat[name], alive[name], shapes[name]) for name in scores}
+    if rule == "lamp":
+        flat = {name: lamp(_checked(name, score, alive[name]), alive[name]) for name, score in flat.items()}
+    first = alive
+    if pattern is not None:
+        first = {n: _fitting(pattern, _checked(n, flat[n], alive[n]), alive[n], shapes[n]) for n in scores}
     if rule in ("global", "lamp"):
-        if rule == "lamp":
-            flat = {name: lamp(score, alive[name]) for name, score in flat.items()}
-        scored, living, fitting = (np.concatenate(list(parts.values())) for parts in (flat, alive, first))
-        keep = _top(scored, living, fitting, allocation.kept_total(shapes, sparsity), "the model")
-        pieces = np.split(keep, np.cumsum([prod(shape) for shape in shapes.values()])[:-1])
+        kept = _top(flat, alive, first, allocation.kept_total(shapes, sparsity), "the model")
     else:
-        available = {name: int(mask.sum()) for name, mask in first.items()}
+        available = {name: int(np.count_nonzero(mask)) for name, mask in first.items()}
         if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # more than the pattern leaves
-            available = {name: int(mask.sum()) for name, mask in alive.items()}
+            available = {name: int(np.count_nonzero(mask)) for name, mask in alive.items()}
         counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
-        pieces = [_top(flat[name], alive[name], first[name], counts[name], name) for name in scores]
-    return {
-        name: torch.from_numpy(piece.reshape(shapes[name])).to(among[name].device)
-        for name, piece in zip(scores, pieces, strict=True)
-    }
+        kept = {}
+        for name in scores:
+            kept |= _top({name: flat[name]}, {name: alive[name]}, {name: first[name]}, counts[name], name)
+    return {name: torch.from_numpy(kept[name].reshape(shapes[name])).to(among[name].device) for name in scores}
 
 
 def lamp(scores: Array, alive: Array) -> Array:
@@ -104,10 +101,8 @@ def lamp(scores: Array, alive: Array) -> Array:
     return result
 
 
-def _fitting(pattern: Pattern | None, scores: Array, alive: Array, shape: Sequence[int]) -> Array:
-    """The weights that a pattern would keep: the n best alive of each block; without a pattern all alive."""
-    if pattern is None:
-        return alive
+def _fitting(pattern: Pattern, scores: Array, alive: Array, shape: Sequence[int]) -> Array:
+    """The weights that a pattern would keep: the n best alive of each block."""
     rows = pattern.blocks(np.where(alive, scores, -np.inf), shape)
     order = np.argsort(-rows, axis=1, kind="stable")
     kept = np.zeros(rows.shape, dtype=bool)
@@ -120,39 +115,40 @@ def _numpy(tensor: Tensor) -> Array:
     return (flat.float() if flat.dtype is torch.bfloat16 else flat).numpy()  # numpy has no bfloat16
 
 
-def _top(scores: Array, alive: Array, first: Array, count: int, where: str) -> Array:
+def _checked(name: str, scores: Array, alive: Array) -> Array:
+    if np.isnan(scores[alive]).any():
+        raise selection.not_a_number(name)
+    return scores
+
+
+def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -> Arrays:
     """True at the `count` highest scores, those in `first` before the rest of `alive`."""
-    firsts = np.flatnonzero(first)
-    if count <= len(firsts):
-        return _highest(scores, firsts, count)
-    rest = np.flatnonzero(alive & ~first) if len(firsts) < alive.sum() else firsts[:0]
-    if count > len(firsts) + len(rest):
-        raise RunError(f"{count} weights of {where} are to be kept, but {len(firsts) + len(rest)} are left")
-    return np.logical_or(first, _highest(scores, rest, count - len(firsts)))
-
-
-def _highest(scores: Array, survivors: Array, count: int) -> Array:
-    """True at the `count` highest of the survivors' scores, ties to the lower index; linear time among survivors."""
-    kept = np.zeros(len(scores), dtype=bool)
-    if count:
-        values = scores[survivors]
-        threshold = np.partition(values, len(values) - count)[len(values) - count]
-        above, ties = survivors[values > threshold], survivors[values == threshold]
-        kept[above] = True
-        kept[ties[: count - len(above)]] = True
-    return kept
+    firsts = sum(int(np.count_nonzero(mask)) for mask in first.values())
+    if count <= firsts:
+        return selection.highest(scores, first, count)
+    rest = {name: np.greater(alive[name], first[name]) for name in scores}
+    others = sum(int(np.count_nonzero(mask)) for mask in rest.values())
+    if count > firsts + others:
+        raise RunError(f"{count} weights of {where} are to be kept, but {firsts + others} are left")
+    added = selection.highest(scores, rest, count - firsts)
+    return {name: np.logical_or(first[name], added[name]) for name in scores}
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
     """Fraction of the prunable weights masked out, 0 to 1."""
     total = sum(mask.numel() for mask in masks.values())
-    return (total - sum(int(mask.sum()) for mask in masks.values())) / total
+    return (total - kept(masks)) / total
+
+
+def kept(masks: Mapping[str, Tensor]) -> int:
+    """How many weights the masks keep."""
+    return sum(int(np.count_nonzero(_numpy(mask))) for mask in masks.values())
 
 
 def check(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], where: str) -> None:
     """Raise RunError unless every masked weight is exactly 0."""
     for name, mask in masks.items():
-        if bool((tensors[name][~mask] != 0).any()):
+        if np.greater(_numpy(tensors[name]) != 0, _numpy(mask)).any():  # NaN is not 0 either
             raise RunError(f"{where}: {name} has masked weights that are not 0")
 
 

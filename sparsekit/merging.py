@@ -21,16 +21,23 @@ from sparsekit.states import OPTIMIZER, State
 
 
 class FileCandidate(Candidate):
-    """A candidate in a safetensors file of its own, optimizer state beside the model's tensors."""
+    """A candidate in a safetensors file of its own, optimizer state beside the model's tensors.
 
-    def __init__(self, path: Path, index: int, score: Score, mask_digest: str) -> None:
+    Attributes:
+        path: The file.
+        mask_digest: Hash of its masks.
+        tested: Its test score, in the last merge; not for merges to see.
+    """
+
+    def __init__(self, path: Path, index: int, score: Score, mask_digest: str, tested: Score | None = None) -> None:
         self.path, self.index, self.score, self.mask_digest = path, index, score, mask_digest
+        self.tested = tested
 
     @classmethod
-    def write(cls, path: Path, index: int, state: State, score: Score) -> FileCandidate:
+    def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
         """Save a trained replica and return its handle."""
         states.save(path, state.named() | {OPTIMIZER + name: t for name, t in state.optimizer.items()})
-        return cls(path, index, score, masks.digest(state.masks))
+        return cls(path, index, score, masks.digest(state.masks), tested)
 
     def names(self) -> Sequence[str]:
         return [name for name in self._all_names() if not name.startswith(OPTIMIZER)]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import (
@@ -22,10 +20,12 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from sparsekit import contract
-from sparsekit.config import FitConfig
-from sparsekit.errors import UserError, nearest
+from sparsekit import configfile, contract
+from sparsekit.config import FitConfig, check
+from sparsekit.errors import UserError
+from sparsekit.explaining import Given, explain, misplaced, unknown
 from sparsekit.registry import GROUPS, Kind, discover, find, name_of
+from sparsekit.signatures import options_of
 
 DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
@@ -36,9 +36,11 @@ _MODE = "sparsekit"
 class OptionParser(ArgumentParser):
     """A parser whose errors are a UserError of one line, with the nearest option where one is misspelt."""
 
+    given = Given()  # jsonargparse makes parsers of plugins' own options from this class
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError with what argparse and jsonargparse say, made short."""
-        raise UserError(explain(self, message)) from ex
+        raise UserError(explain(self.given, message)) from ex
 
 
 class _Help(DefaultHelpFormatter):
@@ -75,69 +77,125 @@ def bare(prog: str, description: str) -> OptionParser:
 
 
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
-    """The configuration that the options give; raises UserError."""
+    """The checked configuration that the options give; raises UserError."""
+    known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
+    given = parser.given = Given(argv, known)
     try:
-        given = parser.parse_args(_names_to_classes(argv))
-        for item in fields(FitConfig):
-            if is_dataclass(item.default_factory) and not isinstance(given[item.name], Namespace):
-                raise UserError(f"--{item.name} is {given[item.name]!r}; give a mapping")
-        values = parser.instantiate(given)
+        for flag in (argument.partition("=")[0] for argument in argv):
+            if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # without a name between dots, or behind the last
+                raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
+        config = _parsed(parser, _names_to_classes(argv, given))
+        check(config)
+    except UserError as error:
+        raise given.located(error) from error
+    return config
+
+
+def _parsed(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
+    try:
+        found = parser.parse_args(argv)
+        _no_value_missing(found, FitConfig)
+        for kind, (name, _) in parser.given.plugins.items():
+            own = vars(found[kind]).get("init_args")
+            types = {o.name: o.annotation for p in discover().of(kind).get(name, ()) for o in options_of(p).values()}
+            for option in vars(own) if own else ():
+                if own[option] is None and not re.search("None|Optional|Any", types.get(option, "Any")):
+                    raise UserError(f"--{kind}.{option} has no value; give one, or leave it out")
+        values = parser.instantiate(found)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # what a plugin's or a dataclass's constructor refuses
-        raise UserError(explain(parser, str(error))) from error
+    except (ValueError, TypeError, OverflowError) as error:  # what a plugin's or a dataclass's constructor refuses
+        raise UserError(explain(parser.given, str(error))) from error
     return FitConfig(**{key: value for key, value in vars(values).items() if key != "config"})
+
+
+def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
+    """Raise UserError where YAML has a key without a value, and there is no such thing as none."""
+    types = get_type_hints(owner)
+    for item in fields(owner):
+        value, group = found[item.name], is_dataclass(item.default_factory)
+        if value is None and type(None) not in get_args(types[item.name]):
+            raise UserError(f"{prefix}{item.name} has no value; give one, or leave it out")
+        if group and not isinstance(value, Namespace):
+            raise UserError(f"{prefix}{item.name} is {value!r}; give a mapping")
+        if group:
+            _no_value_missing(value, item.default_factory, f"{prefix}{item.name}.")
 
 
 # --- plugin names on the command line and in YAML ---------------------------------------------------
 
 
-def _names_to_classes(argv: Sequence[str]) -> list[str]:
+def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
     rest = ["--resume=true" if argument == "--resume" else argument for argument in argv]
     for kind in GROUPS:
         kept: list[str] = []
         base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
+        name = base
         while rest:
             flag, equals, value = rest.pop(0).partition("=")
             if flag in (f"--{kind}", "--config") and (equals or rest):
                 value = value if equals else rest.pop(0)
             if place < 0 and (flag == f"--{kind}" or flag.startswith(f"--{kind}.")):
                 place = len(kept)
-            if flag == "--config":
-                if name := _named_in(value, kind):  # it wins over what comes before it
+            if flag == "--config" and (value or equals):
+                if value not in given.files:
+                    given.files[value] = configfile.read(value)
+                    _check_file(given, given.files[value])
+                if found := _named_in(given.files[value], kind):  # it wins over what comes before it
+                    lost = [one.partition("=")[0] for one in kept[max(place, 0) :] if one.startswith(f"--{kind}.")]
+                    if lost and not chosen:
+                        raise UserError(misplaced(lost[0], kind, found))
                     kept[place:place] = [chosen] if chosen else []
-                    base, chosen, place = name, "", -1
+                    base, chosen, place = found, "", -1
+                    name = base
                 kept.append(f"{flag}={value}")
             elif flag == f"--{kind}" and value:
-                value = name_of(kind, value)
+                name = name_of(kind, value)
                 # another class than before must not inherit options that happen to have the same names
-                spec = {"class_path": _class_path(kind, value)} if value == base else _spec(kind, value, {})
+                spec = {"class_path": _class_path(kind, name)} if name == base else _spec(kind, name, {})
                 chosen = f"{flag}={json.dumps(spec)}"
             else:
                 kept.append(flag + equals + value)
         kept[place:place] = [chosen] if chosen else []
         rest = kept
+        given.plugins[kind] = (name, _own_options(kind, name))
     return rest
 
 
-def _named_in(path: str, kind: Kind) -> str | None:
-    """The plugin that a config file chooses; raises UserError where the file holds no options."""
-    try:
-        data = yaml.load(Path(path).read_text("utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path} is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"--config {path}{line} is no YAML: {problem or str(error).splitlines()[0]}") from error
-    except (OSError, ValueError):  # parsing proper tells what is wrong
-        return None
-    if not isinstance(data, dict):
-        raise UserError(f"--config {path} holds no options; write one a line, such as sparsity: 0.9")
+def _named_in(data: dict[str, Any], kind: Kind) -> str | None:
+    """The plugin that a config file chooses."""
     spec = data.get(kind)
     name = spec.get("name", spec.get("class_path")) if isinstance(spec, dict) else spec
     return name_of(kind, name) if isinstance(name, str) else None
+
+
+def _check_file(given: Given, data: dict[str, Any]) -> None:
+    """Raise UserError for what a config file may not hold, before jsonargparse makes anything of it."""
+    if "config" in data:
+        raise UserError("--config cannot stand in a config file; give both files on the command line")
+    known = [item.name for item in fields(FitConfig)]
+    for key in data:
+        if key.partition(".")[0] not in known:
+            raise UserError(unknown(given, f"--{key}"))
+    for item in fields(FitConfig):
+        values = data.get(item.name)
+        if not isinstance(values, dict):
+            continue
+        named = [values[key] for key in ("name", "class_path") if key in values]
+        if item.name in GROUPS and not all(isinstance(name, str) and name for name in named):
+            raise UserError(f"--{item.name} is {values!r}; give its name: sparsekit plugins list --kind {item.name}")
+        group = item.default_factory
+        known = [option.name for option in fields(group)] if is_dataclass(group) else list(values)
+        for key in values:
+            if key not in known or not isinstance(key, str):
+                raise UserError(unknown(given, f"--{item.name}.{key}"))
+
+
+def _own_options(kind: Kind, name: str) -> list[str]:
+    """The options of a plugin; none where its name is no plugin's, which is told where it is used."""
+    plugins = discover().of(kind).get(name, ())
+    return list(options_of(plugins[0])) if len(plugins) == 1 else []
 
 
 def _class_path(kind: Kind, name: str) -> str:
@@ -157,18 +215,9 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     return {"class_path": plugin.class_path, "init_args": contract.defaults(contract.load(plugin)) | own}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, with `1e-05` a number as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
-    data = yaml.load(text, _Loader)
+    data = configfile.parse(text)
     for kind in GROUPS if _is_config(data) else ():
         spec = data.get(kind)
         if kind in data and spec is None:  # `method:` and nothing after it
@@ -198,59 +247,3 @@ def _dump(data: Any) -> str:
         if isinstance(spec, dict) and "class_path" in spec:
             data[kind] = {"name": name_of(kind, spec["class_path"]), **spec.get("init_args", {})}
     return str(yaml.safe_dump(data, sort_keys=False))
-
-
-# --- errors for people -------------------------------------------------------------------------------
-
-_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "dict": "a mapping"}
-_NO_PLUGIN = (
-    r"given class_path '([^']+)'|import path (?:string|format): ?(.*)|Not a valid subclass of \w+\. Got value: (.*)"
-)
-
-
-def explain(parser: ArgumentParser, message: str) -> str:
-    """One line that names the option and the fix, from argparse's or jsonargparse's several."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    option = "--" + ".".join(keys)
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        flag = found[1].partition("=")[0]
-        if not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; options are written --name value"
-        return f"unknown option {flag}.{nearest(flag, parser._option_string_actions)}"
-    if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'", message):
-        path = [*keys, *([found["group"]] if found["group"] else []), found["key"]]
-        flag = "--" + ".".join(path)
-        return f"unknown option {flag}.{nearest(flag, parser._option_string_actions)}"
-    if found := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
-        return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
-    if found := re.search(r"Subtypes: \[(.*)\]", message):
-        given = re.search(r"Given value: (.*)", message)
-        value = given[1] if given else "?"
-        if choices := re.search(r"typing\.Literal\[[^\]]*\]", found[1]):
-            return f"{option} is {value!r}; {_expected(choices[0], value)}"
-        return f"{option} is {value!r}; give {_union(found[1])}"
-    if found := re.search(_NO_PLUGIN, message):
-        kind = keys[0] if keys else "method"
-        named = found[found.lastindex or 0]
-        return f"{option} {named!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
-    if found := re.search(r"Unable to load config '([^'\n]*)'", message):
-        return f"--{keys[0]} is {found[1]!r}; give a mapping"
-    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    if found := re.match(rf'Parser key "({"|".join(GROUPS)})": (.*--.*)', text):
-        return found[2].replace("--", f"--{found[1]}.")  # said by the parser of the plugin's own options
-    return re.sub(r'^Parser key "([^"]+)":?', lambda m: f"--{m[1]}:", text)
-
-
-def _expected(kind: str, value: str) -> str:
-    if kind.startswith("typing.Literal"):
-        choices = [str(choice) for choice in ast.literal_eval(kind.removeprefix("typing.Literal"))]
-        return f"choose from {', '.join(choices)}.{nearest(value, choices)}"
-    name = kind.removeprefix("<class '").removesuffix("'>")
-    return f"give {'a list such as [a, b]' if name == 'list' else _TYPES.get(name, name)}"
-
-
-def _union(subtypes: str) -> str:
-    if "list[" in subtypes:
-        return "a list such as [1, 2, 3]"
-    found = [text for name, text in _TYPES.items() if f"'{name}'" in subtypes]
-    return " or ".join(found) if found else subtypes

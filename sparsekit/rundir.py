@@ -77,6 +77,11 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def size(path: Path) -> int:
+    """Size of a file in bytes; 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is there whole or not at all."""
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keyword
 import re
-import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +31,8 @@ def create(name: str, kind: Kind, out: Path) -> str:
         "package": package,
         "distribution": folder.name,
     }
-    for note in _clashes(name, kind, package):
-        print(f"sparsekit: warning: {note}", file=sys.stderr)
+    for clash in _clashes(name, kind, package):
+        raise UserError(f"plugins new {name}: {clash}; choose another name")
     try:
         folder.mkdir(parents=True)
         for path, template in (
@@ -68,8 +67,5 @@ def class_name(name: str) -> str:
 
 def _clashes(name: str, kind: Kind, package: str) -> list[str]:
     """What already is installed under these names."""
-    notes = [
-        f"{plugin} is installed already; with both, --{kind} {name} is refused"
-        for plugin in discover().of(kind).get(name, ())
-    ]
+    notes = [f"{plugin} is installed already" for plugin in discover().of(kind).get(name, ())]
     return notes or ([f"a package {package!r} is installed already"] if find_spec(package) else [])

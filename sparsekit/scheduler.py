@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
 
-from sparsekit import diagnostics, masks, merging, places, probes, states
+from sparsekit import diagnostics, masks, merging, probes, states
 from sparsekit.api import Score, Stage
-from sparsekit.checkpoint import Keeper
-from sparsekit.display import Display
 from sparsekit.errors import RunError
-from sparsekit.merging import FileCandidate
+from sparsekit.job import Job
 from sparsekit.places import Place
 from sparsekit.pruning import prune
-from sparsekit.replicas import Replica, fork
+from sparsekit.replicas import fork
 from sparsekit.setup import Setup
 from sparsekit.states import State
-from sparsekit.stopping import StopSignals
-from sparsekit.tracking import Tracker
-from sparsekit.training import Fault, Progress, Training, averaged_from, train
-
-ATTEMPTS = 2
-
-
-@dataclass
-class Job:
-    """What a run works with: its setup, and where it reports, keeps checkpoints and hears of signals.
-
-    Attributes:
-        setup: Plan, data and model.
-        tracker: Takes the rows.
-        display: Shows the run.
-        keeper: Takes the checkpoints.
-        signals: Say when to stop.
-        minutes: Time between checkpoints inside a replica.
-        header: What else a checkpoint holds, asked for at each.
-    """
-
-    setup: Setup
-    tracker: Tracker
-    display: Display
-    keeper: Keeper
-    signals: StopSignals = field(default_factory=StopSignals)
-    minutes: float = 5.0
-    header: Callable[[], dict[str, object]] = dict
-    kept: float = field(default_factory=time.monotonic)
-
-    def keep(self, place: Place) -> None:
-        """Commit a checkpoint."""
-        places.save(self.keeper, place, self.header())
-        self.kept = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -111,71 +72,15 @@ def train_replicas(job: Job, stage: Stage, at: Place) -> Place:
     Raises:
         RunError: no replica stayed finite.
     """
-    for replica in fork(job.setup.config, stage)[at.finished :]:
-        trained = train_replica(job, stage, replica, at)
-        at = replace(at, underway=None, finished=at.finished + 1)
-        if trained is not None:
-            candidate, tested = make_candidate(job, stage, replica, *trained, at)
-            at = replace(at, candidates=(*at.candidates, candidate), tested=(*at.tested, *tested))
-        job.keep(at)
-        job.signals.stop()
+    left = [replica for replica in fork(job.setup.config, stage) if replica.index not in at.finished]
+    if left:
+        at = job.executor(job, stage, left, at)
     if not at.candidates:
         raise RunError(
             f"segment {stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set --optimizer.clip_norm; "
             f"the last checkpoint is in {job.keeper.folder}"
         )
-    return at
-
-
-def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> tuple[State, Score] | None:
-    """Train one replica and score it on the held-out split; with a fault once more with another seed, then None."""
-    schedule = job.setup.method.learning_rate(stage)
-    for attempt in range(at.underway.attempt if at.underway else 0, ATTEMPTS):
-        training = Training(job.setup, at.parent, stage, replica, schedule, attempt)
-        if at.underway and at.underway.attempt == attempt:
-            training.restore(at.underway)
-        try:
-            with job.signals.deferred():
-                state = train(training, partial(_report, job, stage, replica, at), partial(_pause, job, at))
-            return scored(job.setup, stage, state)
-        except Fault as fault:
-            outcome = "tried again with another seed" if attempt + 1 < ATTEMPTS else "left out of the soup"
-            job.display.warn(f"segment {stage.index + 1}, replica {replica.index + 1}: {fault}; {outcome}")
-            values = {"reason": str(fault), "outcome": outcome, "attempt": attempt}
-            job.tracker.log("fault", values, step=at.step + training.done, segment=stage.index, replica=replica.index)
-    return None
-
-
-def scored(setup: Setup, stage: Stage, state: State) -> tuple[State, Score]:
-    """A trained replica in the working model, with its held-out score; raises Fault where that is not finite."""
-    if averaged_from(setup, stage) is not None:
-        state = merging.recalibrated(setup, state)
-    setup.install(state)
-    score = setup.score("held_out")
-    if not isfinite(score.loss):
-        raise Fault(f"its held-out loss is {score.loss}")
-    return state, score
-
-
-def make_candidate(
-    job: Job, stage: Stage, replica: Replica, state: State, score: Score, at: Place
-) -> tuple[FileCandidate, list[Score]]:
-    """Let a trained replica leave for its file.
-
-    Those of the last merge are scored on the test split too, for the summary alone: no merge sees it.
-    """
-    setup = job.setup
-    candidate = FileCandidate.write(
-        job.keeper.folder / f"segment-{stage.index:03}-{replica.index}.safetensors", replica.index, state, score
-    )
-    values = {"held_out.accuracy": score.accuracy, "held_out.loss": score.loss}
-    tested = []
-    if not any(later.epochs > 0 for later in stage.plan[stage.index + 1 :]):
-        tested.append(setup.score("test"))
-        values |= {"test.accuracy": tested[0].accuracy, "test.loss": tested[0].loss}
-    step = at.step + setup.steps[stage.index]
-    job.tracker.log("candidate", values, step=step, segment=stage.index, replica=replica.index)
-    return candidate, tested
+    return replace(at, candidates=tuple(sorted(at.candidates, key=lambda candidate: candidate.index)))
 
 
 def merge_candidates(job: Job, stage: Stage, at: Place) -> Place:
@@ -197,7 +102,8 @@ def merge_candidates(job: Job, stage: Stage, at: Place) -> Place:
     job.tracker.log("merge", values, step=step, segment=stage.index)
     lost = bool(values.get("soup.lost"))
     job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients), lost)
-    return replace(at, parent=merged, step=step, candidates=())
+    tested = tuple(c.tested for c in candidates if c.tested is not None)
+    return replace(at, parent=merged, step=step, candidates=(), tested=tested)
 
 
 def evaluate(job: Job, stage: Stage, at: Place) -> Place:
@@ -206,19 +112,4 @@ def evaluate(job: Job, stage: Stage, at: Place) -> Place:
     test = job.setup.score("test")
     values = {"test.accuracy": test.accuracy, "test.loss": test.loss, "sparsity": masks.sparsity(at.parent.masks)}
     job.tracker.log("evaluate", values, step=at.step, segment=stage.index)
-    return replace(at, segment=stage.index + 1, change=None, finished=0, test=test)
-
-
-def _pause(job: Job, at: Place, training: Training) -> None:
-    """Between two steps: keep a checkpoint where one is due or asked for, and stop where that is asked for."""
-    asked = job.signals.requested is not None
-    if asked or time.monotonic() - job.kept >= 60.0 * job.minutes:
-        job.keep(replace(at, underway=training.snapshot()))
-    if asked:
-        job.signals.stop()
-
-
-def _report(job: Job, stage: Stage, replica: Replica, at: Place, now: Progress) -> None:
-    values = {"loss": now.loss, "lr": now.lr}
-    job.tracker.log("train", values, step=at.step + now.done, segment=stage.index, replica=replica.index)
-    job.display.progress(replica.index, now.done, now.steps, now.loss)
+    return replace(at, segment=stage.index + 1, change=None, finished=(), test=test)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from sparsekit import evaluation, masks, models, optimizers, states
+from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Score, Stage
 from sparsekit.config import FitConfig, check
-from sparsekit.data import ImageData, Split
+from sparsekit.data import Data, Split, load
 from sparsekit.errors import UserError
 from sparsekit.patterns import Pattern
 from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
 from sparsekit.seeds import derive
+from sparsekit.team import Team
 
 RECALIBRATION_IMAGES = 10_000
+
+Forward = Callable[[nn.Module, Tensors, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,22 +35,26 @@ class Setup:
         stages: The plan's segments, each with its place.
         plan: The same for people and plan.json.
         steps: Optimizer steps of each segment.
-        data: The data set, on the device.
+        data: The data set; its batches come on the device.
         model: The one working copy of the model, on the device; its weights change hands.
         prunable: Parameter names of the prunable weights.
         device: Where the model and the data are.
         dtype: What autocast computes in; float32 is no autocast.
+        compiled: The forward pass of training, compiled, where `--compile` asks for it.
+        team: The ranks that train the same replicas as this one.
     """
 
     config: FitConfig
     stages: tuple[Stage, ...]
     plan: Plan
     steps: tuple[int, ...]
-    data: ImageData
+    data: Data
     model: nn.Module
     prunable: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
+    compiled: Forward | None = None
+    team: Team = field(default_factory=Team)
 
     @property
     def method(self) -> PruningMethod:
@@ -53,6 +64,10 @@ class Setup:
     def autocast(self) -> torch.autocast:
         """A new autocast context; does nothing in fp32."""
         return autocast(self.device, self.dtype)
+
+    def forward(self, model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
+        """Logits of a model in training, with `weights` in the place of its own of the same names."""
+        return (self.compiled or forward)(model, weights, images)
 
     def install(self, state: states.State) -> None:
         """Put a state's effective weights into the working model."""
@@ -68,6 +83,13 @@ class Setup:
         evaluation.recalibrate(self.model, batches, self.autocast())
 
 
+def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
+    """Logits of a model, with `weights` in the place of its own of the same names."""
+    if not weights:
+        return model(images)  # type: ignore[no-any-return]
+    return functional_call(model, weights, (images,))  # type: ignore[no-any-return]
+
+
 def prepare(config: FitConfig) -> Setup:
     """Check everything that can be checked, and load it; raises UserError."""
     check(config)
@@ -75,7 +97,7 @@ def prepare(config: FitConfig) -> Setup:
     plan = make_plan(config, stages)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
-    data = ImageData.load(config.data, device, config.channels_last)
+    data = load(config.data, device, config.channels_last)
     steps = segment_steps(stages, data.steps_per_epoch)
     for stage, count in zip(stages, steps, strict=True):
         if stage.segment.epochs > 0 and count < 1:
@@ -92,7 +114,9 @@ def prepare(config: FitConfig) -> Setup:
     model = model.to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype)
+    # masks and weights are inputs of what is compiled: pruning them does not compile it again
+    compiled = torch.compile(forward) if config.compile else None
+    setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype, compiled)
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
@@ -109,7 +133,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def choose_device(name: str) -> torch.device:
     """The device that `--device` means; raises UserError where there is none such."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
@@ -120,7 +146,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What `--precision` computes in on a device."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _try_step(setup: Setup) -> None:

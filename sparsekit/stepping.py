@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from sparsekit import states
@@ -36,46 +35,73 @@ class TrajectoryMean:
 
 
 class MaskedStep:
-    """One optimizer step with masks held exactly."""
+    """One optimizer step with masks held exactly: forward and backward, then `update`.
 
-    def __init__(self, setup: Setup, parent: State, extra: Tensors, optimizer: Optimizer, weight_decay: float) -> None:
-        self.setup, self.optimizer, self.extra, self.weight_decay = setup, optimizer, extra, weight_decay
-        self.weights: Tensors = {n: p for n, p in setup.model.named_parameters() if n in parent.masks}
+    Whoever runs several replicas in one forward pass calls the parts; `__call__` is the whole step of one.
+
+    Attributes:
+        model: What is trained.
+        weights: Its prunable weights, as the optimizer holds them.
+        dense: Whether the method keeps dense weights behind the masks; nothing is masked then but the forward pass.
+    """
+
+    def __init__(
+        self, setup: Setup, model: nn.Module, parent: State, extra: Tensors, optimizer: Optimizer, weight_decay: float
+    ) -> None:
+        self.setup, self.model, self.optimizer, self.extra = setup, model, optimizer, extra
+        self.target, self.weight_decay = parent.target, weight_decay
+        self.weights: Tensors = {n: p for n, p in model.named_parameters() if n in parent.masks}
         # masks in the weights' type and memory order, or the fused multiplication is slow
         self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.target = parent.target
         self.dense = states.keeps_dense(setup.method)
         self.penalised = type(setup.method).penalty is not PruningMethod.penalty
         self.steered = type(setup.method).gradients is not PruningMethod.gradients
+        self.forward = setup.forward if setup.team.size == 1 else setup.team.forward(model, setup.forward)
+        # fp16 gradients underflow; for other types the scaler does nothing
+        self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.dtype == torch.float16)
 
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        config, method = self.setup.config, self.setup.method
-        now = TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
+        now = self.at(progress)
         with self.setup.autocast():
-            logits = self._forward(images, now)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        penalty = method.penalty(now) if self.penalised else None
+            logits = self.forward(self.model, self.effective(now), images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.setup.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        self.objective(loss, now).backward()  # type: ignore[no-untyped-call]
+        if self.setup.team.size > 1:  # the model's own are averaged already
+            self.setup.team.average([tensor.grad for tensor in self.extra.values() if tensor.grad is not None])
+        self.update(now)
+        return loss.detach()
+
+    def at(self, progress: float) -> TrainingStep:
+        """What the method is told of a step at a fraction of the budget."""
+        return TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
+
+    def effective(self, now: TrainingStep) -> Tensors:
+        """The weights that the forward pass uses in the place of the model's own; none where those are masked."""
+        return self.setup.method.effective(now) if self.dense else {}
+
+    def objective(self, loss: Tensor, now: TrainingStep) -> Tensor:
+        """What is differentiated: the loss with the method's penalty, scaled where the precision needs it."""
+        penalty = self.setup.method.penalty(now) if self.penalised else None
+        return self.scaler.scale(loss if penalty is None else loss + penalty)
+
+    def update(self, now: TrainingStep) -> None:
+        """Move the weights by their gradients."""
+        clip_norm = self.setup.config.optimizer.clip_norm
+        self.scaler.unscale_(self.optimizer)
         if not self.dense:
             self._mask_gradients()
         if self.steered:
             self._steer(now)
             if not self.dense:
                 self._mask_gradients()
-        if config.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
-        self.optimizer.step()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if not self.dense:
             self._mask_weights()
-        return loss.detach()
-
-    def _forward(self, images: Tensor, now: TrainingStep) -> Tensor:
-        model = self.setup.model
-        if not self.dense:
-            return model(images)  # type: ignore[no-any-return]
-        return functional_call(model, self.setup.method.effective(now), (images,))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _steer(self, now: TrainingStep) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit import evaluation, setup
-from sparsekit.data import ImageData
+from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.data.published import SEVERITIES, Published
 from sparsekit.errors import UserError
@@ -55,7 +55,7 @@ def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = N
     """
     device = setup.choose_device(config.device)
     dtype = setup.choose_dtype(config.precision, device)
-    data = ImageData.load(config.data, device, config.channels_last)
+    data = load(config.data, device, config.channels_last)
     bench = _bench(subject, config, data, device, dtype)
     published = Published.open(config.corruption_files, subject.classes) if config.corruption_files else None
     dense = None
@@ -86,7 +86,7 @@ def described(metrics: Metrics) -> dict[str, Any]:
 
 def measured(
     bench: Bench,
-    data: ImageData,
+    data: Data,
     config: EvaluateConfig,
     dense: Tensor | None = None,
     published: Published | None = None,
@@ -132,9 +132,7 @@ def _changed(images: Tensor, corruption: Corruption | None) -> Tensor:
     return images if corruption is None else corruption(images.float().div_(255.0)).mul_(255.0)
 
 
-def _bench(
-    subject: Subject, config: EvaluateConfig, data: ImageData, device: torch.device, dtype: torch.dtype
-) -> Bench:
+def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype) -> Bench:
     inputs = subject.inputs
     channels = int(inputs["input_size"][0])
     if (subject.classes, channels) != (data.num_classes, data.channels):

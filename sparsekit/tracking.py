@@ -8,13 +8,14 @@ import netrc
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sparsekit.config import WandbConfig
+from sparsekit.stopping import Stopped
 
 if TYPE_CHECKING:
     import wandb
@@ -25,6 +26,8 @@ _FINISH_SECONDS = 15.0
 """W&B gets this long for what is not uploaded yet; `wandb sync` uploads the rest."""
 _PATIENCE_SECONDS = 60.0
 """The mirror is left alone after this long, whatever keeps it; above the sum of the two and W&B's own grace."""
+_STOP_SECONDS = 4.0
+"""And this long where a signal ends the run, which leaves 10 s for everything."""
 
 _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """Two names of one service; `wandb login` has written netrc entries under either."""
@@ -40,6 +43,7 @@ class Tracker:
         name: Name of the W&B run.
         warn: Takes the one line said when W&B cannot be used. It is called from another thread.
         offset: Size in bytes to which metrics.jsonl is cut first; see the attribute of the same name.
+        rank: Goes into the rows of replicas, where there are several ranks.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class Tracker:
         *,
         warn: Callable[[str], None],
         offset: int = 0,
+        rank: int | None = None,
     ) -> None:
+        self._rank = rank
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
         mode = wanted_mode(wandb_config.mode)
@@ -78,16 +84,22 @@ class Tracker:
             replica: The replica's number, where there is one.
         """
         where = {"step": step, "segment": segment, "replica": replica}
+        where["rank"] = self._rank if replica is not None else None
         row = {"event": event, **{key: value for key, value in where.items() if value is not None}}
-        row |= {key: _finite(value) for key, value in (values or {}).items()}
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._mirror:
-            self._mirror.log(mirrored(row))
+        self.extend([row | {key: _finite(value) for key, value in (values or {}).items()}])
+
+    def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows that are made already."""
+        for row in rows:
+            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._mirror:
+                self._mirror.log(mirrored(row))
 
     @property
     def offset(self) -> int:
-        """Size of metrics.jsonl in bytes, with every row so far."""
+        """Size of metrics.jsonl in bytes, with every row so far; they are on the disk, for a checkpoint tells it."""
+        os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def summary(self, values: Mapping[str, object]) -> None:
@@ -100,11 +112,11 @@ class Tracker:
         """The W&B run's URL, or offline the folder for `wandb sync`; None without W&B. May wait for W&B to start."""
         return self._mirror.location() if self._mirror else None
 
-    def close(self, exit_code: int = 0) -> None:
-        """Close the file and finish the W&B run, waiting for its upload within limits."""
+    def close(self, exit_code: int = 0, patience: float = _PATIENCE_SECONDS) -> None:
+        """Close the file and finish the W&B run, waiting for its upload within limits, `patience` seconds at most."""
         self._file.close()
         if self._mirror:
-            self._mirror.close(exit_code)
+            self._mirror.close(exit_code, patience)
 
     def __enter__(self) -> Tracker:
         return self
@@ -112,7 +124,23 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(0 if kind is None else 1)
+        hurried = kind is not None and issubclass(kind, Stopped)
+        self.close(0 if kind is None else 1, _STOP_SECONDS if hurried else _PATIENCE_SECONDS)
+
+
+class Rows(Tracker):
+    """The rows of a rank that does not lead: they wait for the leader to write them.
+
+    Attributes:
+        rows: What was logged.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank, self.rows = rank, list[Mapping[str, object]]()
+
+    def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Keep rows."""
+        self.rows.extend(rows)
 
 
 class WandbMirror:
@@ -154,13 +182,13 @@ class WandbMirror:
         self._located.wait(_PATIENCE_SECONDS)
         return self._location
 
-    def close(self, exit_code: int) -> None:
+    def close(self, exit_code: int, patience: float) -> None:
         """Finish the run; what happens after that is not W&B's to delay."""
         self._jobs.put(lambda run: run.finish(exit_code=exit_code))
         self._jobs.put(None)
-        self._thread.join(_PATIENCE_SECONDS)
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self._warn(f"W&B did not finish within {_PATIENCE_SECONDS:.0f} s and is left behind.")
+            self._warn(f"W&B did not finish within {patience:.0f} s and is left behind.")
 
     def _work(self) -> None:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekit import optimizers, states
 from sparsekit._types import Tensors
@@ -53,17 +53,26 @@ class Underway:
 
 
 class Training:
-    """A copy of the parent in the working model, its mask fixed, trained step by step.
+    """A copy of the parent in a model, its mask fixed, trained step by step.
 
-    All that is random follows from (seed, segment, replica), and from the attempt after a fault.
+    All that is random follows from (seed, segment, replica), and from the attempt after a fault. The model is the
+    setup's working one, unless another of the same architecture is given.
     """
 
     def __init__(
-        self, setup: Setup, parent: State, stage: Stage, replica: Replica, schedule: Schedule, attempt: int = 0
+        self,
+        setup: Setup,
+        parent: State,
+        stage: Stage,
+        replica: Replica,
+        schedule: Schedule,
+        attempt: int = 0,
+        model: nn.Module | None = None,
     ) -> None:
         self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
         self.schedule, self.attempt, self.done = schedule, attempt, 0
-        model, config = setup.model, setup.config
+        self.model = model = model or setup.team.model(setup.model)
+        config = setup.config
         again = ("attempt", attempt) if attempt else ()
         self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
         self.steps = max(1, round(replica.length * setup.steps[stage.index]))
@@ -74,9 +83,9 @@ class Training:
         self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
         self.optimizer = optimizers.build(config.optimizer, model, self.extra, replica.lr, replica.weight_decay)
         self.names = optimizers.names_of(self.optimizer, model, self.extra)
-        if parent.optimizer and not schedule.restarts:
+        if parent.optimizer and not self.schedule.restarts:
             optimizers.restore(self.optimizer, self.names, parent.optimizer)
-        self.take_step = MaskedStep(setup, parent, self.extra, self.optimizer, replica.weight_decay)
+        self.take_step = MaskedStep(setup, model, parent, self.extra, self.optimizer, replica.weight_decay)
         self.average_from = averaged_from(setup, stage)
         averages = self.average_from is not None
         self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()]) if averages else None
@@ -86,12 +95,22 @@ class Training:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Train on one batch."""
+        if self.setup.team.size > 1:  # every member draws for its own part; only the first one's state is kept
+            torch.manual_seed(derive(self.seed, "member", self.setup.team.member, self.done))
+        self.after(self.take_step(images, labels, self.before()))
+
+    def before(self) -> float:
+        """Set the learning rate of the step that comes; the fraction of the budget at its middle."""
         middle, stage = (self.done + 0.5) / self.steps, self.stage
         self.lr = self.replica.lr * self.schedule(middle)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
-        progress = (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
-        self.loss += self.take_step(images, labels, progress)
+        return (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
+
+    def after(self, loss: Tensor) -> None:
+        """Count a step that was taken, with its loss."""
+        middle = (self.done + 0.5) / self.steps
+        self.loss += loss
         if self.mean is not None and self.average_from is not None and middle >= self.average_from:
             self.mean.update()
         self.done += 1
@@ -99,6 +118,8 @@ class Training:
     def report(self) -> Progress:
         """The mean loss since the last report; raises Fault where it is not finite."""
         since = (self.done - 1) % self.every + 1
+        if self.setup.team.size > 1:
+            self.setup.team.average([self.loss])
         loss = float(self.loss) / since
         self.loss.zero_()
         if not math.isfinite(loss):
@@ -116,7 +137,7 @@ class Training:
             self.mean.install()
         state = replace(
             self.parent,
-            tensors=states.capture(self.setup.model),
+            tensors=states.capture(self.model),
             extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
             optimizer=optimizers.export(self.optimizer, self.names),
             progress=(self.stage.start + self.stage.segment.epochs) / self.stage.budget.epochs,
@@ -126,11 +147,16 @@ class Training:
                 raise Fault(f"{name} is not finite after {self.steps} steps")
         return state
 
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches that are still to come."""
+        part = (self.setup.team.member, self.setup.team.size)
+        return self.setup.data.train_batches(self.seed, self.steps, start=self.done, subset=self.subset, part=part)
+
     def snapshot(self) -> Underway:
         """Everything that the rest of the training depends on."""
         state = replace(
             self.parent,
-            tensors=states.capture(self.setup.model),
+            tensors=states.capture(self.model),
             extra={name: t.detach().cpu() for name, t in self.extra.items()},
             optimizer=optimizers.export(self.optimizer, self.names),
         )
@@ -139,13 +165,15 @@ class Training:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
         if self.mean is not None:
             tensors |= {f"mean.{i}": t.cpu() for i, t in enumerate(self.mean.means)}
+        if self.take_step.scaler.is_enabled():
+            tensors |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
         return Underway(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
 
     def restore(self, underway: Underway) -> None:
         """Go on from a snapshot of the same training."""
         tensors = underway.tensors
         state = states.from_file(tensors, 0.0, 0.0)
-        self.setup.model.load_state_dict(state.tensors)
+        self.model.load_state_dict(state.tensors)
         with torch.no_grad():
             for name, tensor in self.extra.items():
                 tensor.copy_(state.extra[name])
@@ -154,6 +182,9 @@ class Training:
         if self.mean is not None:
             self.mean.count = underway.averaged
         optimizers.restore(self.optimizer, self.names, state.optimizer)
+        scaler = {name.removeprefix("scaler."): t.item() for name, t in tensors.items() if name.startswith("scaler.")}
+        if scaler:
+            self.take_step.scaler.load_state_dict(scaler)
         self.loss.copy_(tensors["loss"])
         self.done = underway.done
         torch.set_rng_state(tensors["random.cpu"])
@@ -169,10 +200,7 @@ def train(
     Raises:
         Fault: the loss or a weight is no longer finite.
     """
-    batches = training.setup.data.train_batches(
-        training.seed, training.steps, start=training.done, subset=training.subset
-    )
-    for images, labels in batches:
+    for images, labels in training.batches():
         training.step(images, labels)
         if training.due:
             report(training.report())

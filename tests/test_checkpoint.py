@@ -125,4 +125,4 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
     keeper = filled(tmp_path, 1)
     (tmp_path / "000001-parent.safetensors").unlink()
     with pytest.raises(Damaged, match=r"000001-parent\.safetensors is missing"):
-        keeper._open(tmp_path / "000001.json")
+        keeper.open(tmp_path / "000001.json")

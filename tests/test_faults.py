@@ -6,7 +6,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -142,24 +141,3 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_ones_before(tmp_path
             assert (out / "checkpoints" / name).read_bytes() == data
     assert start(out, "--resume").wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_vanished_data_is_one_line(tmp_path: Path) -> None:
-    source = Path("/usr/share/datasets/fashion-mnist")
-    if not source.is_dir():
-        pytest.skip("Debian's dataset-fashion-mnist is not installed")
-    root, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(source, root)
-    data = ["--data.name", "fashion_mnist", "--data.root", str(root), "--data.batch_size", "500"]
-    process = start(out, *data)
-    wait_for_rows(process, out, 2)
-    process.terminate()
-    assert process.wait() == 143
-    shutil.rmtree(root)
-    gone = start(out, *data, "--resume")
-    assert gone.stderr is not None
-    error = gone.stderr.read()
-    assert gone.wait() == 2
-    assert "--data.root" in error
-    assert len(error.strip().splitlines()) == 1
-    assert list((out / "checkpoints").glob("*.json"))

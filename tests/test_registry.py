@@ -110,7 +110,10 @@ def test_a_third_party_plugin_works_everywhere(install: Install, capsys: pytest.
     code, out, err = run(capsys, "plan", "--method", "share", "--method.shar", "0.5")
     assert (code, err) == (
         2,
-        ["sparsekit: error: unknown option --method.shar. Did you mean '--method.share'?"],
+        [
+            "sparsekit: error: unknown option --method.shar. Did you mean '--method.share'? "
+            "Method 'share' has --method.share."
+        ],
     )
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import signal
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from sparsekit.cli import main
+from sparsekit.tracking import Tracker
 from sparsekit.training import Training
 
 TINY = ["--epochs", "6", "--replicas.count", "2", "--model.kwargs", "{channels: [8, 8, 16, 16]}"]
@@ -81,6 +83,77 @@ def test_stopped_and_resumed_equals_whole(
     assert fit(out, *CASES[case], "--resume") == 0
     assert contents(out) == whole[case]
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+OUTSIDE = [
+    ("sparsekit.fit.start", 0),  # the model is there, and nothing was begun
+    ("sparsekit.scheduler.prune", 1),
+    ("sparsekit.scheduler.merging.merge", 1),
+    ("sparsekit.scheduler.probes.gradients", 0),
+    ("sparsekit.setup.evaluation.evaluate", 3),
+    ("sparsekit.setup.evaluation.recalibrate", 1),
+    ("sparsekit.merging.states.save", 2),  # a candidate's file
+    ("sparsekit.checkpoint.states.save", 4),  # a checkpoint's
+    ("sparsekit.checkpoint.write_whole", 3),  # a manifest
+    ("sparsekit.checkpoint.Keeper._sweep", 2),
+    ("sparsekit.fit.models.save", 0),
+    ("sparsekit.fit.rundir.write_json", 1),  # the summary
+]
+
+
+OFTEN = ("sparsekit.scheduler.prune", "sparsekit.scheduler.merging.merge")
+LONG = [pytest.mark.slow, pytest.mark.faults]
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"), [pytest.param(*row, marks=[] if row[0] in OFTEN else LONG, id=row[0]) for row in OUTSIDE]
+)
+def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
+    where: str,
+    calls: int,
+    whole: dict[str, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The signal strikes as a function begins, after so many calls of it."""
+    case = ["--method", "rigl", "--merge", "greedy", "--replicas.start", "0"]
+    if "outside" not in whole:
+        assert fit(tmp_path / "whole", *case) == 0
+        whole["outside"] = contents(tmp_path / "whole")
+    out, count = tmp_path / "out", 0
+    owner, _, name = where.rpartition(".")
+    original = resolve_name(owner)
+
+    function = getattr(original, name)
+
+    def struck(*args: object, **kwargs: object) -> object:
+        nonlocal count
+        count += 1
+        if count == calls + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    closed = []
+    close = Tracker.close
+    with monkeypatch.context() as patch:
+        patch.setattr(original, name, struck)
+        patch.setattr(Tracker, "close", lambda self, code=0, *rest: (closed.append(code), close(self, code, *rest)))
+        assert fit(out, *case) == 143
+    assert count > calls
+    assert closed == ([] if where == "sparsekit.fit.start" else [1])
+    assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
+    assert fit(out, *case, "--resume") == 0
+    assert contents(out) == whole["outside"]
+
+
+def test_a_signal_while_preparing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparsekit.setup.models.build", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    assert fit(tmp_path / "out") == 143
+    assert "nothing was begun" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_sigint_leaves_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

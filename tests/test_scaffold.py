@@ -90,7 +90,8 @@ def test_a_name_that_cannot_be_used_is_bad_input(tmp_path: Path, capsys: Capture
 )
 def test_class_names(tmp_path: Path, name: str, cls: str) -> None:
     assert scaffold.class_name(name) == cls
-    for kind in ("method", "merge"):
+    kinds: tuple[Kind, ...] = ("method", "merge") if name != "none" else ("method",)  # there is a merge `none`
+    for kind in kinds:
         scaffold.create(name, kind, tmp_path / kind)
         compile((tmp_path / kind / f"sparsekit-{name}" / f"sparsekit_{name}" / "__init__.py").read_text(), name, "exec")
 
@@ -108,12 +109,17 @@ def test_what_is_there_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
     assert "choose another --out" in err[0]
 
 
-def test_a_name_that_is_taken_is_warned_of(tmp_path: Path, capsys: Capture) -> None:
-    code, _, err = run(capsys, "plugins", "new", "gmp", "--kind", "method", "--out", str(tmp_path))
-    assert code == 0
-    assert len(err) == 1
-    assert "is installed already; with both, --method gmp is refused" in err[0]
-    assert run(capsys, "plugins", "new", "gmp", "--kind", "merge", "--out", str(tmp_path / "other"))[2] == []
+@pytest.mark.parametrize(
+    ("name", "kind", "taken"),
+    [("gmp", "method", "method 'gmp' of"), ("merges", "merge", "a package 'sparsekit_merges'")],
+)
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, capsys: Capture, name: str, kind: str, taken: str) -> None:
+    code, _, err = run(capsys, "plugins", "new", name, "--kind", kind, "--out", str(tmp_path))
+    assert (code, len(err)) == (2, 1)
+    assert f"plugins new {name}: {taken}" in err[0]
+    assert "is installed already; choose another name" in err[0]
+    assert list(tmp_path.iterdir()) == []
+    assert run(capsys, "plugins", "new", "gmp", "--kind", "merge", "--out", str(tmp_path / "other"))[0] == 0
 
 
 def test_the_kind_is_needed(capsys: Capture) -> None:

@@ -274,6 +274,12 @@ def noisy(self: Any, step: TrainingStep, gradients: Tensors) -> Tensors:
     return {name: g * random.random() for name, g in gradients.items()}
 
 
+def wants_to_be_alone(self: Any, step: TrainingStep) -> Tensor:
+    """Spoils the loss where two replicas come by at one moment of the budget."""
+    before, self.seen = getattr(self, "seen", None), step.progress
+    return (math.nan if before == step.progress else 0.0) * step.weights["fc.weight"].sum()
+
+
 def fails_late(self: Any, step: TrainingStep) -> Tensor | None:
     if step.progress > 0.9 and step.masks["fc.weight"].sum() not in (80, 40):
         raise KeyError("late")
@@ -401,6 +407,12 @@ METHODS: list[tuple[str, type[Any], str]] = [
         method(**counting("gradients", lambda s, n, t, g: {k: v * (1 + n / 50) for k, v in g.items()})),
         "resumed from a checkpoint, the finished model has another",
     ),
+    (
+        "ranks_agree",
+        method(**counting("gradients", lambda s, n, t, g: {k: v * (1 + n / 50) for k, v in g.items()})),
+        "shared by two ranks, the finished model has another",
+    ),
+    ("stacks", method(penalty=wants_to_be_alone), "a replica did not stay finite among others"),
 ]
 """A rule, a class that breaks it, and what is told of the class."""
 

@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from sparsekit.data.images import ImageData, Split
+import torch
 
-__all__ = ["ImageData", "Split"]
+from sparsekit.config import DataConfig
+from sparsekit.data.folder import FolderData
+from sparsekit.data.images import ImageData, Split
+from sparsekit.errors import UserError
+
+Data = ImageData | FolderData
+
+__all__ = ["Data", "FolderData", "ImageData", "Split", "load"]
+
+
+def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
+    """The data set that `config` names; raises UserError."""
+    if config.name == "imagefolder":
+        return FolderData.load(config, device, channels_last)
+    if config.kwargs:
+        raise UserError(f"--data.kwargs is for --data.name imagefolder, not for {config.name}; leave it out")
+    return ImageData.load(config, device, channels_last)

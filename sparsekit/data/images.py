@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsekit.config import DataConfig
+from sparsekit.data import order
 from sparsekit.data.files import Images, RawData, read
 from sparsekit.errors import UserError
-from sparsekit.seeds import derive
 
 Split = Literal["train", "held_out", "test"]
 
@@ -129,7 +129,7 @@ class ImageData:
         )
 
     def train_batches(
-        self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None
+        self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches number `start` to `steps` - 1 of the stream that `seed` alone determines.
 
@@ -143,6 +143,8 @@ class ImageData:
             start: Number of the first batch.
             subset: int64 indices into the training split, if only these are used; fewer than `batch_size` make batches
                 of them all.
+            part: `(k, n)` gives the k-th of n equal parts of each batch, with the same augmentation as in the whole;
+                what does not divide is left out.
 
         Yields:
             Normalised images, float32 [B, C, S, S], and labels, int64 [B].
@@ -150,14 +152,16 @@ class ImageData:
         chosen = torch.arange(self.train_size) if subset is None else subset.cpu()
         batch = min(self.batch_size, len(chosen))
         per_epoch = len(chosen) // batch
-        order, order_epoch = chosen, -1
+        shuffled, shuffled_epoch = chosen, -1
         for step in range(start, steps):
             epoch, position = divmod(step, per_epoch)
-            if epoch != order_epoch:
-                shuffle = torch.randperm(len(chosen), generator=_generator(seed, "order", epoch))
-                order, order_epoch = self._to_device(chosen[shuffle]), epoch
-            index = order[position * batch : (position + 1) * batch]
-            yield self.normalise(self._augmented(index, seed, step)), self._labels["train"][index]
+            if epoch != shuffled_epoch:
+                shuffle = torch.randperm(len(chosen), generator=order.generator(seed, "order", epoch))
+                shuffled, shuffled_epoch = self._to_device(chosen[shuffle]), epoch
+            index = shuffled[position * batch : (position + 1) * batch]
+            size = batch // part[1]
+            mine = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
+            yield self.normalise(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
 
     def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split as they are, in an order that is always the same, the last batch incomplete.
@@ -175,13 +179,13 @@ class ImageData:
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The same images before they are normalised, uint8 [B, C, S, S]."""
         images, labels = self._images[split], self._labels[split]
-        order = None
+        some = None
         if limit is not None and limit < len(labels):
-            order = self._to_device(_stratified(self._cpu_labels[split], _generator("limit", split))[:limit])
-        count = len(labels) if order is None else len(order)
+            some = self._to_device(order.stratified(self._cpu_labels[split], order.generator("limit", split))[:limit])
+        count = len(labels) if some is None else len(some)
         for first in range(0, count, _EVALUATION_BATCH):
             part = slice(first, min(first + _EVALUATION_BATCH, count))
-            index = part if order is None else order[part]
+            index = part if some is None else some[part]
             yield images[index], labels[index]
 
     def subset(self, fraction: float, seed: int) -> Tensor:
@@ -193,20 +197,17 @@ class ImageData:
         Raises:
             UserError: `fraction` is not above 0 and at most 1.
         """
-        if not 0 < fraction <= 1:
-            raise UserError(f"--replicas.values: {fraction} of the training images; give fractions above 0, up to 1")
-        count = max(round(fraction * self.train_size), self.num_classes)
-        return _stratified(self._cpu_labels["train"], _generator(seed, "subset"))[:count].sort().values
+        return order.subset(self._cpu_labels["train"], fraction, self.num_classes, seed)
 
-    def _augmented(self, index: Tensor, seed: int, step: int) -> Tensor:
-        """uint8 [B, C, S, S]: the training images `index`, shifted and flipped."""
+    def _augmented(self, index: Tensor, seed: int, step: int, part: slice) -> Tensor:
+        """uint8 [B, C, S, S]: a part of the training images `index`, shifted and flipped as in the whole."""
         if not self._shift and not self._flip:
-            return self._images["train"][index]
-        generator = _generator(seed, "augment", step)
+            return self._images["train"][index[part]]
+        generator = order.generator(seed, "augment", step)
         corner = torch.randint(2 * self._shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
-        top, left, flip = self._to_device(torch.cat([corner, flipped]))  # one copy a step
-        images = self._crops[index, top, left]
+        top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy a step
+        images = self._crops[index[part], top, left]
         return torch.where(flip.bool()[:, None, None, None], images.flip(-1), images) if self._flip else images
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -236,9 +237,9 @@ class Normaliser:
         """Normalised images; those given stay as they are."""
         return images.to(torch.float32, memory_format=self._memory, copy=True).sub_(self._mean).mul_(self._scale)
 
-
-def _generator(*parts: int | str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(*parts))
+    def undone(self, images: Tensor) -> Tensor:
+        """What was normalised, float32 of 0 to 255."""
+        return (images / self._scale + self._mean).clamp_(0.0, 255.0)
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -271,27 +272,4 @@ def _split(raw: RawData, config: DataConfig) -> tuple[Tensor, Tensor]:
     labels = torch.tensor(raw.train_labels)
     if raw.held_out is not None:
         return torch.arange(len(labels) - raw.held_out), torch.arange(len(labels) - raw.held_out, len(labels))
-    order = _stratified(labels, _generator("held_out"))
-    count = round(config.held_out * len(labels))
-    held_out, train = order[:count].sort().values, order[count:].sort().values
-    for part, name, remedy in ((train, "training", "smaller"), (held_out, "held-out", "larger")):
-        missing = (torch.bincount(labels[part], minlength=raw.num_classes) == 0).nonzero().flatten().tolist()
-        if missing:
-            raise UserError(
-                f"--data.held_out: {config.held_out} of {len(labels)} images leaves no {name} image of class "
-                f"{missing[0]}; give a {remedy} fraction, or more images"
-            )
-    return train, held_out
-
-
-def _stratified(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffled indices of int64 `labels` [N] of which every beginning has each class in its share, to about one image.
-
-    The first are one of each class.
-    """
-    shuffle = torch.randperm(len(labels), generator=generator)
-    by_class = shuffle[labels[shuffle].argsort(stable=True)]
-    ranks = [torch.arange(count) / max(count, 1) for count in labels.bincount().tolist()]
-    rank = torch.empty(len(labels))  # how far down its class an image comes, 0 to 1
-    rank[by_class] = torch.cat(ranks)
-    return shuffle[rank[shuffle].argsort(stable=True)]
+    return order.cut(labels, raw.num_classes, config.held_out)

@@ -6,9 +6,12 @@ import io
 import random
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,16 @@ from sparsekit.checkpoint import Keeper
 from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
 from sparsekit.display import Display
 from sparsekit.errors import RunError
+from sparsekit.executors import choose, sequential, torchrun
+from sparsekit.job import Job
 from sparsekit.merging import FileCandidate, read
+from sparsekit.ranks import Ranks
 from sparsekit.replicas import fork
-from sparsekit.scheduler import Job
 from sparsekit.setup import Setup, prepare
 from sparsekit.states import OPTIMIZER, State
 from sparsekit.stopping import Stopped, StopSignals
-from sparsekit.tracking import Tracker
+from sparsekit.team import Team
+from sparsekit.tracking import Rows, Tracker
 
 EPOCHS = 6
 MODEL = ModelConfig(kwargs={"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8]})
@@ -62,7 +68,7 @@ def job(setup: Setup) -> Iterator[Job]:
         silent,
         Tracker(Path(folder), setup.config.wandb, {}, "check", warn=silent.warn) as tracker,
     ):
-        yield Job(setup, tracker, silent, Keeper(Path(folder) / "checkpoints"))
+        yield Job(setup, tracker, silent, Keeper(Path(folder) / "checkpoints"), choose(setup)[0])
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,13 @@ class Run:
         setup: What it worked with.
         moments: The states after each pruning, training and merge.
         final: The finished model.
+        faults: How often a replica did not stay finite, and was tried again.
     """
 
     setup: Setup
     moments: tuple[Moment, ...]
     final: State
+    faults: int
 
 
 def watched_run(setup: Setup) -> Run:
@@ -119,7 +127,8 @@ def watched_run(setup: Setup) -> Run:
                 at = scheduler.merge_candidates(running, stage, at)
                 keep("the merge of", stage, at.parent)
             at = scheduler.evaluate(running, stage, at)
-    return Run(setup, tuple(moments), states.effective(setup.method, at.parent))
+        rows = (running.keeper.folder.parent / "metrics.jsonl").read_text("utf-8")
+    return Run(setup, tuple(moments), states.effective(setup.method, at.parent), rows.count('"event": "fault"'))
 
 
 class _Cut(StopSignals):
@@ -149,11 +158,64 @@ def resumed_run(first: PruningMethod, second: PruningMethod, merge: MergeStrateg
         with suppress(Stopped):
             scheduler.run(running, scheduler.start(setup))
         keeper = Keeper(running.keeper.folder)
-        found = keeper.newest(running.display.warn)
-        if found is None:
+        fresh = scheduler.start(again).parent
+        read = partial(places.restore, keeper, fresh, len(again.stages))
+        place = keeper.restored(running.display.warn, read)
+        if place is None:
             raise RunError("the run that was stopped kept no checkpoint")
-        going_on = Job(again, running.tracker, running.display, keeper)
-        return scheduler.run(going_on, places.restore(keeper, *found, again.prunable)).state
+        going_on = replace(running, setup=again, keeper=keeper, executor=choose(again)[0], signals=StopSignals())
+        return scheduler.run(going_on, place).state
+
+
+class _Baton(Ranks):
+    """Two ranks as threads of which one runs at a time: they change places where one waits for the other."""
+
+    def __init__(self, rank: int, store: dict[str, Any], turn: threading.Lock) -> None:
+        super().__init__(rank, 2, store)
+        self._turn = turn
+
+    def tell(self, key: str, value: Any) -> None:
+        self.store[key] = value
+
+    def ask(self, key: str) -> Any:
+        while key not in self.store:
+            if "failed" in self.store:
+                raise RunError("the other rank failed")
+            self._turn.release()
+            time.sleep(0.001)
+            self._turn.acquire()
+        return self.store[key]
+
+
+def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy) -> State:
+    """The finished model of a run that two ranks shared, each with an instance of its own."""
+    store: dict[str, Any] = {}
+    turn = threading.Lock()
+    lead, other = (replace(prepare(config(method, merge)), team=Team(i, 2)) for i, method in enumerate((first, second)))
+
+    def follow(folder: Path) -> None:
+        with turn:
+            rows, silent = Rows(1), Display(Console(file=io.StringIO()), Console(file=io.StringIO()))
+            work = Job(other, rows, silent, Keeper(folder, torchrun.prefix(1)), sequential.train_replicas)
+            work.header = lambda: {"rows": rows.rows}
+            try:
+                torchrun.follow(work, _Baton(1, store, turn), work.executor)
+            except Exception:
+                store["failed"] = True
+                raise
+
+    with job(lead) as running, turn:
+        ranks = _Baton(0, store, turn)
+        leader = torchrun.Leader(ranks, sequential.train_replicas)
+        thread = threading.Thread(target=follow, args=(running.keeper.folder,), daemon=True)
+        thread.start()
+        try:
+            return scheduler.run(replace(running, executor=leader), scheduler.start(lead)).state
+        finally:
+            leader.finish()
+            turn.release()
+            thread.join()
+            turn.acquire()
 
 
 def state_of(parent: State, candidate: FileCandidate) -> State:

@@ -1,7 +1,4 @@
-"""The rules for pruning methods that need a whole run: six epochs of two replicas through the real scheduler.
-
-Rules on where replicas are trained belong here too.
-"""
+"""The rules for pruning methods that need a whole run: six epochs of two replicas through the real scheduler."""
 
 from __future__ import annotations
 
@@ -95,6 +92,21 @@ def resumes_exactly(case: MethodCase) -> None:
     need(not name, f"resumed from a checkpoint, the finished model has another {name}")
 
 
+def ranks_agree(case: MethodCase) -> None:
+    """Two ranks that share the replicas, each with its own instance, end with the same weights as one process."""
+    final = problem.shared_run(case.make(), case.make(), Uniform())
+    name = difference(case.run.final.named(), final.named())
+    need(not name, f"shared by two ranks, the finished model has another {name}")
+
+
+def stacks(case: MethodCase) -> None:
+    """Replicas that are stacked and trained in lockstep keep finite weights and exact zeros."""
+    run = problem.run(case.make(), Uniform(), replicas=ReplicasConfig(count=2, start=0.0, executor="vectorized"))
+    need(not run.faults, "a replica did not stay finite among others, and had to be trained alone")
+    _check_finite(run)
+    _check_zeros(run)
+
+
 def _check_finite(run: Run) -> None:
     for name, tensor in run.final.named().items():
         finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
@@ -135,4 +147,6 @@ RUN_RULES: tuple[Callable[[MethodCase], None], ...] = (
     runs_repeatably,
     keeps_no_state,
     resumes_exactly,
+    ranks_agree,
+    stacks,
 )

@@ -1,0 +1,246 @@
+"""Image folders of any size, read by worker processes through timm's loader and transforms.
+
+What a batch holds follows from its number in a stream, and how an image is augmented from (seed, epoch, image) alone:
+workers take batches in turns, so that their number changes nothing and a stream can start anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader  # type: ignore[attr-defined]
+from torch import Tensor
+
+from sparsekit.config import DataConfig
+from sparsekit.data import order, tree
+from sparsekit.data.images import Normaliser, Split
+from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
+from sparsekit.errors import RunError, UserError, nearest
+from sparsekit.seeds import derive
+
+_TRAINING = (
+    *("auto_augment", "color_jitter", "color_jitter_prob", "gaussian_blur_prob", "grayscale_prob", "hflip", "vflip"),
+    *("ratio", "re_count", "re_mode", "re_prob", "scale", "train_crop_mode"),
+)
+_ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
+
+
+class FolderData:
+    """The three splits of an image folder; what `ImageData` offers, read from files batch by batch.
+
+    Attributes:
+        num_classes: Labels run from 0 to `num_classes` - 1, in the natural order of the folders' names.
+        channels: 3; grey images are converted.
+        image_size: Side of the images in pixels.
+        mean: Mean of each channel that normalisation takes off, black 0 to white 1.
+        std: Standard deviation that it divides by, in the same unit.
+        batch_size: Images a batch.
+        steps_per_epoch: Training batches an epoch.
+        train_size: Images in the training split, the held-out ones not among them.
+        held_out_size: Images in the held-out split.
+        test_size: Images in the test split.
+        normalise: Takes off `mean` and divides by `std`.
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        samples: dict[Split, list[Sample]],
+        *,
+        num_classes: int,
+        image_size: int,
+        batch_size: int,
+        workers: int,
+        augment: bool,
+        kwargs: dict[str, Any],
+        device: torch.device,
+        channels_last: bool,
+    ) -> None:
+        """Hold the paths and labels of `samples`; nothing is read yet.
+
+        Args:
+            samples: Path and label of each image by split.
+            num_classes: How many classes there are.
+            image_size: Side in pixels.
+            batch_size: Images a batch.
+            workers: Processes that read; 0 reads in this one.
+            augment: Whether training images are augmented.
+            kwargs: What `timm.data.create_loader` is told besides.
+            device: Where batches go.
+            channels_last: Memory order of the batches.
+        """
+        self.num_classes, self.image_size, self.batch_size = num_classes, image_size, batch_size
+        self.device, self._workers, self._augment = device, workers, augment
+        self._memory = torch.channels_last if channels_last else torch.contiguous_format
+        self._samples = samples
+        self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
+        self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
+        self.mean, self.std = (tuple(float(value) for value in self._kwargs[key]) for key in ("mean", "std"))
+        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
+        self.train_size, self.held_out_size, self.test_size = (len(samples[s]) for s in ("train", "held_out", "test"))
+        self.steps_per_epoch = self.train_size // batch_size
+
+    @classmethod
+    def load(cls, config: DataConfig, device: torch.device, channels_last: bool) -> FolderData:
+        """List and split the images below `--data.root`; opens none.
+
+        The held-out images are the same in every run: they depend on `held_out`, never on `--seed`.
+
+        Raises:
+            UserError: the folders are not there or not as they should be, or an option does not fit them.
+        """
+        train, test, classes = tree.listed(config)
+        labels = torch.tensor([label for _, label in train])
+        kept, held_out = order.cut(labels, len(classes), config.held_out)
+        if test is None:
+            inner, cut = order.cut(labels[kept], len(classes), config.held_out, "test")
+            kept, test = kept[inner], [train[i] for i in kept[cut].tolist()]
+        if config.batch_size > len(kept):
+            raise UserError(
+                f"--data.batch_size: {config.batch_size} is more than there are training images; "
+                f"give at most {len(kept)} for {config.root}"
+            )
+        for key in config.kwargs:
+            if key not in (known := [*_TRAINING, *_ALWAYS]):
+                hint = nearest(key, known) or f" Choose from {', '.join(sorted(known))}."
+                raise UserError(f"--data.kwargs: {key!r} is no argument of timm's loader that can be set.{hint}")
+        try:
+            data = cls(
+                {"train": [train[i] for i in kept], "held_out": [train[i] for i in held_out], "test": test},
+                num_classes=len(classes),
+                image_size=config.image_size or 224,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                augment=config.augment,
+                kwargs=config.kwargs,
+                device=device,
+                channels_last=channels_last,
+            )
+            for training in (True, False):
+                data._loader(Stream([], lambda _: [], 0, 0), training, 1)
+        except Exception as error:  # timm asserts, indexes and unpacks what it is given
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {text}") from error
+        return data
+
+    def train_batches(
+        self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches number `start` to `steps` - 1 of the stream that `seed` alone determines.
+
+        An epoch's last, incomplete batch is dropped. Leaves the process' random states as they are.
+
+        Args:
+            seed: Seed of the order and the augmentation.
+            steps: Where the stream ends.
+            start: Number of the first batch.
+            subset: int64 indices into the training split, if only these are used; fewer than `batch_size` make batches
+                of them all.
+            part: `(k, n)` reads the k-th of n equal parts of each batch only, augmented as in the whole, but for
+                random erasing; what does not divide is left out.
+
+        Yields:
+            Normalised images, float32 [B, 3, S, S], and labels, int64 [B].
+
+        Raises:
+            RunError: an image cannot be read.
+        """
+        chosen = torch.arange(self.train_size) if subset is None else subset.cpu()
+        size = min(self.batch_size, len(chosen))
+        per_epoch = len(chosen) // size
+        share = size // part[1] if part[1] > 1 else size
+        shuffled: dict[int, Tensor] = {}  # of the epoch that is going on
+
+        def batch(number: int) -> list[tuple[int, int | None]]:
+            epoch, position = divmod(number, per_epoch)
+            if epoch not in shuffled:
+                shuffled.clear()
+                shuffled[epoch] = chosen[torch.randperm(len(chosen), generator=order.generator(seed, "order", epoch))]
+            first = position * size + part[0] * share
+            indices = shuffled[epoch][first : first + share].tolist()
+            return [(index, derive(seed, "augment", epoch, index)) for index in indices]
+
+        stream = Stream(self._samples["train"], batch, start, steps)
+        loader = self._loader(stream, True, share)
+        if loader.random_erasing is not None:  # it works on whole batches, in this process
+            own = derive(seed, "part", part[0]) if part[0] else seed
+            loader.random_erasing = Seeded(loader.random_erasing, own, start)
+        return self._batches(loader)
+
+    def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images of a split, resized and cropped to the centre, in an order that is always the same.
+
+        Args:
+            split: Which split.
+            limit: How many images, if not all: always the same, and each class in its share.
+
+        Yields:
+            Normalised images, float32 [B, 3, S, S] with B at most `batch_size`, and labels, int64 [B].
+
+        Raises:
+            RunError: an image cannot be read.
+        """
+        labels = self._labels[split]
+        chosen = torch.arange(len(labels))
+        if limit is not None and limit < len(labels):
+            chosen = order.stratified(labels, order.generator("limit", split))[:limit]
+
+        def batch(number: int) -> list[tuple[int, int | None]]:
+            part = chosen[number * self.batch_size : (number + 1) * self.batch_size]
+            return [(index, None) for index in part.tolist()]
+
+        stream = Stream(self._samples[split], batch, 0, -(-len(chosen) // self.batch_size))
+        return self._batches(self._loader(stream, False, self.batch_size))
+
+    def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same images before they are normalised, float32 of 0 to 255."""
+        for images, labels in self.evaluation_batches(split, limit):
+            yield self.normalise.undone(images), labels
+
+    def subset(self, fraction: float, seed: int) -> Tensor:
+        """Choose a random `fraction` of the training split, each class in its share and with at least one image.
+
+        Returns:
+            Sorted int64 indices, on the CPU.
+
+        Raises:
+            UserError: `fraction` is not above 0 and at most 1.
+        """
+        return order.subset(self._labels["train"], fraction, self.num_classes, seed)
+
+    def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
+        kwargs = {key: value for key, value in self._kwargs.items() if training or key in _ALWAYS}
+        if not training and kwargs.get("interpolation") == "random":
+            kwargs["interpolation"] = "bilinear"
+        return create_loader(
+            stream,  # type: ignore[arg-type]
+            self.image_size,
+            batch_size,
+            is_training=training,
+            no_aug=not self._augment,
+            num_workers=min(self._workers, _cores(), stream.stop - stream.start),
+            persistent_workers=False,
+            pin_memory=self.device.type == "cuda",
+            device=self.device,
+            **kwargs,
+        )
+
+    def _batches(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(loader)
+        while True:
+            with random_states_kept(self.device if loader.random_erasing else None):
+                try:
+                    images, labels = next(batches)
+                except StopIteration:
+                    return
+                except RunError as error:  # a worker's comes with its traceback in the message
+                    raise RunError(str(error).strip().splitlines()[-1].rpartition("RunError: ")[2]) from None
+            yield images.contiguous(memory_format=self._memory), labels
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,92 @@
+"""Images from files as a stream of batches that workers share in turns, with randomness that no one else feels."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from sparsekit.errors import RunError
+from sparsekit.seeds import derive
+
+Sample = tuple[str, int]
+"""Path and label."""
+Batch = Callable[[int], "list[tuple[int, int | None]]"]
+"""From a batch's number, its images' indices, each with the seed of its augmentation if it has any."""
+
+
+class Stream(IterableDataset[tuple[Any, int]]):
+    """The images of batches `start` to `stop` - 1, each worker's own in turns."""
+
+    transform: Callable[[Image.Image], Any]  # timm's loader puts it there
+
+    def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int) -> None:
+        self.samples, self.batch, self.start, self.stop = samples, batch, start, stop
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        first, every = 0, 1
+        if worker := get_worker_info():
+            first, every = worker.id, worker.num_workers
+            for signum in (signal.SIGINT, signal.SIGTERM):  # the run decides what they mean, and ends its workers
+                signal.signal(signum, signal.SIG_IGN)
+        for number in range(self.start + first, self.stop, every):
+            for index, seed in self.batch(number):
+                path, label = self.samples[index]
+                image = _read(path)
+                if seed is not None:
+                    _seed(seed)
+                yield self.transform(image), label
+
+
+class Seeded:
+    """Random erasing whose randomness follows from (seed, number of the batch)."""
+
+    def __init__(self, erase: Callable[[Tensor], Tensor], seed: int, number: int) -> None:
+        self.erase, self.seed, self.number = erase, seed, number
+
+    def __call__(self, images: Tensor) -> Tensor:
+        seed = derive(self.seed, "erase", self.number)
+        _seed(seed)
+        if images.is_cuda:
+            torch.cuda.manual_seed(seed)
+        self.number += 1
+        return self.erase(images)
+
+
+def _seed(seed: int) -> None:
+    """Seed all that timm's transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def random_states_kept(device: torch.device | None) -> Iterator[None]:
+    """Put the process' random states back at the end, those of a CUDA device included."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None and device is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+
+def _read(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # damaged files make PIL raise anything
+        reason = f"{type(error).__name__}: {error}".replace(f"{path!r}", "it").splitlines()[0]
+        raise RunError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error

@@ -1,0 +1,68 @@
+"""What a run works with while it is under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sparsekit import places
+from sparsekit.api import Stage
+from sparsekit.checkpoint import Keeper
+from sparsekit.display import Display
+from sparsekit.places import Place
+from sparsekit.replicas import Replica
+from sparsekit.setup import Setup
+from sparsekit.stopping import StopSignals
+from sparsekit.tracking import Tracker
+
+
+@dataclass
+class Job:
+    """A run's setup, and where it reports, keeps checkpoints and hears of signals.
+
+    Attributes:
+        setup: Plan, data and model.
+        tracker: Takes the rows.
+        display: Shows the run.
+        keeper: Takes the checkpoints.
+        executor: Trains replicas.
+        signals: Say when to stop.
+        minutes: Time between checkpoints inside a replica.
+        header: What else a checkpoint holds, asked for at each.
+        ordered: Number of the checkpoint from which several ranks are training at present.
+    """
+
+    setup: Setup
+    tracker: Tracker
+    display: Display
+    keeper: Keeper
+    executor: Executor
+    signals: StopSignals = field(default_factory=StopSignals)
+    minutes: float = 5.0
+    header: Callable[[], dict[str, object]] = dict
+    ordered: int | None = None
+    kept: float = field(default_factory=time.monotonic)
+
+    def keep(self, place: Place) -> str:
+        """Commit a checkpoint; the name of its manifest."""
+        name = places.save(self.keeper, place, self.header() | {"ordered": self.ordered})
+        self.kept = time.monotonic()
+        return name
+
+    def order(self, place: Place) -> str:
+        """Commit a checkpoint from which other ranks train on: what they keep is good beside this one and its heirs."""
+        self.ordered = self.keeper.number + 1
+        return self.keep(place)
+
+    def pause(self, place: Callable[[], Place]) -> None:
+        """Between two steps: keep a checkpoint where one is due or asked for, and stop where that is asked for."""
+        asked = self.signals.requested is not None
+        if asked or time.monotonic() - self.kept >= 60.0 * self.minutes:
+            self.keep(place())
+        if asked:
+            self.signals.stop()
+
+
+Executor = Callable[[Job, Stage, Sequence[Replica], Place], Place]
+"""Trains replicas of one segment, and returns the place with all of them settled."""
