@@ -67,6 +67,6 @@ def write_report(out: Path, display: Display) -> None:
     path = out / "report.html"
     try:
         command.write([str(out)], path)
-        display.note(f"report          {path}")  # in line with the summary
+        display.note(f"report: {path}")
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")

@@ -212,11 +212,9 @@ class FitConfig:
     out: str | None = None
 
 
+DEVICE = r"auto|cpu|cuda(:\d+)?"
 FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
 """Options, and groups of them, that cannot change the result; a resumed run may give others."""
-
-
-DEVICE = r"auto|cpu|cuda(:\d+)?"
 
 
 def check(config: FitConfig) -> None:

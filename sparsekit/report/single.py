@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from sparsekit.display import duration, percent
-from sparsekit.report import plots
+from sparsekit.report import plots, tested
 from sparsekit.report.html import Html, Table, element, join, pairs, table
 from sparsekit.report.runs import Run, number
 
@@ -23,12 +23,12 @@ STATUSES = ("done", "stopped", "failed", "unfinished")
 def sections(run: Run, level: str = "h2") -> Html:
     """All about one run, without its heading."""
     figures = [guarded(part, run) for part in (plots.progress, plots.soup, plots.geometry, plots.layers)]
-    tested = [guarded(part, run) for part in (plots.calibration, plots.classes, plots.heat_maps)]
+    measured = [guarded(part, run) for part in (tested.calibration, tested.classes, tested.heat_maps)]
     parts: list[Html | None] = [guarded(summary, run)]
     for title, content in (
         ("What happened", _figures(figures)),
         ("Plan against what happened", _both(guarded(planned, run), _figures([guarded(plots.rates, run)]))),
-        ("What was lost elsewhere", _both(guarded(_numbers, run), _figures(tested))),
+        ("What was lost elsewhere", _both(guarded(_numbers, run), _figures(measured))),
         ("Cost", guarded(cost, run)),
         ("Configuration", guarded(configuration, run)),
     ):
@@ -137,13 +137,13 @@ def planned(run: Run) -> Html | None:
         return None
     happened = {row.get("segment"): row for row in run.events("segment")}
     merged = {row["segment"]: row for row in plots.merges(run)}
-    tested = {row.get("segment"): row for row in run.events("evaluate")}
+    scored = {row.get("segment"): row for row in run.events("evaluate")}
     rows = []
     for plan in segments:
         index = plan["segment"]
         real, merge = happened.get(index, {}), merged.get(index + 1)
         reached = number(real.get("sparsity"))
-        accuracy = number(tested.get(index, {}).get("test.accuracy"))
+        accuracy = number(scored.get(index, {}).get("test.accuracy"))
         several = merge and len(merge["candidates"]) > 1
         used = f"{merge['used']} of {len(merge['candidates'])}" if merge else "–"
         rows.append(
