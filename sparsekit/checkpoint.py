@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from sparsekit import states
 from sparsekit._types import Tensors
+from sparsekit.atomic import write_whole
 from sparsekit.errors import RunError
 
 T = TypeVar("T")
@@ -188,22 +188,6 @@ class Keeper:
             if path.name not in kept and (self.prefix or not path.name.startswith(OTHERS)):
                 path.unlink()
                 self._known.pop(path.name, None)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name lasts only with its folder
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _sha256(path: Path) -> str:

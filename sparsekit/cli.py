@@ -23,6 +23,8 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
   plan      print what fit would do, and its cost, without training
+  evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
+  report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
@@ -93,8 +95,24 @@ def _plan(arguments: Sequence[str]) -> int:
         from sparsekit import display, planning
 
         plan = planning.make_plan(config, planning.make_stages(config))
-        display.Display().plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+        shown = display.Display()
+        shown.plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
+        shown.picture(plan)
     return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from sparsekit import evaluating
+    from sparsekit.display import Display
+
+    with Display() as display:
+        return evaluating.main(arguments, display)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from sparsekit.report import command
+
+    return command.main(arguments)
 
 
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
@@ -123,4 +141,10 @@ def _warn_of_plugins() -> None:
         print(f"sparsekit: warning: {note}", file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"fit": _fit, "plan": _plan, "plugins": _plugins}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": _fit,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "report": _report,
+    "plugins": _plugins,
+}

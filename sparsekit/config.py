@@ -155,6 +155,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured beside accuracy and loss.
+
+    Args:
+        diagnostics: At every merge, how far apart the candidates are and what their ensemble would do.
+        margin: A soup whose held-out accuracy is more than this below its best candidate's has lost.
+        corruptions: Test the finished model on corrupted images too.
+        report: Write `report.html` at the end.
+    """
+
+    diagnostics: bool = True
+    margin: float = 0.01
+    corruptions: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """Train, prune and merge.
 
@@ -183,6 +200,7 @@ class FitConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     label_smoothing: float = 0.0
     channels_last: bool = True
     device: str = "auto"
@@ -194,7 +212,8 @@ class FitConfig:
     out: str | None = None
 
 
-FREE = {"out", "resume", "checkpoint", "wandb", "data.workers"}
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
 """Options, and groups of them, that cannot change the result; a resumed run may give others."""
 
 
@@ -219,9 +238,10 @@ def check(config: FitConfig) -> None:
         ("optimizer.warmup", o.warmup, 0.0 <= o.warmup < 1.0, below_one),
         ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
         ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
+        ("evaluation.margin", config.evaluation.margin, 0.0 <= config.evaluation.margin <= 1.0, "a fraction of 0 to 1"),
         ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
         ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
-        ("device", config.device, re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device), "auto, cpu, cuda or cuda:N"),
+        ("device", config.device, re.fullmatch(DEVICE, config.device), "auto, cpu, cuda or cuda:N"),
     ]
     for option, value, valid, rule in rules:
         if not valid:

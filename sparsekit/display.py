@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from sparsekit import pictures
+from sparsekit.planning import Plan
+
 _PLAIN_SECONDS = 10.0
 """Without a terminal, lines about progress keep at least this distance."""
 _NATURAL_WIDTH = 10_000
@@ -50,6 +53,11 @@ class Display:
         self._print(plan_table(rows))
         cost = f"{critical_epochs:.4g} along the critical path, {total_epochs:.4g} in total"
         self._print(Text(f"\nreplica-epochs: {cost}\n", "dim"))
+
+    def picture(self, plan: Plan) -> None:
+        """Draw a plan as wide as the terminal, up to 100 characters."""
+        plain = not (self._out.encoding or "").lower().startswith("utf")
+        self._print(Text(pictures.plan(plan, min(self._out.width, 100), plain)))
 
     def begin(self, total_steps: int) -> None:
         """Start the clock of a run of so many optimizer steps, over all segments and replicas."""
@@ -97,24 +105,32 @@ class Display:
                 f"{self._place}{who}  step {done_steps}/{total_steps}  loss {loss:.4f}  about {duration(left)} left"
             )
 
-    def merged(self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1) -> None:
+    def merged(
+        self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
+    ) -> None:
         """A segment is over.
 
         Args:
             held_out: Held-out accuracy of what it made, 0 to 1.
             candidates: The candidates' own; none or one where nothing was merged.
             ingredients: How many of them were used.
+            lost: Whether it lies below the best of them by more than the margin.
         """
         score = f"{percent(held_out)} held out"
         if len(candidates) > 1:
             some = "" if ingredients == len(candidates) else f" of {len(candidates)}"
             mean, best = sum(candidates) / len(candidates), max(candidates)
             score = f"soup of {ingredients}{some}: {score} (candidates {percent(mean)} mean, {percent(best)} best)"
+            score += f"  lost {100 * (best - held_out):.1f} points" if lost else ""
         self._line(f"{self._place}  {score}")
 
     def note(self, text: str) -> None:
         """Say something on standard output."""
         self._line(text)
+
+    def show(self, what: RenderableType) -> None:
+        """Put a table on standard output."""
+        self._print(what)
 
     def warn(self, text: str) -> None:
         """Say something on standard error, in any thread."""
@@ -203,6 +219,10 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
         table.add_row("soup" if mean in known else "accuracy", Text(text, "bold"))
     for name, key in (("mean candidate", mean), ("best candidate", best)):
         add(name, lambda a, soup: f"{percent(a, 2)}  (soup {100 * (soup - a):+.2f})", key, "test.accuracy")
+    add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
+    add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
+    add("worst class", lambda c, a: f"{percent(a, 2)}, class {c}", "test.worst_class", "test.worst_class_accuracy")
+    add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
     add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
     add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
     add("nonzero", lambda a, n: f"{a:,} of {n:,} parameters", "nonzero", "parameters")
@@ -213,6 +233,11 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
     if wandb:
         table.add_row("W&B", wandb if wandb.startswith("http") else f"offline; to upload: wandb sync {wandb}")
     return table
+
+
+def _lost(lost: int, count: int, margin: float) -> str:
+    points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
+    return f"{lost} of {count}: the soup more than {points} below its best candidate, held out"
 
 
 def percent(share: float, digits: int = 1) -> str:

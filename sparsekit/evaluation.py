@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsekit.api import Score
 from sparsekit.errors import RunError
+from sparsekit.metrics import Metrics, Tally
 
 
 @torch.no_grad()
@@ -32,6 +33,32 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocas
     correct = sum(int(hits) for hits, _ in sums)  # read only now: one wait for the device, not one a batch
     loss = sum(float(total) for _, total in sums) / count
     return Score(correct / count, loss if loss == loss else float("inf"))
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
+    """What a model answers in evaluation mode, [B, K]."""
+    with autocast:
+        answer: Tensor = model.eval()(images)
+    return answer
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
+) -> tuple[Metrics, Tensor]:
+    """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU."""
+    model.eval()
+    tally: Tally | None = None
+    predicted = []
+    for images, labels in batches:
+        with autocast:
+            answer = model(images)
+        tally = tally or Tally(classes, answer.device)
+        predicted.append(tally.add(answer, labels))
+    if tally is None:
+        raise RunError("there is nothing to evaluate: the split is empty")
+    return tally.result(), torch.cat(predicted).cpu()
 
 
 def batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
-from sparsekit import masks, models, places, rundir, states
+from sparsekit import closing, cost, masks, models, places, rundir, states
 from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
@@ -27,6 +27,9 @@ from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.team import make_teams
 from sparsekit.tracking import Rows, Tracker
+
+MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
+"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
@@ -64,6 +67,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
                     f"{_file_error(error, out)}; checkpoints that were finished before are intact"
                 ) from error
             display.finish(summary, wandb)
+    if config.evaluation.report:  # when the result is on the screen and nothing can go wrong any more
+        closing.write_report(out, display)
     return summary
 
 
@@ -152,7 +157,7 @@ def _run(
             leader.finish()
             summary |= finish(setup, result, out)
             done = summary | {"status": "done"}
-            row = {key: value for key, value in done.items() if key != "out"}
+            row = {key: value for key, value in done.items() if key not in MEASURED_ANEW}
             tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
             tracker.summary(done | {"wall_seconds": seconds()})
             summary = done
@@ -194,6 +199,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     """
     data = setup.data
     setup.model.load_state_dict(result.state.tensors)
+    measured = closing.measure(setup, result.state.masks, out)
     inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
     models.save(setup.model, setup.config.model, inputs, out / "model")
     states.save(out / "masks.safetensors", result.state.masks)
@@ -203,13 +209,12 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
-    total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
+    sizes = cost.sizes(parameters, result.state.masks, file)
     summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
-        "model_sparsity": pruned / total,
-        "nonzero": nonzero,
-        "parameters": total,
-        "model_bytes": file.stat().st_size,
+        "model_sparsity": pruned / sizes["parameters"],
+        **sizes,
+        "model_bytes": sizes["bytes.disk"],
         "test.accuracy": result.test.accuracy,
         "test.loss": result.test.loss,
     }
@@ -218,7 +223,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         summary["candidates.count"] = len(accuracies)
         summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
         summary["candidates.best_accuracy"] = max(accuracies)
-    return summary
+    return measured | summary
 
 
 def _steps_left(setup: Setup, place: places.Place) -> int:

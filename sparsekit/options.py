@@ -56,19 +56,24 @@ class _Help(DefaultHelpFormatter):
 
 def build(prog: str, description: str) -> OptionParser:
     """The parser of one command that takes every option of FitConfig."""
-    set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
-    set_dumper(_MODE, _dump)
-    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
-    parser = OptionParser(
-        prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
-    )
+    parser = bare(prog, description)
     parser.usage = f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins.")
     parser.add_class_arguments(FitConfig, nested_key=None)
     parser.set_defaults({kind: {"class_path": path} for kind, path in _DEFAULT_CLASSES.items()})
     parser.epilog = "A plugin's own options: --method.help NAME, --merge.help NAME; of all: sparsekit plugins list."
     return parser
+
+
+def bare(prog: str, description: str) -> OptionParser:
+    """A parser without options."""
+    set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
+    set_dumper(_MODE, _dump)
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
+    return OptionParser(
+        prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
+    )
 
 
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:

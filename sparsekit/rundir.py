@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sparsekit.checkpoint import write_whole
+from sparsekit.atomic import write_whole
 from sparsekit.config import FREE, flatten
 from sparsekit.errors import UserError
 

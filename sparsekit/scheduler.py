@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sparsekit import masks, merging, probes, states
+from sparsekit import diagnostics, masks, merging, probes, states
 from sparsekit.api import Score, Stage
 from sparsekit.errors import RunError
 from sparsekit.job import Job
@@ -97,9 +97,11 @@ def merge_candidates(job: Job, stage: Stage, at: Place) -> Place:
         "soup.loss": held_out.loss,
         "barrier": held_out.loss - sum(c.score.loss for c in candidates) / len(candidates),
     }
+    values |= diagnostics.of_merge(setup, at.parent, merged, candidates, held_out)
     step = at.step + setup.steps[stage.index]
     job.tracker.log("merge", values, step=step, segment=stage.index)
-    job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients))
+    lost = bool(values.get("soup.lost"))
+    job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients), lost)
     tested = tuple(c.tested for c in candidates if c.tested is not None)
     return replace(at, parent=merged, step=step, candidates=(), tested=tested)
 

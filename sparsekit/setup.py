@@ -63,7 +63,7 @@ class Setup:
 
     def autocast(self) -> torch.autocast:
         """A new autocast context; does nothing in fp32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return autocast(self.device, self.dtype)
 
     def forward(self, model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
         """Logits of a model in training, with `weights` in the place of its own of the same names."""
@@ -95,8 +95,8 @@ def prepare(config: FitConfig) -> Setup:
     check(config)
     stages = make_stages(config)
     plan = make_plan(config, stages)
-    device = _device(config.device)
-    dtype = _dtype(config.precision, device)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
     steps = segment_steps(stages, data.steps_per_epoch)
     for stage, count in zip(stages, steps, strict=True):
@@ -125,7 +125,13 @@ def prepare(config: FitConfig) -> Setup:
     return setup
 
 
-def _device(name: str) -> torch.device:
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A new autocast context; does nothing in fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` means; raises UserError where there is none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
@@ -136,7 +142,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `--precision` computes in on a device."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

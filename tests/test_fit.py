@@ -49,6 +49,7 @@ FILES = {
     "model",
     "masks.safetensors",
     "checkpoints",
+    "evaluation.json",
     ".lock",
 }
 KEYS = {

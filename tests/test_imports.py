@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_files import write_run
 
-HEAVY = {"torch", "timm", "torchvision", "wandb", "safetensors", "sklearn"}
+HEAVY = {"torch", "timm", "torchvision", "wandb", "safetensors", "sklearn", "matplotlib", "torchmetrics"}
 COMMAND = Path(sys.executable).with_name("sparsekit")
 
 
@@ -29,7 +30,7 @@ def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]
     ("arguments", "code", "words"),
     [
         ("--version", 0, ["sparsekit 0."]),
-        ("--help", 0, ["usage: sparsekit", "fit", "plan", "plugins"]),
+        ("--help", 0, ["usage: sparsekit", "fit", "plan", "evaluate", "report", "plugins"]),
         ("fit --help", 0, ["--method", "--replicas.count", "--optimizer.lr"]),
         ("fit --method.help gmp", 0, ["--method.start", "Gradual magnitude pruning"]),
         ("fit --print_config", 0, ["method:", "name: gmp"]),
@@ -38,6 +39,8 @@ def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]
         ("plan --method imp --method.retrain allr", 0, ["90.00 %"]),
         ("plugins list", 0, ["gmp", "uniform", "sparsekit-soups"]),
         ("plugins list --json", 0, ['"name": "gmp"']),
+        ("evaluate --help", 0, ["--corruptions", "--batchnorm", "RUN|MODEL_DIR"]),
+        ("evaluate nowhere", 2, ["nowhere"]),
         ("fit --sparsity 1", 2, ["--sparsity"]),
         ("fit --method oneshoot", 2, ["oneshot"]),
     ],
@@ -52,6 +55,18 @@ def test_a_command_that_does_not_train_imports_no_heavy_package(
     assert list(tmp_path.iterdir()) == []
     if arguments.endswith("--json"):
         assert {"gmp", "none"} <= {row["name"] for row in json.loads(out)}
+
+
+def test_a_report_needs_a_plotting_library_and_no_torch(tmp_path: Path) -> None:
+    run_directory = write_run(tmp_path / "run")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    command = (str(COMMAND), "report", str(run_directory))
+    _, err, packages = run(*command, folder=folder)
+    assert err == ""
+    assert packages & HEAVY == {"matplotlib"}
+    assert (run_directory / "report.html").is_file()
+    assert list(folder.iterdir()) == []
 
 
 def test_python_m_sparsekit_is_the_same_command(tmp_path: Path) -> None:

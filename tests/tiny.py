@@ -13,7 +13,15 @@ from torch import Tensor
 
 from sparsekit import scheduler, training
 from sparsekit.api import Budget, MergeStrategy, PruningMethod, Schedule, Segment, Stage
-from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
+from sparsekit.config import (
+    DataConfig,
+    EvaluationConfig,
+    FitConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReplicasConfig,
+    WandbConfig,
+)
 from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
 from sparsekit.merges.none import NoMerge
@@ -34,7 +42,16 @@ MERGES: dict[str, Callable[[], MergeStrategy]] = {"uniform": Uniform, "greedy": 
 
 # 12,472 prunable weights of 12,890, in fourteen layers
 KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
-ARGUMENTS = ["--wandb.mode", "disabled", "--data.image_size", "8", "--model.kwargs", json.dumps(KWARGS)]
+ARGUMENTS = [
+    "--wandb.mode",
+    "disabled",
+    "--evaluation.report",
+    "false",
+    "--data.image_size",
+    "8",
+    "--model.kwargs",
+    json.dumps(KWARGS),
+]
 
 
 class OnePrune(PruningMethod):
@@ -63,6 +80,7 @@ def tiny_config(
         model=ModelConfig(kwargs=KWARGS),
         data=DataConfig(image_size=8),
         wandb=WandbConfig("disabled"),
+        evaluation=EvaluationConfig(report=False),
         device="cpu",
         out=str(out) if out else None,
     )

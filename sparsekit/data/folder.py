@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsekit.config import DataConfig
 from sparsekit.data import order, tree
-from sparsekit.data.images import Split
+from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.seeds import derive
@@ -42,6 +42,7 @@ class FolderData:
         train_size: Images in the training split, the held-out ones not among them.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
+        normalise: Takes off `mean` and divides by `std`.
     """
 
     channels = 3
@@ -79,6 +80,7 @@ class FolderData:
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
         self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
         self.mean, self.std = (tuple(float(value) for value in self._kwargs[key]) for key in ("mean", "std"))
+        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
         self.train_size, self.held_out_size, self.test_size = (len(samples[s]) for s in ("train", "held_out", "test"))
         self.steps_per_epoch = self.train_size // batch_size
 
@@ -193,6 +195,11 @@ class FolderData:
 
         stream = Stream(self._samples[split], batch, 0, -(-len(chosen) // self.batch_size))
         return self._batches(self._loader(stream, False, self.batch_size))
+
+    def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same images before they are normalised, float32 of 0 to 255."""
+        for images, labels in self.evaluation_batches(split, limit):
+            yield self.normalise.undone(images), labels
 
     def subset(self, fraction: float, seed: int) -> Tensor:
         """Choose a random `fraction` of the training split, each class in its share and with at least one image.

@@ -37,6 +37,7 @@ class ImageData:
         train_size: Images in the training split, the held-out ones not among them.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
+        normalise: Makes float32 of mean 0 and standard deviation 1 over the training split.
     """
 
     def __init__(
@@ -74,8 +75,7 @@ class ImageData:
         self.test_size = len(splits["test"][0])
         self.steps_per_epoch = self.train_size // batch_size
         self.mean, self.std = _statistics(train)
-        self._mean = torch.tensor([255 * mean for mean in self.mean], device=device)[:, None, None]
-        self._scale = torch.tensor([1 / (255 * std) for std in self.std], device=device)[:, None, None]
+        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
 
         size = self.image_size
         padded = functional.pad(train, (shift,) * 4).to(device)
@@ -113,12 +113,12 @@ class ImageData:
                 f"--data.batch_size: {config.batch_size} is more than there are training images; "
                 f"give at most {len(train)} for {config.name}"
             )
-        images, labels = _resized(raw.train_images, size), torch.tensor(raw.train_labels)
+        images, labels = resized(raw.train_images, size), torch.tensor(raw.train_labels)
         return cls(
             {
                 "train": (images[train], labels[train]),
                 "held_out": (images[held_out], labels[held_out]),
-                "test": (_resized(raw.test_images, size), torch.tensor(raw.test_labels)),
+                "test": (resized(raw.test_images, size), torch.tensor(raw.test_labels)),
             },
             num_classes=raw.num_classes,
             batch_size=config.batch_size,
@@ -161,7 +161,7 @@ class ImageData:
             index = shuffled[position * batch : (position + 1) * batch]
             size = batch // part[1]
             mine = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
-            yield self._normalised(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
+            yield self.normalise(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
 
     def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split as they are, in an order that is always the same, the last batch incomplete.
@@ -173,6 +173,11 @@ class ImageData:
         Yields:
             Normalised images, float32 [B, C, S, S] with B at most 500, and labels, int64 [B].
         """
+        for images, labels in self.raw_batches(split, limit):
+            yield self.normalise(images), labels
+
+    def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same images before they are normalised, uint8 [B, C, S, S]."""
         images, labels = self._images[split], self._labels[split]
         some = None
         if limit is not None and limit < len(labels):
@@ -181,7 +186,7 @@ class ImageData:
         for first in range(0, count, _EVALUATION_BATCH):
             part = slice(first, min(first + _EVALUATION_BATCH, count))
             index = part if some is None else some[part]
-            yield self._normalised(images[index]), labels[index]
+            yield images[index], labels[index]
 
     def subset(self, fraction: float, seed: int) -> Tensor:
         """Choose a random `fraction` of the training split, each class in its share and with at least one image.
@@ -205,14 +210,36 @@ class ImageData:
         images = self._crops[index[part], top, left]
         return torch.where(flip.bool()[:, None, None, None], images.flip(-1), images) if self._flip else images
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """float32 of mean 0 and standard deviation 1 over the training split, from uint8 [B, C, S, S]."""
-        return images.to(torch.float32, memory_format=self._memory).sub_(self._mean).mul_(self._scale)
-
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # from ordinary memory, CUDA may wait
+
+
+class Normaliser:
+    """Makes float32 of mean 0 and standard deviation 1 of images [B, C, S, S] with values of 0 to 255.
+
+    Args:
+        mean: A channel's mean, white being 1.
+        std: A channel's standard deviation, in the same unit.
+        device: Where the images are.
+        memory: Memory order of what comes out.
+    """
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, memory: torch.memory_format
+    ) -> None:
+        self._mean = torch.tensor([255 * value for value in mean], device=device)[:, None, None]
+        self._scale = torch.tensor([1 / (255 * value) for value in std], device=device)[:, None, None]
+        self._memory = memory
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images; those given stay as they are."""
+        return images.to(torch.float32, memory_format=self._memory, copy=True).sub_(self._mean).mul_(self._scale)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """What was normalised, float32 of 0 to 255."""
+        return (images / self._scale + self._mean).clamp_(0.0, 255.0)
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -228,8 +255,8 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def _resized(images: Images, size: int) -> Tensor:
-    """uint8 [N, C, size, size] from [N, H, W, C]."""
+def resized(images: Images, size: int) -> Tensor:
+    """Images as tensors, uint8 [N, C, size, size] from [N, H, W, C]."""
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     if tensor.shape[-1] == size:
         return tensor

@@ -1,0 +1,120 @@
+"""What a model's answers on a split say: accuracy, likelihood, calibration. Streams over batches, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from sparsekit.errors import RunError
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of the calibration curve: images whose confidence lies in it, their mean confidence and accuracy."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What was measured on a split. Accuracies and errors are 0 to 1.
+
+    Attributes:
+        count: Images.
+        accuracy: Share of images whose class has the highest logit.
+        top5_accuracy: Share whose class is among the five highest; None with five classes or fewer.
+        loss: Negative log likelihood, the mean cross-entropy in nats; infinite where an output is not a number.
+        ece: Expected calibration error (arXiv 1706.04599): |accuracy - confidence|, the mean over images, in 15
+            bins of equal width, each with its lower edge, the last with both.
+        mce: The largest |accuracy - confidence| of a bin.
+        brier: Mean squared distance of the probabilities from the label's, summed over classes, 0 to 2.
+        class_accuracy: Accuracy on each class's images; None where there are none.
+        bins: The calibration curve.
+    """
+
+    count: int
+    accuracy: float
+    top5_accuracy: float | None
+    loss: float
+    ece: float
+    mce: float
+    brier: float
+    class_accuracy: tuple[float | None, ...]
+    bins: tuple[Bin, ...]
+
+    @property
+    def worst_class(self) -> int:
+        """The class with the lowest accuracy, the first of several."""
+        return min((value, index) for index, value in enumerate(self.class_accuracy) if value is not None)[1]
+
+    def flat(self) -> dict[str, float | int]:
+        """The single numbers under the keys that summary.json has after `test.`; what there is none of is left out."""
+        found = {
+            "accuracy": self.accuracy,
+            "top5_accuracy": self.top5_accuracy,
+            "loss": self.loss,
+            "ece": self.ece,
+            "mce": self.mce,
+            "brier": self.brier,
+            "worst_class_accuracy": self.class_accuracy[self.worst_class],
+            "worst_class": self.worst_class,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+class Tally:
+    """Metrics of a split, a batch at a time. Nothing waits for the device before `result`."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.classes = classes
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # hits, hits among five, loss, Brier
+        self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # images, confidence, hits
+        self._of_class = torch.zeros(2, classes, dtype=torch.float64, device=device)  # images, hits
+        self._count = 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Count a batch: logits [B, K] of any floating type, labels int64 [B]. Returns the predicted classes, [B]."""
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        confidence, predicted = p.max(1)
+        predicted = logits.argmax(1)  # two probabilities may round to the same number where logits differ
+        hit = (predicted == labels).double()
+        of_label = labels[:, None]
+        five = logits.topk(min(5, self.classes)).indices
+        brier = p.square().sum(1) - 2.0 * p.gather(1, of_label)[:, 0] + 1.0
+        loss = -log_p.gather(1, of_label)[:, 0]
+        self._sums += torch.stack([hit.sum(), (five == of_label).sum(), loss.sum(), brier.sum()])
+        place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
+        self._bins.index_add_(1, place, torch.stack([torch.ones_like(hit), confidence, hit]))
+        self._of_class.index_add_(1, labels, torch.stack([torch.ones_like(hit), hit]))
+        self._count += len(labels)
+        return predicted
+
+    def result(self) -> Metrics:
+        """The metrics of everything that was added; raises RunError where that was nothing."""
+        if not self._count:
+            raise RunError("there is nothing to evaluate: the split is empty")
+        hits, five, loss, brier = (self._sums / self._count).tolist()
+        bins = tuple(
+            Bin(int(count), confidence / max(count, 1.0), hits_in / max(count, 1.0))
+            for count, confidence, hits_in in self._bins.T.tolist()
+        )
+        gaps = [(bar.count, abs(bar.accuracy - bar.confidence)) for bar in bins if bar.count]
+        return Metrics(
+            count=self._count,
+            accuracy=hits,
+            top5_accuracy=five if self.classes > 5 else None,
+            loss=loss if isfinite(loss) else inf,
+            ece=sum(count * gap for count, gap in gaps) / self._count,
+            mce=max(gap for _, gap in gaps),
+            brier=brier,
+            class_accuracy=tuple(hit / count if count else None for count, hit in self._of_class.T.tolist()),
+            bins=bins,
+        )
