@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from tiny import ARGUMENTS, KWARGS, MERGES, METHODS, masked_are_zero, optimizer, rows, tiny_config
 from torch import nn
 
-from sparsekit import Budget, MergeStrategy, PruningMethod, Segment, cli, scheduler
+from sparsekit import Budget, MergeStrategy, PruningMethod, Segment, cli
 from sparsekit.config import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
 from sparsekit.data import ImageData
 from sparsekit.errors import RunError, UserError
+from sparsekit.executors import sequential
 from sparsekit.fit import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
@@ -313,7 +314,7 @@ def test_segments_of_no_epochs_prune_only(tmp_path: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, value: float, *victims: tuple[int, int]) -> None:
     """Spoil the classifier of some replicas, as (segment, replica), after they were trained."""
-    original = scheduler.train
+    original = sequential.train
 
     def train(training: Training, *rest: Any) -> State:
         state = original(training, *rest)
@@ -321,7 +322,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, value: float, *victims: tuple[int, i
             state.tensors["fc.bias"].fill_(value)
         return state
 
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(sequential, "train", train)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
