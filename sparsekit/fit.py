@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.team import make_teams
 from sparsekit.tracking import Rows, Tracker
+from sparsekit.wandb_run import summary_metadata
 
 MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
 """What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
@@ -109,7 +111,7 @@ def _run(
     display: Display,
     signals: StopSignals,
     ranks: Ranks,
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[dict[str, Any], Sequence[str]]:
     """The run inside its locked directory; its summary, and where W&B has it."""
     config, keeper = setup.config, Keeper(out / "checkpoints")
     fresh = start(setup)
@@ -160,6 +162,7 @@ def _run(
             row = {key: value for key, value in done.items() if key not in MEASURED_ANEW}
             tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
             tracker.summary(done | {"wall_seconds": seconds()})
+            tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
             summary = done
         except Stopped:
             summary["status"] = "stopped"
@@ -169,7 +172,7 @@ def _run(
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
     keeper.clear()
-    return summary, tracker.wandb_location
+    return summary, tracker.wandb_locations
 
 
 def _summary(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
