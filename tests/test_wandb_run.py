@@ -160,6 +160,7 @@ def test_a_page_is_shown_and_takes_no_rows_place(tmp_path: Path, quiet: Say) -> 
     log = finished_log(next(Path(folder).glob("*.wandb")))
     assert log.steps == [0, 1, 2]
     assert log.history[2]["report/_type"] == "html-file"
+    assert page.exists()
     assert next(Path(folder).glob("files/media/html/*.html")).read_text() == "<p>hello</p>"
 
 
