@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,37 +157,38 @@ class WandbMirror:
         agents = os.environ.get("WANDB_RUN_ID")
         # An option that was given beats W&B's environment; a default does not. A sweep's own project always wins.
         default = wanted.project == WandbConfig().project
-        return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", wanted.project) if default else wanted.project,
-            name=os.environ.get("WANDB_NAME", self._name),
-            group=wanted.group,
-            tags=wanted.tags or None,
-            notes=wanted.notes,
-            job_type=wanted.job_type,
-            id=None if agents else known,
-            resume="allow" if known and agents in (None, known) else None,
-            dir=self._out,
-            config=self._config,
-            mode=mode,  # type: ignore[arg-type]
-            settings=_settings(
-                # Of a run that is already going on in this process, nothing changes.
-                reinit="create_new",
-                # Quiet, and no more than the rows: neither the console, nor the machine, nor the code.
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                save_code=False,
-                x_disable_stats=True,
-                x_disable_meta=True,
-                x_save_requirements=False,
-                # By default rows reach the disk every 15 s only, and a killed run loses them.
-                x_transaction_log_flush_interval=0.1,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                finish_timeout_raises=True,
-            ),
-        )
+        with _launcher_left_alone():
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", wanted.project) if default else wanted.project,
+                name=os.environ.get("WANDB_NAME", self._name),
+                group=wanted.group,
+                tags=wanted.tags or None,
+                notes=wanted.notes,
+                job_type=wanted.job_type,
+                id=None if agents else known,
+                resume="allow" if known and agents in (None, known) else None,
+                dir=self._out,
+                config=self._config,
+                mode=mode,  # type: ignore[arg-type]
+                settings=_settings(
+                    # Of a run that is already going on in this process, nothing changes.
+                    reinit="create_new",
+                    # Quiet, and no more than the rows: neither the console, nor the machine, nor the code.
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    disable_code=True,
+                    save_code=False,
+                    x_disable_stats=True,
+                    x_disable_meta=True,
+                    x_save_requirements=False,
+                    # By default rows reach the disk every 15 s only, and a killed run loses them.
+                    x_transaction_log_flush_interval=0.1,
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
 
     def _brief(self, error: BaseException) -> str:
         """An error in a line, with no key in it."""
@@ -193,6 +196,25 @@ class WandbMirror:
         for key in self._keys:
             text = text.replace(key, "***")
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _launcher_left_alone() -> Iterator[None]:
+    """Keep `wandb.init` from importing W&B's launcher, a second of processor time, to look whether inputs were staged
+    for it: nobody who has not imported it can have done that.
+    """
+    import wandb
+
+    name, run = "_detect_and_apply_job_inputs", getattr(wandb, "Run", None)
+    original = getattr(run, name, None)
+    if original is None or "wandb.sdk.launch" in sys.modules:
+        yield
+        return
+    setattr(run, name, lambda self: None)
+    try:
+        yield
+    finally:
+        setattr(run, name, original)
 
 
 def mirrored(row: Mapping[str, object]) -> dict[str, object]:
