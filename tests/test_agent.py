@@ -75,7 +75,9 @@ def test_an_agent_runs_a_grid_to_its_end(tmp_path: Path) -> None:
         (path,) = parts(out)
         log = finished_log(path)
         assert equal([log], out)
-        assert len(log.history) == len(rows(out)) > 20
+        assert len(rows(out)) > 20
+        assert log.history[-1]["report/_type"] == "html-file"  # the page, behind all rows
+        assert len(log.history) == len(rows(out)) + 1
         assert (log.run.run_id, log.run.sweep_id, log.run.project) == (run, SWEEP, PROJECT)
         assert log.exit_code == 0
         # the sweep's columns are the options' names, and hold what the run used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -244,9 +245,11 @@ def test_twenty_four_runs_killed_twice_are_each_run_once(tmp_path: Path) -> None
         assert [row["step"] for row in rows if row["event"] == "merge"] == sorted(
             {row["step"] for row in rows if row["event"] == "merge"}
         )
-    pytest.importorskip("sparsekit.report", reason="the comparison page comes with sparsekit report")
     page = (out / "report.html").read_text()
     assert "24 runs" in page
+    assert "24 of them done" in page
+    for method, merge in itertools.product(("gmp", "imp"), ("uniform", "greedy")):
+        assert page.count(f"<td>{method}</td><td>{merge}</td>") >= 3  # a group a sparsity, over two seeds
 
 
 def _locked(lock: Path) -> bool:
