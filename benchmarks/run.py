@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _measure import Section, environment, machine
 
-ALL = ("pruning", "step", "replicas", "memory", "merging", "startup", "growth", "gpu")
+ALL = ("pruning", "step", "replicas", "memory", "merging", "startup", "growth", "wandb_cost", "gpu")
 NO_CUDA = 3  # how gpu.py ends where there is no device
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks

@@ -25,6 +25,7 @@ commands:
   plan      print what fit would do, and its cost, without training
   evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
   report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
+  sweep     run a W&B sweep file here, without W&B: sparsekit sweep configs/sweeps/methods.yaml
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
 options:
@@ -115,6 +116,12 @@ def _report(arguments: Sequence[str]) -> int:
     return command.main(arguments)
 
 
+def _sweep(arguments: Sequence[str]) -> int:
+    from sparsekit.sweep import command
+
+    return command.main(arguments)
+
+
 def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
     """The checked options; None where only a plugin's help was asked for."""
     from sparsekit import listing, options
@@ -146,5 +153,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "report": _report,
+    "sweep": _sweep,
     "plugins": _plugins,
 }

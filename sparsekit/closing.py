@@ -60,7 +60,7 @@ def merges(out: Path) -> dict[str, Any]:
     return {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
 
 
-def write_report(out: Path, display: Display) -> None:
+def write_report(out: Path, display: Display) -> Path | None:
     """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
     from sparsekit.report import command  # only now: matplotlib takes a second
 
@@ -68,5 +68,7 @@ def write_report(out: Path, display: Display) -> None:
     try:
         command.write([str(out)], path)
         display.note(f"report: {path}")
+        return path
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")
+        return None

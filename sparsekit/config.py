@@ -137,10 +137,20 @@ class WandbConfig:
     Args:
         mode: `auto` is online where credentials are found, else offline; it never asks.
         project: W&B project.
+        group: Runs of one group are shown together.
+        tags: Tags of the run, such as `[baseline, digits]`.
+        notes: What the run is about, for people.
+        job_type: Kind of run, to filter by.
+        artifact: Online, upload the finished model and its masks.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "sparsekit"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    job_type: str | None = None
+    artifact: bool = True
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,8 @@ class FitConfig:
         compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
-        out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`.
+        out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`, under a
+            W&B sweep agent `runs/sweep-<sweep>/<method>-<merge>-<run>`.
     """
 
     method: PruningMethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
@@ -138,8 +139,8 @@ class Display:
         console = self._out if self._live and self._err.is_terminal else self._err
         console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
-    def finish(self, summary: Mapping[str, Any], wandb: str | None = None) -> None:
-        """Show the last table; `wandb` is the URL of the W&B run, or the folder that `wandb sync` takes."""
+    def finish(self, summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> None:
+        """Show the last table; `wandb` is the URL of the W&B run, or the folders that `wandb sync` takes."""
         self.close()
         self._print(Text())
         self._print(summary_table(summary, wandb))
@@ -196,7 +197,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table:
+def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Table:
     """The soup against its candidates, its size, and where everything is; what is missing or None is left out."""
     table = _table(header=False)
     table.add_column(style="dim")
@@ -230,8 +231,11 @@ def summary_table(summary: Mapping[str, Any], wandb: str | None = None) -> Table
     add("time", lambda s, n: f"{duration(s)}, {n} segment{'s' * (n != 1)}", "wall_seconds", "segments")
     add("run", str, "out")
     add("model", lambda out, _: str(Path(out) / "model"), "out", "model_bytes")
-    if wandb:
-        table.add_row("W&B", wandb if wandb.startswith("http") else f"offline; to upload: wandb sync {wandb}")
+    urls = [place for place in wandb if place.startswith("http")]
+    for url in urls:
+        table.add_row("W&B", url)
+    if folders := [shlex.quote(place) for place in wandb if place not in urls]:
+        table.add_row("W&B", f"offline; to upload: wandb sync {' '.join(folders)}")
     return table
 
 

@@ -27,6 +27,7 @@ from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.team import make_teams
 from sparsekit.tracking import Rows, Tracker
+from sparsekit.wandb_run import summary_metadata
 
 MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
 """What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
@@ -58,7 +59,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         with rundir.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
             try:
-                summary, wandb = _run(setup, plain, out, goes_on, began, display, signals, ranks)
+                summary = _run(setup, plain, out, goes_on, began, display, signals, ranks)
             except Stopped as stop:
                 stop.out = str(out)
                 raise
@@ -66,9 +67,6 @@ def fit(config: FitConfig) -> dict[str, Any]:
                 raise RunError(
                     f"{_file_error(error, out)}; checkpoints that were finished before are intact"
                 ) from error
-            display.finish(summary, wandb)
-    if config.evaluation.report:  # when the result is on the screen and nothing can go wrong any more
-        closing.write_report(out, display)
     return summary
 
 
@@ -109,8 +107,8 @@ def _run(
     display: Display,
     signals: StopSignals,
     ranks: Ranks,
-) -> tuple[dict[str, Any], str | None]:
-    """The run inside its locked directory; its summary, and where W&B has it."""
+) -> dict[str, Any]:
+    """The run inside its locked directory, to its result on the screen; its summary."""
     config, keeper = setup.config, Keeper(out / "checkpoints")
     fresh = start(setup)
 
@@ -160,6 +158,7 @@ def _run(
             row = {key: value for key, value in done.items() if key not in MEASURED_ANEW}
             tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
             tracker.summary(done | {"wall_seconds": seconds()})
+            tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
             summary = done
         except Stopped:
             summary["status"] = "stopped"
@@ -168,8 +167,12 @@ def _run(
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
-    keeper.clear()
-    return summary, tracker.wandb_location
+        keeper.clear()
+        display.finish(summary, tracker.wandb_locations)
+        # when the result is on the screen and nothing can go wrong any more
+        if config.evaluation.report and (page := closing.write_report(out, display)):
+            tracker.page(page)
+    return summary
 
 
 def _summary(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:

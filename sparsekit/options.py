@@ -20,7 +20,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from sparsekit import configfile, contract
+from sparsekit import agentargs, configfile, contract
 from sparsekit.config import FitConfig, check
 from sparsekit.errors import UserError
 from sparsekit.explaining import Given, explain, misplaced, unknown
@@ -78,6 +78,7 @@ def bare(prog: str, description: str) -> OptionParser:
 
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     """The checked configuration that the options give; raises UserError."""
+    argv = agentargs.plain(argv)
     known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
     given = parser.given = Given(argv, known)
     try:
@@ -127,7 +128,7 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
 
 def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = ["--resume=true" if argument == "--resume" else argument for argument in argv]
+    rest = list(argv)
     for kind in GROUPS:
         kept: list[str] = []
         base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
@@ -140,7 +141,7 @@ def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
                 place = len(kept)
             if flag == "--config" and (value or equals):
                 if value not in given.files:
-                    given.files[value] = configfile.read(value)
+                    given.files[value] = agentargs.nested(configfile.read(value))
                     _check_file(given, given.files[value])
                 if found := _named_in(given.files[value], kind):  # it wins over what comes before it
                     lost = [one.partition("=")[0] for one in kept[max(place, 0) :] if one.startswith(f"--{kind}.")]
@@ -218,6 +219,8 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
 def _load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
     data = configfile.parse(text)
+    if _is_config(data):
+        data = agentargs.nested(data)
     for kind in GROUPS if _is_config(data) else ():
         spec = data.get(kind)
         if kind in data and spec is None:  # `method:` and nothing after it
@@ -237,7 +240,7 @@ def _is_config(data: Any) -> bool:
     """Whether YAML holds options of ours; mappings for timm, whose keys may bear any name, pass through here too."""
     if not isinstance(data, dict):
         return False
-    others = {str(key).partition(".")[0] for key in data} - set(GROUPS)
+    others = {str(key).partition(".")[0] for key in data} - {*GROUPS, "_wandb"}
     return not others or bool(others & {item.name for item in fields(FitConfig)})
 
 

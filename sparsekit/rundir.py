@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
         UserError: the directory is taken, holds no run to go on with, or one of another configuration.
     """
     if out is None:
+        out = _agents(f"{plain['method']['name']}-{plain['merge']['name']}")
+    if out is None:
         if resume:
             raise UserError("--resume needs --out, the directory of the run that is to go on")
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -41,6 +44,13 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
         raise UserError(f"--resume: --out {path} holds no run (no config.yaml); give the directory of a run")
     _compare(path / "config.yaml", plain)
     return path, True
+
+
+def _agents(name: str) -> str | None:
+    """Where a W&B sweep agent's run lies: it gets the same id again where it was cut off and is to go on."""
+    sweep, run = (os.environ.get(f"WANDB_{key}_ID", "") for key in ("SWEEP", "RUN"))
+    plain = re.fullmatch(r"[\w-]+", sweep) and re.fullmatch(r"[\w-]+", run)
+    return str(Path("runs", f"sweep-{sweep}", f"{name}-{run}")) if plain else None
 
 
 def finished(path: Path) -> dict[str, Any] | None:

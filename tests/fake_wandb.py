@@ -23,7 +23,7 @@ class FakeWandb(ThreadingHTTPServer):
 
     Args:
         sweep: The sweep's YAML.
-        runs: Ids of the runs that the agent is to start.
+        runs: Ids of the runs that the agent is to start; with values, where it is to send any.
 
     Attributes:
         stop: Set it to have the agent stop whatever it runs.
@@ -33,11 +33,12 @@ class FakeWandb(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, sweep: str, runs: list[str]) -> None:
+    def __init__(self, sweep: str, runs: list[str] | dict[str, dict[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.sweep, self.waiting = sweep, list(runs)
         self.stop, self.hang = threading.Event(), threading.Event()
         self.started: list[str] = []
+        self.values = runs if isinstance(runs, dict) else {}
         self._stopped: set[str] = set()
 
     def __enter__(self) -> FakeWandb:
@@ -104,7 +105,9 @@ class FakeWandb(ThreadingHTTPServer):
             return [{"type": "stop", "run_id": run} for run in told]
         if self.waiting:
             self.started.append(self.waiting.pop(0))
-            return [{"type": "run", "run_id": self.started[-1], "program": "sparsekit", "args": {}}]
+            values = self.values.get(self.started[-1], {})
+            sent = {key: {"value": value} for key, value in values.items()}
+            return [{"type": "run", "run_id": self.started[-1], "program": "sparsekit", "args": sent}]
         return [{"type": "exit"}]
 
 

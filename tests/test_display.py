@@ -70,7 +70,7 @@ def test_a_plan_fits_80_columns_and_says_what_it_costs(terminal: bool) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_last_table_cuts_no_path(terminal: bool) -> None:
     screen = Screen(terminal)
-    screen.display.finish(SUMMARY, f"/home/me/{RUN}/wandb/offline-run-20261122_181850-u5xp036t")
+    screen.display.finish(SUMMARY, [f"/home/me/{RUN}/wandb/offline-run-20261122_181850-u5xp036t", "/a b"])
     lines = [re.split(r"  +", line, maxsplit=1) for line in screen.text.splitlines() if line]
     assert lines == [
         ["gmp + uniform", "done"],
@@ -84,14 +84,14 @@ def test_the_last_table_cuts_no_path(terminal: bool) -> None:
         ["time", "3 min 20 s, 8 segments"],
         ["run", RUN],
         ["model", RUN + "/model"],
-        ["W&B", f"offline; to upload: wandb sync /home/me/{RUN}/wandb/offline-run-20261122_181850-u5xp036t"],
+        ["W&B", f"offline; to upload: wandb sync /home/me/{RUN}/wandb/offline-run-20261122_181850-u5xp036t '/a b'"],
     ]
 
 
 def test_the_last_table_leaves_out_what_there_is_not() -> None:
     screen = Screen(False)
     candidates = {"candidates.mean_accuracy": None, "candidates.best_accuracy": None}
-    screen.display.finish(SUMMARY | candidates | {"merge": "none"}, "https://wandb.ai/me/sparsekit/runs/u5xp036t")
+    screen.display.finish(SUMMARY | candidates | {"merge": "none"}, ["https://wandb.ai/me/sparsekit/runs/u5xp036t"])
     assert "accuracy    96.50 % on the test split" in screen.text
     assert "W&B         https://wandb.ai/me/sparsekit/runs/u5xp036t" in screen.text
     assert not re.search("candidate|soup|None", screen.text)

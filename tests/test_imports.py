@@ -37,6 +37,8 @@ def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]
         ("plan --method gmp", 0, ["sparsity", "90.00 %", "replica-epochs"]),
         ("plan --method dpf --merge greedy", 0, ["sparsity", "90.00 %"]),
         ("plan --method imp --method.retrain allr", 0, ["90.00 %"]),
+        ("sweep --help", 0, ["--jobs", "--count", "SWEEP.yaml"]),
+        ("sweep nowhere.yaml", 2, ["nowhere.yaml"]),
         ("plugins list", 0, ["gmp", "uniform", "sparsekit-soups"]),
         ("plugins list --json", 0, ['"name": "gmp"']),
         ("evaluate --help", 0, ["--corruptions", "--batchnorm", "RUN|MODEL_DIR"]),

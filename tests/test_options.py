@@ -13,7 +13,7 @@ from sparsekit.config import FitConfig, check, describe, flatten
 from sparsekit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("**/*.y*ml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.y*ml"))  # configs/sweeps: test_sweep_spec.py
 
 GMP = {"name": "gmp", "start": 0.1, "end": 0.7, "interval": 0.1, "initial": 0.0}
 IMP = {"name": "imp", "dense": 0.4, "cycles": 3, "retrain": "llr"}

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from wandb_log import only_log
 
-from sparsekit import tracking
+from sparsekit import wandb_mirror
 from sparsekit.config import WandbConfig
-from sparsekit.tracking import Tracker, find_keys
+from sparsekit.tracking import Tracker
+from sparsekit.wandb_keys import find_keys
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OFF = WandbConfig(mode="disabled")
@@ -69,7 +70,7 @@ def test_a_row_is_one_json_object_on_disk_at_once(tmp_path: Path, quiet: Say) ->
         ]
         tracker.log("done", step=9)
     assert rows(tmp_path)[1] == {"event": "done", "step": 9}
-    assert tracker.wandb_location is None
+    assert tracker.wandb_locations == ()
 
 
 def test_what_json_cannot_say_is_null(tmp_path: Path, quiet: Say) -> None:
@@ -104,15 +105,18 @@ def test_an_offline_run_holds_what_metrics_jsonl_holds(tmp_path: Path, quiet: Sa
     with Tracker(tmp_path, WandbConfig("offline", "somewhere"), config, "a name", warn=quiet) as tracker:
         log_some(tracker)
         tracker.summary({"test.accuracy": 0.96, "status": "done", "candidates.best_accuracy": None, "x": math.nan})
-        location = tracker.wandb_location
+        locations = tracker.wandb_locations
     log = only_log(tmp_path)
 
     assert (log.run.project, log.run.display_name, log.exit_code) == ("somewhere", "a name", 0)
     assert log.config == config
-    assert log.step_metrics == {"*": "step"}
-    assert log.summary.items() >= {"test.accuracy": 0.96, "status": "done", "merge/soup": 0.8}.items()
+    assert log.step_metrics.items() >= {"*": "step", "merge/soup": "step"}.items()
+    assert log.hidden == {"step", "segment"}
+    assert log.summary.items() >= {"test.accuracy": 0.96, "status": "done", "replica/1/loss": 0.5}.items()
+    assert log.summary["merge/soup"] == {"last": 0.8, "max": 0.8}
+    assert log.steps == list(range(9))
     assert not log.summary.keys() & {"candidates.best_accuracy", "x"}
-    assert location is not None
+    (location,) = locations
     assert list(Path(location).glob("*.wandb"))
     assert Path(location).parent == tmp_path / "wandb"
 
@@ -143,9 +147,9 @@ def fresh_process(out: Path, mode: str, **environment: str) -> str:
     """What a tracker warns of in a process of its own, as W&B reads the environment only once in each."""
     code = f"""
         import pathlib
-        from sparsekit import tracking
+        from sparsekit import tracking, wandb_mirror
         from sparsekit.config import WandbConfig
-        tracking._INIT_SECONDS = 1.0
+        wandb_mirror.INIT_SECONDS = 1.0
         out = pathlib.Path({str(out)!r})
         with tracking.Tracker(out, WandbConfig({mode!r}), {{"sparsity": 0.9}}, "run", warn=print) as tracker:
             tracker.log("train", {{"loss": 1.0}}, step=1, segment=0, replica=0)
@@ -194,7 +198,8 @@ class FakeWandb:
         self.Settings = type("Settings", (), {"model_fields": {"silent": 0}, "__init__": lambda self, silent: None})
         self.summary = SimpleNamespace(update=lambda values: self._maybe("summary"))
         self.settings = SimpleNamespace(sync_dir="/somewhere/offline-run")
-        self.url = "https://wandb.test/run"
+        self.url, self.id, self.step = "https://wandb.test/run", "run12345", 0
+        self.inits: list[dict[str, Any]] = []
 
     def _maybe(self, place: str) -> None:
         if place == self.fail_at:
@@ -206,19 +211,22 @@ class FakeWandb:
         base_url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         return SimpleNamespace(settings=SimpleNamespace(mode="online", base_url=base_url))
 
-    def init(self, *, mode: str, **_: object) -> "FakeWandb":
+    def init(self, *, mode: str, **given: Any) -> "FakeWandb":
         self.hold.wait(20)
+        self.inits.append(given)
         self.modes.append(mode)
         self.offline = mode == "offline"
         self._maybe("init")
         return self
 
-    def define_metric(self, name: str, step_metric: str) -> None:
+    def define_metric(self, name: str, **_: object) -> None:
         self._maybe("define_metric")
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: dict[str, Any], step: int | None = None, commit: bool = True) -> None:
+        assert commit
         self._maybe("log")
         self.rows.append(row)
+        self.step = self.step + 1 if step is None else step + 1
 
     def finish(self, exit_code: int) -> None:
         self._maybe("finish")
@@ -253,7 +261,7 @@ def test_a_missing_wandb_says_so_once_and_the_rows_go_on(tmp_path: Path, monkeyp
     warnings: list[str] = []
     with Tracker(tmp_path, WandbConfig(), {}, "run", warn=warnings.append) as tracker:
         log_some(tracker)
-        assert tracker.wandb_location is None
+        assert tracker.wandb_locations == ()
     assert len(rows(tmp_path)) == 9
     assert len(warnings) == 1
 
@@ -275,7 +283,7 @@ def test_training_does_not_wait_for_a_wandb_that_hangs(tmp_path: Path, monkeypat
     fake, warnings = FakeWandb(), list[str]()
     fake.hold.clear()
     use(monkeypatch, fake)
-    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(wandb_mirror, "PATIENCE_SECONDS", 0.2)
     start = time.monotonic()
     with Tracker(tmp_path, WandbConfig("offline"), {}, "run", warn=warnings.append) as tracker:
         log_some(tracker)
@@ -321,10 +329,10 @@ def test_online_only_where_credentials_are_found(
         (home / ".netrc").write_text(netrc)
         (home / ".netrc").chmod(0o600)
     with Tracker(tmp_path, WandbConfig(mode), {}, "run", warn=warnings.append) as tracker:
-        location = tracker.wandb_location
+        locations = tracker.wandb_locations
     assert fake.modes == [expected]
     assert bool(warnings) is warned
-    assert location == (fake.url if expected == "online" else fake.settings.sync_dir)
+    assert locations == (fake.url if expected == "online" else fake.settings.sync_dir,)
 
 
 def test_no_warning_shows_a_key(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ class WandbLog:
         config: What `wandb.init` got.
         history: The logged rows in order, without W&B's own `_` keys.
         summary: The last value of every key.
+        steps: W&B's own number of each of these rows.
         step_metrics: Glob of the metric names to the name of their axis.
+        hidden: Metrics without a chart of their own.
         exit_code: None where the run was not finished.
     """
 
@@ -30,19 +32,25 @@ class WandbLog:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
     step_metrics: dict[str, str] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
     exit_code: int | None = None
 
 
 def only_log(folder: Path, finished: bool = True) -> WandbLog:
     """The one offline run somewhere below `folder`; with `finished` it must have been finished."""
     (path,) = folder.glob("**/offline-run-*/*.wandb")
+    return finished_log(path) if finished else read_log(path)
+
+
+def finished_log(path: Path) -> WandbLog:
+    """The log of a run that was finished, which W&B writes a moment after it says so."""
     log, deadline = read_log(path), time.monotonic() + 5
-    # `finish` returns some milliseconds before the last records are on disk.
-    while finished and log.exit_code is None and time.monotonic() < deadline:
+    while log.exit_code is None and time.monotonic() < deadline:
         time.sleep(0.01)
         log = read_log(path)
-    assert log.exit_code is not None or not finished, "the run was not finished"
+    assert log.exit_code is not None, "the run was not finished"
     return log
 
 
@@ -62,10 +70,15 @@ def read_log(path: Path) -> WandbLog:
             log.config |= _items(record.config.update)
         elif kind == "history":
             log.history.append(_items(record.history.item))
+            log.steps.append(record.history.step.num)
         elif kind == "summary":
             log.summary |= _items(record.summary.update)
         elif kind == "metric":
-            log.step_metrics[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+            name = record.metric.glob_name or record.metric.name
+            if record.metric.options.hidden:
+                log.hidden.add(name)
+            else:
+                log.step_metrics[name] = record.metric.step_metric
         elif kind == "exit":
             log.exit_code = record.exit.exit_code
     return log
