@@ -71,11 +71,11 @@ def parse(arguments: Sequence[str]) -> tuple[subjects.Subject, EvaluateConfig, s
     """What to look at, how, and where the result goes; raises UserError."""
     if not arguments:
         raise UserError(f"evaluate needs a run or a model directory: {USAGE}")
-    first = vars(_parser().parse_args(list(arguments)))
+    first = vars(_parser(arguments).parse_args(list(arguments)))
     subject = subjects.find(first["path"])
     defaults: dict[str, Any] = {f"data.{key}": value for key, value in subject.data().items()}
     defaults |= {key: subject.config[key] for key in ("precision", "channels_last") if key in subject.config}
-    parser = _parser()
+    parser = _parser(arguments)
     parser.set_defaults(defaults)
     values = vars(parser.instantiate(parser.parse_args(list(arguments))))
     del values["path"]
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[subjects.Subject, EvaluateConfig, s
     return subject, config, output
 
 
-def _parser() -> options.OptionParser:
+def _parser(arguments: Sequence[str]) -> options.OptionParser:
     parser = options.bare("sparsekit evaluate", "Measure a finished model: accuracy, calibration, robustness.")
     parser.usage = USAGE
     parser.add_argument("path", metavar="RUN|MODEL_DIR", help="A run, or a model that sparsekit or timm saved.")
@@ -98,6 +98,7 @@ def _parser() -> options.OptionParser:
         metavar="FILE",
         help="JSON file of the result; a run's default: RUN/evaluation.json.",
     )
+    options.inform(parser, arguments)
     return parser
 
 

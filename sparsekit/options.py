@@ -76,11 +76,17 @@ def bare(prog: str, description: str) -> OptionParser:
     )
 
 
+def inform(parser: OptionParser, argv: Sequence[str]) -> Given:
+    """Let a parser know its arguments before it reads them, for what it says of wrong ones."""
+    known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
+    parser.given = Given(argv, known)
+    return parser.given
+
+
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     """The checked configuration that the options give; raises UserError."""
     argv = agentargs.plain(argv)
-    known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
-    given = parser.given = Given(argv, known)
+    given = inform(parser, argv)
     try:
         for flag in (argument.partition("=")[0] for argument in argv):
             if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # without a name between dots, or behind the last
