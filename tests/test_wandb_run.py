@@ -45,7 +45,9 @@ def test_offline_parts_of_a_resumed_run_make_up_metrics_jsonl(tmp_path: Path, qu
     assert [log.history[log.steps.index(5)] for log in logs] == [merged[5]] * 2
 
     next(Path(first).glob("*.wandb")).with_name("run-x.wandb.synced").touch()
-    assert wandb_run.read(tmp_path).locations() == (second,)
+    assert wandb_run.read(tmp_path).locations(tmp_path) == (second,)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert wandb_run.read(moved).locations(moved) == (second.replace(str(tmp_path), str(moved)),)
 
 
 def test_an_online_run_goes_on_where_it_was(tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch) -> None:
