@@ -93,7 +93,7 @@ class WandbMirror:
     def locations(self) -> Sequence[str]:
         """Where the run's data lies, once that is known."""
         self._located.wait(PATIENCE_SECONDS)
-        return self._known.locations()
+        return self._known.locations(self._out)
 
     def close(self, exit_code: int, patience: float | None) -> None:
         """Finish the run; what happens after that is not W&B's to delay."""
@@ -143,9 +143,7 @@ class WandbMirror:
         for name, best in _BEST.items():
             run.define_metric(name.replace(".", r"\."), step_metric="step", summary=f"last,{best}")
         self._first = 0 if run.offline else run.step
-        # Not `run.url` offline: asking for it prints a warning.
-        place = {"offline": (*self._known.offline, str(run.settings.sync_dir))} if run.offline else {"url": run.url}
-        self._known = replace(self._known, id=run.id, **place)
+        self._known = wandb_run.place(run, self._out, self._known)
         wandb_run.write(self._out, self._known)
         return run
 

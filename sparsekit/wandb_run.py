@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ class Known:
     Attributes:
         id: W&B's id, under which a resumed run goes on.
         url: Where it is online.
-        offline: A folder for each time that the run went on offline.
+        offline: A folder for each time that the run went on offline, from the run directory on.
         artifact: Full name of the finished model's artifact.
     """
 
@@ -32,10 +32,10 @@ class Known:
     offline: tuple[str, ...] = ()
     artifact: str | None = None
 
-    def locations(self) -> tuple[str, ...]:
+    def locations(self, out: Path) -> tuple[str, ...]:
         """The URL, and the folders that `wandb sync` has not marked as uploaded."""
-        waiting = [name for name in self.offline if not list(Path(name).glob("*.wandb.synced"))]
-        return (*([self.url] if self.url else []), *waiting)
+        waiting = [out / name for name in self.offline if not list((out / name).glob("*.wandb.synced"))]
+        return (*([self.url] if self.url else []), *map(str, waiting))
 
 
 def read(out: Path) -> Known:
@@ -52,6 +52,15 @@ def read(out: Path) -> Known:
 def write(out: Path, known: Known) -> None:
     """Remember it."""
     write_whole(out / FILE, (json.dumps(asdict(known), indent=2) + "\n").encode())
+
+
+def place(run: wandb.Run, out: Path, known: Known) -> Known:
+    """What is known once a run has started."""
+    if not run.offline:
+        return replace(known, id=run.id, url=run.url)  # asking for it offline prints a warning
+    folder, inside = Path(run.settings.sync_dir).absolute(), out.absolute()
+    name = folder.relative_to(inside) if folder.is_relative_to(inside) else folder
+    return replace(known, id=run.id, offline=(*known.offline, str(name)))
 
 
 def show(run: wandb.Run, path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_tracking import KEY, FakeWandb, Say, quiet, rows, use
-from wandb_log import finished_log
+from wandb_log import finished_log, read_log
 
 from sparsekit import wandb_run
 from sparsekit.config import WandbConfig
@@ -43,7 +45,9 @@ def test_offline_parts_of_a_resumed_run_make_up_metrics_jsonl(tmp_path: Path, qu
     assert [log.history[log.steps.index(5)] for log in logs] == [merged[5]] * 2
 
     next(Path(first).glob("*.wandb")).with_name("run-x.wandb.synced").touch()
-    assert wandb_run.read(tmp_path).locations() == (second,)
+    assert wandb_run.read(tmp_path).locations(tmp_path) == (second,)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert wandb_run.read(moved).locations(moved) == (second.replace(str(tmp_path), str(moved)),)
 
 
 def test_an_online_run_goes_on_where_it_was(tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +183,23 @@ def test_metadata_are_plain_values() -> None:
     assert wandb_run.summary_metadata(summary) == {"method": "gmp", "test.ece": 0.1, "candidates.count": 3}
     assert json.dumps(wandb_run.summary_metadata(summary))
     assert wandb_run.parent_artifact(None) is wandb_run.parent_artifact("resnet18") is None
+
+
+def test_a_process_that_is_killed_at_once_has_lost_no_row(tmp_path: Path) -> None:
+    """The last row too, which W&B by itself keeps back until the next one, and all of them for up to 15 s."""
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "from sparsekit.config import WandbConfig\n"
+        "from sparsekit.tracking import Tracker\n"
+        "tracker = Tracker(pathlib.Path(sys.argv[1]), WandbConfig('offline'), {}, 'run', warn=print)\n"
+        "tracker.wandb_locations\n"
+        "for step in range(5):\n"
+        "    tracker.log('train', {'loss': 0.5}, step=step, segment=0, replica=0)\n"
+        "time.sleep(1.0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-9, "")
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert read_log(path).history == [mirrored(row) for row in rows(tmp_path)]
+    assert len(rows(tmp_path)) == 5

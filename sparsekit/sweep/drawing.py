@@ -62,8 +62,8 @@ class Parameter:
 
     @property
     def varies(self) -> bool:
-        """Whether it has more than one value."""
-        return self.kind != "constant" and self._spec.get("values", [0, 1])[1:] != []
+        """Whether it may have several values; a list of one may get more, and runs keep their names."""
+        return self.kind != "constant"
 
     def all(self) -> list[Any]:
         """Every value, for a grid; raises UserError where they are not to be counted."""
