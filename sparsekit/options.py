@@ -31,6 +31,7 @@ DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
 _DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
 _MODE = "sparsekit"
+_LONG = {"--resume": "--resume=true", "--distill": "--distill.model"}
 
 
 class OptionParser(ArgumentParser):
@@ -122,7 +123,8 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
 
 def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = ["--resume=true" if argument == "--resume" else argument for argument in argv]
+    rest = [_LONG.get(argument, argument) for argument in argv]
+    rest = [re.sub(r"^--distill=(?!\{)", "--distill.model=", argument) for argument in rest]
     for kind in GROUPS:
         kept: list[str] = []
         base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
@@ -213,6 +215,8 @@ def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
 def _load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
     data = configfile.parse(text)
+    if _is_config(data) and isinstance(data.get("distill"), str):
+        data["distill"] = {"model": data["distill"]}
     for kind in GROUPS if _is_config(data) else ():
         spec = data.get(kind)
         if kind in data and spec is None:  # `method:` and nothing after it
