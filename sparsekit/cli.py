@@ -22,6 +22,7 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
+  export    write a finished model in another format: sparsekit export RUN --format onnx -o model.onnx
   plan      print what fit would do, and its cost, without training
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
 
@@ -108,6 +109,12 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
     return options.parse(options.build(f"sparsekit {command}", description), arguments)
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from sparsekit import offline
+
+    return offline.export_command(arguments)
+
+
 def _plugins(arguments: Sequence[str]) -> int:
     from sparsekit import listing
 
@@ -123,4 +130,9 @@ def _warn_of_plugins() -> None:
         print(f"sparsekit: warning: {note}", file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"fit": _fit, "plan": _plan, "plugins": _plugins}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": _fit,
+    "export": _export,
+    "plan": _plan,
+    "plugins": _plugins,
+}

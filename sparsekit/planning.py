@@ -96,8 +96,8 @@ def raised(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...
     budget = stages[0].budget
     if round(budget.sparsity * total) < total - kept:
         raise UserError(
-            f"--sparsity is {budget.sparsity:g}, but {there:.4%} of the prunable weights of --model.init are 0 already; "
-            f"give more than {there:.4g}, or start from a denser model"
+            f"--sparsity is {budget.sparsity:g}, but {there:.2%} of the prunable weights of --model.init are 0; give "
+            "more, or start from a denser model"
         )
     plan = tuple(
         replace(segment, sparsity=there) if round(segment.sparsity * total) < total - kept else segment

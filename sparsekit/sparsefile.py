@@ -1,4 +1,4 @@
-"""Sparse tensors in a safetensors file: a bitmask or index gaps, and the values that are not 0. docs/sparse-format.md."""
+"""Sparse tensors in a safetensors file: a bitmask or gaps, and the values that are not 0. See docs/sparse-format.md."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ _LARGEST = 255
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, each in the shortest of three ways: dense, bitmask or gaps. Loading gives the same bits back."""
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, each in the shortest of three ways: dense, bitmask or gaps. Loading gives the same bits back.
+
+    Args:
+        path: The file.
+        tensors: What it is to hold.
+        metadata: Further entries of the file's metadata.
+    """
     stored: Tensors = {}
     layout: dict[str, list[Any]] = {}
     for name, tensor in tensors.items():
@@ -30,7 +36,7 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
         layout[name] = [kind, list(tensor.shape)]
         for part, value in parts.items():
             stored[f"{name}:{part}" if part else name] = value
-    states.save(path, stored, {"format": FORMAT, "tensors": json.dumps(layout)})
+    states.save(path, stored, {**(metadata or {}), "format": FORMAT, "tensors": json.dumps(layout)})
 
 
 def load(path: Path | str) -> Tensors:

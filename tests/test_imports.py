@@ -31,6 +31,8 @@ def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]
         ("--version", 0, ["sparsekit 0."]),
         ("--help", 0, ["usage: sparsekit", "fit", "plan", "plugins"]),
         ("fit --help", 0, ["--method", "--replicas.count", "--optimizer.lr"]),
+        ("export --help", 0, ["--format", "--measure", "--data.root"]),
+        ("export x --format onxx", 2, ["--format"]),
         ("fit --method.help gmp", 0, ["--method.start", "Gradual magnitude pruning"]),
         ("fit --print_config", 0, ["method:", "name: gmp"]),
         ("plan --method gmp", 0, ["sparsity", "90.00 %", "replica-epochs"]),
