@@ -22,6 +22,7 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
+  merge     average finished models: sparsekit merge RUN RUN --merge uniform -o OUT
   export    write a finished model in another format: sparsekit export RUN --format onnx -o model.onnx
   plan      print what fit would do, and its cost, without training
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge
@@ -109,6 +110,16 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
     return options.parse(options.build(f"sparsekit {command}", description), arguments)
 
 
+def _merge(arguments: Sequence[str]) -> int:
+    from sparsekit import listing, offline
+
+    _warn_of_plugins()
+    if (text := listing.asked_help(arguments)) is not None:
+        print(text)
+        return 0
+    return offline.merge_command(arguments)
+
+
 def _export(arguments: Sequence[str]) -> int:
     from sparsekit import offline
 
@@ -132,6 +143,7 @@ def _warn_of_plugins() -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _fit,
+    "merge": _merge,
     "export": _export,
     "plan": _plan,
     "plugins": _plugins,

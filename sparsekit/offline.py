@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsekit import options
-from sparsekit.commands import ExportConfig
+from sparsekit.commands import ExportConfig, MergeConfig
 from sparsekit.config import DataConfig
 from sparsekit.errors import UserError
 
@@ -33,6 +33,27 @@ def export_command(arguments: Sequence[str]) -> int:
     source = open_source("MODEL", places[0])
     config = options.parse_as(ExportConfig, parser, [*data_options([source]), *given])
     tell(export(source, config, data_of(config.data, [source], given)))
+    return 0
+
+
+def merge_command(arguments: Sequence[str]) -> int:
+    """`sparsekit merge MODEL… --merge NAME -o OUT`."""
+    places, given = options.split(arguments)
+    usage = "sparsekit merge MODEL… --merge NAME [--merge.X …] -o OUT [options]"
+    description = (
+        "Average finished models of one architecture, trained by sparsekit or not. A MODEL is a run, a directory that "
+        "timm saved, or a file of weights; the same one may come twice."
+    )
+    parser = options.build("sparsekit merge", description, MergeConfig, usage)
+    options.parse_as(MergeConfig, parser, given)  # first: what is wrong with the options, or --help
+    if not places:
+        raise UserError(f"give the models to merge: {usage}")
+    from sparsekit import soups
+    from sparsekit.sources import open_source
+
+    sources = [open_source("MODEL", place) for place in places]
+    config = options.parse_as(MergeConfig, parser, [*data_options(sources), *given])
+    tell(soups.merge(sources, config, data_of(config.data, sources, given)))
     return 0
 
 

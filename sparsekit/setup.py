@@ -110,8 +110,13 @@ def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
     return functional_call(model, weights, (images,))  # type: ignore[no-any-return]
 
 
-def prepare(config: FitConfig) -> Setup:
-    """Check everything that can be checked, and load it; raises UserError."""
+def prepare(config: FitConfig, training: bool = True) -> Setup:
+    """Check everything that can be checked, and load it; raises UserError.
+
+    Args:
+        config: The options.
+        training: Whether models will be trained, and not only merged and scored.
+    """
     check(config)
     stages = make_stages(config)
     device = _device(config.device)
@@ -124,7 +129,7 @@ def prepare(config: FitConfig) -> Setup:
         stages = raised(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages)
     steps = segment_steps(stages, data.steps_per_epoch)
-    for stage, count in zip(stages, steps, strict=True):
+    for stage, count in zip(stages, steps, strict=True) if training else ():
         if stage.segment.epochs > 0 and count < 1:
             raise UserError(
                 f"--epochs {config.epochs} is too short: segment {stage.index + 1} of {len(stages)} lasts "
@@ -146,7 +151,8 @@ def prepare(config: FitConfig) -> Setup:
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
     _try_forward(setup)
-    _try_step(setup)
+    if training:
+        _try_step(setup)
     return setup
 
 

@@ -58,27 +58,17 @@ class Source:
         """All of them."""
         return {name: self.read(name) for name in self.names()}
 
-    def stored_masks(self) -> Tensors:
-        """The masks that lie beside the model, True keeps; empty where there are none."""
-        for folder in (self.path, self.file.parent):
-            if self.path.is_dir() and (folder / "masks.safetensors").is_file():
-                masks = open_source(self.option, folder / "masks.safetensors").tensors()
-                if any(mask.dtype is not torch.bool for mask in masks.values()):
-                    raise UserError(f"{self.option} {self.path}: masks.safetensors holds no masks; remove it")
-                return masks
-        return {}
-
     def masks(self, names: Sequence[str]) -> Tensors:
         """Masks of the named weights: those stored with the model, else False where a weight is 0.
 
         Raises:
             UserError: a stored mask does not suit its weight.
         """
-        stored, masks = self.stored_masks(), {}
+        stored, masks = self._stored_masks, {}
         for name in names:
             nonzero = self.read(name) != 0
-            masks[name] = mask = stored.get(name, nonzero)
-            if mask.shape != nonzero.shape or bool((nonzero & ~mask).any()):
+            masks[name] = mask = stored.read(name) if stored and name in stored.names() else nonzero
+            if mask.dtype is not torch.bool or mask.shape != nonzero.shape or bool((nonzero & ~mask).any()):
                 raise UserError(f"{self.option} {self.path}: masks.safetensors does not suit {name}; remove it")
         return masks
 
@@ -95,6 +85,12 @@ class Source:
         size = self.config.get("pretrained_cfg", {}).get("input_size")
         given = given if given is not None else size[0] if isinstance(size, list) and size else None
         return given if isinstance(given, int) else None
+
+    @cached_property
+    def _stored_masks(self) -> Source | None:
+        """The file of masks that lies beside the model, if there is one."""
+        file = self.path / "masks.safetensors"
+        return Source(self.option, file, file) if file.is_file() else None
 
     @cached_property
     def _reader(self) -> tuple[Sequence[str], Callable[[str], Tensor]]:

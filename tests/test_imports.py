@@ -31,6 +31,7 @@ def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]
         ("--version", 0, ["sparsekit 0."]),
         ("--help", 0, ["usage: sparsekit", "fit", "plan", "plugins"]),
         ("fit --help", 0, ["--method", "--replicas.count", "--optimizer.lr"]),
+        ("merge --help", 0, ["--merge", "--masks", "--prune_again"]),
         ("export --help", 0, ["--format", "--measure", "--data.root"]),
         ("export x --format onxx", 2, ["--format"]),
         ("fit --method.help gmp", 0, ["--method.start", "Gradual magnitude pruning"]),
