@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
 from sparsekit.sources import Source
+
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+"""How many bits of a byte are set."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +77,35 @@ def survey(sources: Sequence[Source], prunable: Sequence[str]) -> Overlap:
     for other in sources[1:]:
         _same_names(first, other)
     both = [[0] * count for _ in sources]
-    union: Tensors = {}
-    total, wanted = 0, set(prunable)
+    union = {name: torch.zeros(first.read(name).shape, dtype=torch.bool) for name in prunable}
     for name in first.names():
         reference = first.read(name)
         shape, dtype = reference.shape, reference.dtype
+        del reference
         kept = []
         for source in sources:
-            tensor = source.read(name)
-            if tensor.shape != shape:
-                raise UserError(
-                    f"{source.path}: {name} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}"
-                )
-            if tensor.dtype != dtype:
-                raise UserError(
-                    f"{source.path}: {name} is {tensor.dtype}, in {first.path} {dtype}; convert one of them"
-                )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"{source.path}: {name} is not finite; leave this model out")
-            if name in wanted:
-                kept.append(source.masks([name])[name])
-        if name in wanted:
-            total += reference.numel()
-            union[name] = torch.stack(kept).any(0)
-            for i in range(count):
-                for j in range(i, count):
-                    both[i][j] = both[j][i] = both[i][j] + int((kept[i] & kept[j]).sum())
-    ordered = {name: union[name] for name in prunable}
-    return Overlap(tuple(s.path for s in sources), ordered, total, tuple(tuple(row) for row in both))
+            _check(source.read(name), name, shape, dtype, source, first)
+            if name in union:
+                mask = source.masks([name])[name]
+                union[name] |= mask
+                kept.append(np.packbits(mask.numpy()))
+        for i, j in itertools.combinations_with_replacement(range(len(kept)), 2):
+            common = int(_ONES[kept[i] & kept[j]].sum())
+            both[i][j] += common
+            both[j][i] = both[i][j]
+    total = sum(mask.numel() for mask in union.values())
+    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
+
+
+def _check(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: Source, first: Source) -> None:
+    """Raise UserError unless a tensor is as the first model's."""
+    where = f"{source.path}: {name}"
+    if tensor.shape != shape:
+        raise UserError(f"{where} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}")
+    if tensor.dtype != dtype:
+        raise UserError(f"{where} is {tensor.dtype}, in {first.path} {dtype}; convert one of them")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{where} is not finite; leave this model out")
 
 
 def _same_names(first: Source, other: Source) -> None:
