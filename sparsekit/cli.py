@@ -22,6 +22,8 @@ Prune a timm model while it trains, and average replicas into one sparse model a
 
 commands:
   fit       train, prune and merge: sparsekit fit --method gmp --merge uniform
+  merge     average finished models: sparsekit merge RUN RUN --merge uniform -o OUT
+  export    write a finished model in another format: sparsekit export RUN --format onnx -o model.onnx
   plan      print what fit would do, and its cost, without training
   evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
   report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
@@ -133,6 +135,22 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
     return options.parse(options.build(f"sparsekit {command}", description), arguments)
 
 
+def _merge(arguments: Sequence[str]) -> int:
+    from sparsekit import listing, offline
+
+    _warn_of_plugins()
+    if (text := listing.asked_help(arguments)) is not None:
+        print(text)
+        return 0
+    return offline.merge_command(arguments)
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from sparsekit import offline
+
+    return offline.export_command(arguments)
+
+
 def _plugins(arguments: Sequence[str]) -> int:
     from sparsekit import listing
 
@@ -150,6 +168,8 @@ def _warn_of_plugins() -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _fit,
+    "merge": _merge,
+    "export": _export,
     "plan": _plan,
     "evaluate": _evaluate,
     "report": _report,

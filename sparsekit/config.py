@@ -49,11 +49,15 @@ class ModelConfig:
         name: A timm model name. By default a small ResNet for small images: `resnet18` with the keyword arguments
             `layers: [1, 1, 1, 1]`, `channels: [16, 32, 60, 104]`.
         pretrained: Start from timm's pretrained weights, or, with `--model.name local-dir:DIR`, from those in DIR.
+        init: Start from a trained model: a run directory, a directory that timm saved, or a file of its weights. Its
+            zeros stay masked; methods that regrow weights may take them back. The architecture is its own, where
+            `--model.name` is not given and it says so.
         kwargs: Further keyword arguments of `timm.create_model`, such as `{drop_path_rate: 0.1}`.
     """
 
     name: str | None = None
     pretrained: bool = False
+    init: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -128,6 +132,21 @@ class MasksConfig:
     allocation: Literal["global", "uniform", "erk", "lamp"] | None = None
     pattern: str | None = None
     exclude: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Soft labels: `--distill DIR` trains against a teacher's answers too (arXiv 1503.02531).
+
+    Args:
+        model: The teacher: a run directory or a directory that timm saved, trained on the same classes.
+        temperature: What the logits of both are divided by.
+        weight: Share of the soft labels in the loss, 0 to 1; the rest is the labels'.
+    """
+
+    model: str | None = None
+    temperature: float = 4.0
+    weight: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -210,6 +229,7 @@ class FitConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     label_smoothing: float = 0.0
@@ -230,7 +250,7 @@ FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
 
 def check(config: FitConfig) -> None:
     """Check what needs neither torch nor data; raises UserError naming the option, the value and the fix."""
-    o, d, r = config.optimizer, config.data, config.replicas
+    o, d, r, t = config.optimizer, config.data, config.replicas, config.distill
     below_one = "a fraction from 0 to below 1"
     rules = [
         ("sparsity", config.sparsity, 0.0 <= config.sparsity < 1.0, f"{below_one}, such as 0.9"),
@@ -250,6 +270,8 @@ def check(config: FitConfig) -> None:
         ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
         ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
         ("evaluation.margin", config.evaluation.margin, 0.0 <= config.evaluation.margin <= 1.0, "a fraction of 0 to 1"),
+        ("distill.temperature", t.temperature, 0.0 < t.temperature < math.inf, "a number above 0"),
+        ("distill.weight", t.weight, 0.0 <= t.weight <= 1.0, "a fraction from 0 to 1"),
         ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
         ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
         ("device", config.device, re.fullmatch(DEVICE, config.device), "auto, cpu, cuda or cuda:N"),
@@ -257,6 +279,8 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    if config.model.init is not None and config.model.pretrained:
+        raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
     mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}
     for option, kwargs in mappings.items():
         for key in kwargs:

@@ -201,7 +201,9 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         RunError: the saved model has a masked weight that is not 0.
     """
     data = setup.data
-    setup.model.load_state_dict(result.state.tensors)
+    # a negative weight times 0 is -0.0, which a reader of bits takes for something
+    whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
+    setup.model.load_state_dict(result.state.with_weights(whole).tensors)
     measured = closing.measure(setup, result.state.masks, out)
     inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
     models.save(setup.model, setup.config.model, inputs, out / "model")

@@ -111,7 +111,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
         generator=torch.Generator().manual_seed(derive(setup.config.seed, "merge", stage.index)),
     )
     soup = setup.config.merge.merge(candidates, step)
-    _check(type(setup.config.merge).__name__, soup, candidates)
+    check_soup(type(setup.config.merge).__name__, soup, candidates)
     merged = after.renamed(soup.tensors)
     if not states.keeps_dense(setup.method):
         merged = merged.with_weights({name: w * merged.masks[name] for name, w in merged.weights.items()})
@@ -140,7 +140,8 @@ def recalibrated(setup: Setup, state: State) -> State:
     return replace(state, tensors={**state.tensors, **measured})
 
 
-def _check(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
+def check_soup(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
+    """Raise RunError unless a merge gave what the contract asks for."""
     if not isinstance(soup, Soup):
         raise RunError(f"merge {name}: merge() must return a Soup, got {type(soup).__name__}")
     if unknown := set(soup.ingredients) - {candidate.index for candidate in candidates}:

@@ -13,6 +13,7 @@ from torch import nn
 
 from sparsekit.config import ModelConfig
 from sparsekit.errors import RunError, UserError, nearest
+from sparsekit.sources import Source, fill, open_source
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
@@ -33,17 +34,57 @@ class InputConfig:
 
 def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """The timm name and keyword arguments that a config stands for."""
+    if config.name is None and config.init is not None and (source := initial(config)) and source.name:
+        return source.name, {**source.kwargs, **config.kwargs}
     if config.name is None:
         return DEFAULT_NAME, {**DEFAULT_KWARGS, **config.kwargs}
     return config.name, dict(config.kwargs)
+
+
+def initial(config: ModelConfig) -> Source | None:
+    """The trained model that `--model.init` names; raises UserError where there is none."""
+    return open_source("--model.init", config.init) if config.init is not None else None
 
 
 def build(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     """The timm model for `num_classes` and images of `channels`; random weights follow from `seed` alone.
 
     Raises:
-        UserError: timm does not know the name, refuses an argument, or finds no pretrained weights.
+        UserError: timm does not know the name, refuses an argument, or finds no pretrained weights; or the weights of
+            `--model.init` are not for this model.
     """
+    source = initial(config)
+    model = _create(config, num_classes, channels, seed)
+    if source is not None:
+        fill(model, source)
+    return model
+
+
+def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
+    """The teacher that `--distill` names, in evaluation mode and without gradients.
+
+    Raises:
+        UserError: there is no model, or it is for other images or classes.
+    """
+    source = open_source("--distill", path)
+    if source.name is None:
+        raise UserError(f"--distill {path}: nothing says which architecture it is; give a directory with a config.json")
+    for what, has, needed in (("classes", source.num_classes, num_classes), ("channels", source.channels, channels)):
+        if has is not None and has != needed:
+            raise UserError(
+                f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
+            )
+    return load(source, num_classes, channels).requires_grad_(False)
+
+
+def load(source: Source, num_classes: int, channels: int) -> nn.Module:
+    """A saved model whose architecture is known, in evaluation mode; raises UserError."""
+    model = _create(ModelConfig(source.name, kwargs=source.kwargs), num_classes, channels, 0)
+    fill(model, source)
+    return model.eval()
+
+
+def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     name, kwargs = resolve(config)
     local = name.startswith("local-dir:")
     if not local and not timm.is_model(name):

@@ -1,4 +1,4 @@
-"""The option parser of `fit` and `plan`: plugin names for classes, YAML in and out, one-line errors."""
+"""The option parser of commands: plugin names for classes, YAML in and out, one-line errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import (
@@ -31,6 +31,15 @@ DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
 _DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
 _MODE = "sparsekit"
+_LONG = {
+    "--resume": "--resume=true",
+    "--measure": "--measure=true",
+    "--distill": "--distill.model",
+    "--prune-again": "--prune_again",
+    "-o": "--out",
+}
+_ALONE = ("-h", "--help", "--resume", "--measure", "--print_config")
+T = TypeVar("T")
 
 
 class OptionParser(ArgumentParser):
@@ -54,14 +63,20 @@ class _Help(DefaultHelpFormatter):
         return re.sub(types, r" (default: \1)", super()._get_help_string(action), flags=re.S)
 
 
-def build(prog: str, description: str) -> OptionParser:
-    """The parser of one command that takes every option of FitConfig."""
+def build(prog: str, description: str, of: type = FitConfig, usage: str = "") -> OptionParser:
+    """The parser of one command whose options are the fields of a dataclass, by default all that `fit` has."""
     parser = bare(prog, description)
-    parser.usage = f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins.")
-    parser.add_class_arguments(FitConfig, nested_key=None)
-    parser.set_defaults({kind: {"class_path": path} for kind, path in _DEFAULT_CLASSES.items()})
-    parser.epilog = "A plugin's own options: --method.help NAME, --merge.help NAME; of all: sparsekit plugins list."
+    kinds = [kind for kind in GROUPS if any(item.name == kind for item in fields(of))]
+    parser.usage = usage or f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
+    if of is FitConfig:
+        parser.add_argument(
+            "--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins."
+        )
+    parser.add_class_arguments(of, nested_key=None)
+    parser.set_defaults({kind: {"class_path": _DEFAULT_CLASSES[kind]} for kind in kinds})
+    if kinds:
+        helps = ", ".join(f"--{kind}.help NAME" for kind in kinds)
+        parser.epilog = f"A plugin's own options: {helps}; of all: sparsekit plugins list."
     return parser
 
 
@@ -83,26 +98,51 @@ def inform(parser: OptionParser, argv: Sequence[str]) -> Given:
     return parser.given
 
 
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments without an option's name, and the rest, where each option stands with its value."""
+    places, options = [], []
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("-"):
+            places.append(argument)
+            continue
+        options.append(argument)
+        if "=" not in argument and argument not in _ALONE and left:
+            options.append(left.pop(0))
+    return places, options
+
+
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     """The checked configuration that the options give; raises UserError."""
+    config = parse_as(FitConfig, parser, argv)
+    try:
+        check(config)
+    except UserError as error:
+        raise parser.given.located(error) from error
+    return config
+
+
+def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
+    """What the options give to a parser that `build` made of the same dataclass; raises UserError."""
     argv = agentargs.plain(argv)
     given = inform(parser, argv)
     try:
         for flag in (argument.partition("=")[0] for argument in argv):
             if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # without a name between dots, or behind the last
                 raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
-        config = _parsed(parser, _names_to_classes(argv, given))
-        check(config)
+        return _parsed(of, parser, _names_to_classes(argv, given))
     except UserError as error:
         raise given.located(error) from error
-    return config
 
 
-def _parsed(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
+def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
     try:
         found = parser.parse_args(argv)
-        _no_value_missing(found, FitConfig)
+        _no_value_missing(found, of)
         for kind, (name, _) in parser.given.plugins.items():
+            if kind not in found:
+                continue
             own = vars(found[kind]).get("init_args")
             types = {o.name: o.annotation for p in discover().of(kind).get(name, ()) for o in options_of(p).values()}
             for option in vars(own) if own else ():
@@ -113,7 +153,7 @@ def _parsed(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
         raise
     except (ValueError, TypeError, OverflowError) as error:  # what a plugin's or a dataclass's constructor refuses
         raise UserError(explain(parser.given, str(error))) from error
-    return FitConfig(**{key: value for key, value in vars(values).items() if key != "config"})
+    return of(**{key: value for key, value in vars(values).items() if key != "config"})
 
 
 def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
@@ -134,7 +174,8 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
 
 def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = list(argv)
+    rest = [_LONG.get(argument, argument) for argument in argv]
+    rest = [re.sub(r"^--distill=(?!\{)", "--distill.model=", argument) for argument in rest]
     for kind in GROUPS:
         kept: list[str] = []
         base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
@@ -227,6 +268,8 @@ def _load(text: str) -> Any:
     data = configfile.parse(text)
     if _is_config(data):
         data = agentargs.nested(data)
+    if _is_config(data) and isinstance(data.get("distill"), str):
+        data["distill"] = {"model": data["distill"]}
     for kind in GROUPS if _is_config(data) else ():
         spec = data.get(kind)
         if kind in data and spec is None:  # `method:` and nothing after it

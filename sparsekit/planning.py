@@ -81,6 +81,31 @@ def make_stages(config: FitConfig) -> tuple[Stage, ...]:
     return tuple(Stage(budget, plan, index) for index in range(len(plan)))
 
 
+def raised(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...]:
+    """The plan for a model that is sparse already: no segment keeps more weights than the model has.
+
+    Args:
+        stages: The method's plan.
+        kept: Prunable weights that are not masked at the start.
+        total: All of them.
+
+    Raises:
+        UserError: the model is sparser than `--sparsity`.
+    """
+    there = (total - kept) / total
+    budget = stages[0].budget
+    if round(budget.sparsity * total) < total - kept:
+        raise UserError(
+            f"--sparsity is {budget.sparsity:g}, but {there:.2%} of the prunable weights of --model.init are 0; give "
+            "more, or start from a denser model"
+        )
+    plan = tuple(
+        replace(segment, sparsity=there) if round(segment.sparsity * total) < total - kept else segment
+        for segment in stages[0].plan
+    )
+    return tuple(replace(stage, plan=plan) for stage in stages)
+
+
 def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
     """Hold a plan against the contract; raises UserError naming the method and the rule."""
     if not plan or not all(isinstance(segment, Segment) for segment in plan):

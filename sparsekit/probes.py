@@ -32,7 +32,7 @@ def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Ten
     for images, labels in setup.data.train_batches(seed, batches):
         with setup.autocast():
             logits = functional_call(model, {**weights, **buffers}, (images,))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=setup.config.label_smoothing)
+        loss = setup.loss(logits, labels, images)
         for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
             total[name] += gradient / batches
     return {name: tensor.cpu() for name, tensor in total.items()}

@@ -39,11 +39,11 @@ def run(job: Job, at: Place) -> Result:
 
 
 def start(setup: Setup) -> Place:
-    """The first place: the fresh or pretrained model, nothing pruned."""
+    """The first place: the fresh or pretrained model, nothing pruned but what `--model.init` gave as 0."""
     tensors = states.capture(setup.model)
     weights = {name: tensors[name] for name in setup.prunable}
     extra = dict(sorted(setup.method.extra(weights).items()))  # in the order in which files give them back
-    return Place(0, 0, State(tensors, masks.full(weights), extra, target=setup.config.sparsity))
+    return Place(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
 
 
 def prune_parent(job: Job, stage: Stage, at: Place) -> tuple[Stage, Place]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +18,7 @@ from sparsekit.config import FitConfig, check
 from sparsekit.data import Data, Split, load
 from sparsekit.errors import UserError
 from sparsekit.patterns import Pattern
-from sparsekit.planning import Plan, make_plan, make_stages, segment_steps
+from sparsekit.planning import Plan, make_plan, make_stages, raised, segment_steps
 from sparsekit.seeds import derive
 from sparsekit.team import Team
 
@@ -42,6 +43,8 @@ class Setup:
         dtype: What autocast computes in; float32 is no autocast.
         compiled: The forward pass of training, compiled, where `--compile` asks for it.
         team: The ranks that train the same replicas as this one.
+        initial: Masks of the weights that `--model.init` gave, True keeps; empty where training starts anew.
+        teacher: What `--distill` names, on the device, in evaluation mode.
     """
 
     config: FitConfig
@@ -55,6 +58,8 @@ class Setup:
     dtype: torch.dtype
     compiled: Forward | None = None
     team: Team = field(default_factory=Team)
+    initial: Tensors = field(default_factory=dict)
+    teacher: nn.Module | None = None
 
     @property
     def method(self) -> PruningMethod:
@@ -68,6 +73,21 @@ class Setup:
     def forward(self, model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
         """Logits of a model in training, with `weights` in the place of its own of the same names."""
         return (self.compiled or forward)(model, weights, images)
+
+    def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """The training loss of a batch: cross-entropy with the labels and, where there is a teacher, its soft labels.
+
+        These count T² · KL(teacher ‖ model), both at temperature T, a mean over the batch (arXiv 1503.02531).
+        """
+        hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        if self.teacher is None:
+            return hard
+        with torch.no_grad(), self.autocast():
+            taught = self.teacher(images)
+        heat, weight = self.config.distill.temperature, self.config.distill.weight
+        ours, theirs = (F.log_softmax(each.float() / heat, dim=1) for each in (logits, taught))
+        soft = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * heat**2
+        return (1.0 - weight) * hard + weight * soft
 
     def install(self, state: states.State) -> None:
         """Put a state's effective weights into the working model."""
@@ -90,38 +110,49 @@ def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
     return functional_call(model, weights, (images,))  # type: ignore[no-any-return]
 
 
-def prepare(config: FitConfig) -> Setup:
-    """Check everything that can be checked, and load it; raises UserError."""
+def prepare(config: FitConfig, training: bool = True) -> Setup:
+    """Check everything that can be checked, and load it; raises UserError.
+
+    Args:
+        config: The options.
+        training: Whether models will be trained, and not only merged and scored.
+    """
     check(config)
     stages = make_stages(config)
-    plan = make_plan(config, stages)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
+    model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
+    prunable = masks.prunable_names(model, config.masks.exclude)
+    initial = source.masks(prunable) if (source := models.initial(config.model)) else {}
+    if initial:
+        stages = raised(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
+    plan = make_plan(config, stages)
     steps = segment_steps(stages, data.steps_per_epoch)
-    for stage, count in zip(stages, steps, strict=True):
+    for stage, count in zip(stages, steps, strict=True) if training else ():
         if stage.segment.epochs > 0 and count < 1:
             raise UserError(
                 f"--epochs {config.epochs} is too short: segment {stage.index + 1} of {len(stages)} lasts "
                 f"{stage.segment.epochs:.3g} epochs of {data.steps_per_epoch} optimizer steps; raise --epochs, lower "
                 "--data.batch_size, or plan fewer segments"
             )
-    model = models.build(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
-    prunable = masks.prunable_names(model, config.masks.exclude)
     if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
         Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
-    model = model.to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    teacher = config.distill.model and models.open_teacher(config.distill.model, data.num_classes, data.channels)
+    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=memory)
+    teacher = teacher.to(device).to(memory_format=memory) if teacher else None
     # masks and weights are inputs of what is compiled: pruning them does not compile it again
     compiled = torch.compile(forward) if config.compile else None
     setup = Setup(config, stages, plan, tuple(steps), data, model, tuple(prunable), device, dtype, compiled)
+    setup = replace(setup, initial=initial, teacher=teacher)
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
     _try_forward(setup)
-    _try_step(setup)
+    if training:
+        _try_step(setup)
     return setup
 
 
@@ -158,7 +189,7 @@ def _try_step(setup: Setup) -> None:
     setup.model.train()
     try:
         with setup.autocast():
-            loss = torch.nn.functional.cross_entropy(setup.model(images), labels)
+            loss = setup.loss(setup.model(images), labels, images)
         loss.backward()  # type: ignore[no-untyped-call]
     except ValueError as error:  # BatchNorm refuses a single value a channel
         raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error

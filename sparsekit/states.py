@@ -92,11 +92,11 @@ def capture(model: nn.Module) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
 
 
-def save(path: Path, tensors: Tensors) -> None:
+def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
     share(part)
     with part.open("rb") as file:
         os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -65,7 +64,7 @@ class MaskedStep:
         now = self.at(progress)
         with self.setup.autocast():
             logits = self.forward(self.model, self.effective(now), images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.setup.config.label_smoothing)
+        loss = self.setup.loss(logits, labels, images)
         self.optimizer.zero_grad(set_to_none=True)
         self.objective(loss, now).backward()  # type: ignore[no-untyped-call]
         if self.setup.team.size > 1:  # the model's own are averaged already

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -112,14 +111,14 @@ class Lockstep:
 
     def step(self, trainings: Sequence[Training], images: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
         """Train every replica on its batch."""
-        config, steps = self.setup.config, [training.take_step for training in trainings]
+        steps = [training.take_step for training in trainings]
         now = [step.at(training.before()) for step, training in zip(steps, trainings, strict=True)]
         effective = [step.effective(each) for step, each in zip(steps, now, strict=True)]
         with self.setup.autocast():
             logits = self.forward({**self.weights, **_stack(effective)}, self.buffers, torch.stack(list(images)))
         losses = [
-            F.cross_entropy(rows.float(), wanted, label_smoothing=config.label_smoothing)
-            for rows, wanted in zip(logits.unbind(), labels, strict=True)
+            self.setup.loss(rows, wanted, batch)
+            for rows, wanted, batch in zip(logits.unbind(), labels, images, strict=True)
         ]
         for tensor in (*self.weights.values(), *(p for step in steps for p in step.parameters)):
             tensor.grad = None

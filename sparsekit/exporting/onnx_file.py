@@ -1,0 +1,84 @@
+"""ONNX, with the weights as they are: nothing is folded at export, so that zeros stay where they were.
+
+onnxruntime folds BatchNorm into convolutions when it loads the file, which scales weights and leaves zeros zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsekit.errors import RunError, UserError
+from sparsekit.exporting.formats import Format, Loaded
+from sparsekit.exporting.program import traced
+from sparsekit.exporting.subject import Subject
+
+
+def check(subject: Subject) -> None:
+    """Raise UserError where a package is missing."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'sparsekit-soups[export]'")
+
+
+def write(subject: Subject, out: Path) -> None:
+    """Export without optimisation: initialisers are the model's tensors, under its names."""
+    program = traced(subject)
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=None,
+            )
+            assert made is not None
+            made.save(str(out))
+        except Exception as error:  # it raises whatever the conversion meets
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"torch.onnx cannot convert {subject.config.name}: {reason}") from error
+
+
+def load(out: Path, subject: Subject) -> Loaded:
+    """A session of onnxruntime on the CPU, and the file's initialisers."""
+    import onnx
+    import onnxruntime
+    from onnx import numpy_helper
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(str(out)).graph.initializer}
+    names = [name for name in subject.model.state_dict() if name in stored]
+    return Loaded(predict, {name: torch.from_numpy(stored[name].copy()) for name in names})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither the exporter's progress nor its advice about itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+FORMAT = Format(write, load, check=check)
