@@ -1,4 +1,4 @@
-"""What `fit` measures of the finished model beyond its test score, before it is saved."""
+"""The end of a run: the finished model measured, saved and read back, and what summary.json says."""
 
 from __future__ import annotations
 
@@ -6,20 +6,74 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsekit import cost, rundir, suite
+from sparsekit import cost, masks, models, rundir, states, suite
 from sparsekit._types import Tensors
 from sparsekit.display import Display
 from sparsekit.evaluating import EvaluateConfig, header
 from sparsekit.replicas import fork
+from sparsekit.scheduler import Result
 from sparsekit.setup import Setup
 
+MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
+"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
 
-def measure(setup: Setup, masks: Tensors, out: Path) -> dict[str, Any]:
+
+def begun(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What summary.json says from the start."""
+    return {
+        "status": "failed",
+        "method": plain["method"]["name"],
+        "merge": plain["merge"]["name"],
+        "seed": setup.config.seed,
+        "target_sparsity": setup.config.sparsity,
+        "segments": len(setup.stages),
+        "out": str(out),
+    }
+
+
+def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
+    """Save the finished model and its masks, read them back, and count.
+
+    Raises:
+        RunError: the saved model has a masked weight that is not 0.
+    """
+    data = setup.data
+    # a negative weight times 0 is -0.0, which a reader of bits takes for something
+    whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
+    setup.model.load_state_dict(result.state.with_weights(whole).tensors)
+    measured = measure(setup, result.state.masks, out)
+    inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
+    models.save(setup.model, setup.config.model, inputs, out / "model")
+    states.save(out / "masks.safetensors", result.state.masks)
+    file = out / "model" / "model.safetensors"
+    states.share(file)
+    saved = states.load(file)
+    masks.check(saved, result.state.masks, str(file))
+    parameters = [saved[name] for name, _ in setup.model.named_parameters()]
+    pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
+    sizes = cost.sizes(parameters, result.state.masks, file)
+    summary: dict[str, Any] = {
+        "sparsity": masks.sparsity(result.state.masks),
+        "model_sparsity": pruned / sizes["parameters"],
+        **sizes,
+        "model_bytes": sizes["bytes.disk"],
+        "test.accuracy": result.test.accuracy,
+        "test.loss": result.test.loss,
+    }
+    if result.candidates:
+        accuracies = [score.accuracy for score in result.candidates]
+        summary["candidates.count"] = len(accuracies)
+        summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
+        summary["candidates.best_accuracy"] = max(accuracies)
+    return measured | summary
+
+
+def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     """Flat values for summary.json; writes evaluation.json.
 
     Args:
         setup: Its working model holds the finished weights.
-        masks: The final masks.
+        chosen: The final masks.
         out: The run directory, with metrics.jsonl complete up to here.
     """
     config, data = setup.config, setup.data
@@ -34,7 +88,7 @@ def measure(setup: Setup, masks: Tensors, out: Path) -> dict[str, Any]:
         rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]
         values["test.corrupted_accuracy"] = sum(rows) / len(rows)
     images, _ = next(data.evaluation_batches("test"))
-    flops = cost.flops(setup.model, images[:1], masks)
+    flops = cost.flops(setup.model, images[:1], chosen)
     lengths = [
         tuple(max(1, round(replica.length * steps)) for replica in fork(config, stage)) if steps else ()
         for stage, steps in zip(setup.stages, setup.steps, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
-from sparsekit import closing, cost, masks, models, places, rundir, states
+from sparsekit import closing, places, rundir
 from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
@@ -22,15 +22,12 @@ from sparsekit.job import Job
 from sparsekit.planning import table_rows
 from sparsekit.ranks import Ranks
 from sparsekit.replicas import fork
-from sparsekit.scheduler import Result, run, start
+from sparsekit.scheduler import run, start
 from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.team import make_teams
 from sparsekit.tracking import Rows, Tracker
 from sparsekit.wandb_run import summary_metadata
-
-MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
-"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def _run(
         display.note(why)
     leader = torchrun.Leader(ranks, executor)
     display.begin(_steps_left(setup, place))
-    summary = _summary(setup, plain, out)
+    summary = closing.begun(setup, plain, out)
 
     def seconds() -> float:
         return float(body["seconds"]) + time.monotonic() - began
@@ -153,9 +150,9 @@ def _run(
             place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
             result = run(job, place)
             leader.finish()
-            summary |= finish(setup, result, out)
+            summary |= closing.finish(setup, result, out)
             done = summary | {"status": "done"}
-            row = {key: value for key, value in done.items() if key not in MEASURED_ANEW}
+            row = {key: value for key, value in done.items() if key not in closing.MEASURED_ANEW}
             tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
             tracker.summary(done | {"wall_seconds": seconds()})
             tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
@@ -175,60 +172,10 @@ def _run(
     return summary
 
 
-def _summary(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
-    """What summary.json says from the start."""
-    return {
-        "status": "failed",
-        "method": plain["method"]["name"],
-        "merge": plain["merge"]["name"],
-        "seed": setup.config.seed,
-        "target_sparsity": setup.config.sparsity,
-        "segments": len(setup.stages),
-        "out": str(out),
-    }
-
-
 def _file_error(error: Exception, out: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or out}: {error.strerror}"
     return f"{out}: {error}"
-
-
-def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
-    """Save the finished model and its masks, read them back, and count.
-
-    Raises:
-        RunError: the saved model has a masked weight that is not 0.
-    """
-    data = setup.data
-    # a negative weight times 0 is -0.0, which a reader of bits takes for something
-    whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
-    setup.model.load_state_dict(result.state.with_weights(whole).tensors)
-    measured = closing.measure(setup, result.state.masks, out)
-    inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
-    models.save(setup.model, setup.config.model, inputs, out / "model")
-    states.save(out / "masks.safetensors", result.state.masks)
-    file = out / "model" / "model.safetensors"
-    states.share(file)
-    saved = states.load(file)
-    masks.check(saved, result.state.masks, str(file))
-    parameters = [saved[name] for name, _ in setup.model.named_parameters()]
-    pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
-    sizes = cost.sizes(parameters, result.state.masks, file)
-    summary: dict[str, Any] = {
-        "sparsity": masks.sparsity(result.state.masks),
-        "model_sparsity": pruned / sizes["parameters"],
-        **sizes,
-        "model_bytes": sizes["bytes.disk"],
-        "test.accuracy": result.test.accuracy,
-        "test.loss": result.test.loss,
-    }
-    if result.candidates:
-        accuracies = [score.accuracy for score in result.candidates]
-        summary["candidates.count"] = len(accuracies)
-        summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
-        summary["candidates.best_accuracy"] = max(accuracies)
-    return measured | summary
 
 
 def _steps_left(setup: Setup, place: places.Place) -> int:

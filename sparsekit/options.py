@@ -21,7 +21,8 @@ from jsonargparse import (
 )
 
 from sparsekit import agentargs, configfile, contract
-from sparsekit.config import FitConfig, check
+from sparsekit.checking import check
+from sparsekit.config import FitConfig
 from sparsekit.errors import UserError
 from sparsekit.explaining import Given, explain, misplaced, unknown
 from sparsekit.registry import GROUPS, Kind, discover, find, name_of

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from sparsekit import evaluation, masks, models, optimizers, states
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Score, Stage
-from sparsekit.config import FitConfig, check
+from sparsekit.checking import check
+from sparsekit.config import FitConfig
 from sparsekit.data import Data, Split, load
 from sparsekit.errors import UserError
 from sparsekit.patterns import Pattern
