@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,3 +77,15 @@ def test_the_cuda_benchmark_says_in_one_line_that_there_is_no_device() -> None:
 def test_ten_replicas_need_little_more_memory_than_two() -> None:
     peaks = [measure.child("memory.py", "--child", count, "resnet50")["peak"] for count in ("2", "10")]
     assert peaks[1] <= 1.15 * peaks[0]
+
+
+def test_a_page_keeps_the_figures_of_what_was_not_run_again(tmp_path: Path) -> None:
+    run, page = load("run"), tmp_path / "page.md"
+    assert run.read(page) == {}
+    run.write(page, {"step": "## Step\n\nfirst\n"})
+    assert page.read_text().count(run.UNMEASURED) == len(run.ALL) - 1
+    run.write(page, run.read(page) | {"memory": "## Memory\n\nsecond\n"})
+    text = page.read_text()
+    assert text.count(run.UNMEASURED) == len(run.ALL) - 2
+    assert text.index("first") < text.index("second")
+    assert text.count("# Benchmarks") == 1
