@@ -169,8 +169,11 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(f"--device {name}: this machine has {count} CUDA devices; use auto or cpu")
+        torch.cuda.set_device(device)  # what a collective means by "cuda"
     return device
 
 
