@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from sparsekit import cli, options
-from sparsekit.config import FitConfig, check, describe, flatten
+from sparsekit.checking import check
+from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
