@@ -123,7 +123,7 @@ def drawn(description: dict[str, Any], count: int = SAMPLES) -> list[Any]:
     return [parameter.draw(chance) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("description", "law"), LAWS, ids=str)
+@pytest.mark.parametrize(("description", "law"), LAWS, ids=[str(description) for description, _ in LAWS])
 def test_values_follow_the_law_that_scipy_has_for_it(description: dict[str, Any], law: Any) -> None:
     assert stats.kstest(drawn(description), law.cdf).pvalue > 0.01
 
