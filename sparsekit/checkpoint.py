@@ -67,8 +67,10 @@ class Keeper:
         return self.described(path)
 
     def new(self, stem: str) -> Path:
-        """Where a tensors' file of this keeper goes."""
-        return self.folder / f"{self.prefix}{stem}.safetensors"
+        """Where a tensors' file of this keeper goes; what was known of one of that name is not."""
+        path = self.folder / f"{self.prefix}{stem}.safetensors"
+        self._known.pop(path.name, None)
+        return path
 
     def store_once(self, stem: str, owner: object, tensors: Callable[[], Tensors]) -> StoredFile:
         """Store an object's tensors, or reuse the file where it is the one that was stored last under this stem."""
@@ -93,6 +95,7 @@ class Keeper:
         data = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
         name = f"{self.prefix}{self.number:06}.json"
         write_whole(self.folder / name, data)
+        self._once = {stem: entry for stem, entry in self._once.items() if entry[1] in files.values()}
         self._sweep()
         return name
 

@@ -25,7 +25,7 @@ from sparsekit.replicas import fork
 from sparsekit.scheduler import run, start
 from sparsekit.setup import Setup, prepare
 from sparsekit.stopping import Stopped, StopSignals
-from sparsekit.team import make_teams
+from sparsekit.team import gathered, make_team
 from sparsekit.tracking import Rows, Tracker
 from sparsekit.wandb_run import summary_metadata
 
@@ -49,12 +49,13 @@ def fit(config: FitConfig) -> dict[str, Any]:
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
-        setup = join(prepare(config), ranks)
+        setup = join(prepare(config), ranks)  # without waiting for anyone
         for rank in ranks.others:
             if wrong := ranks.ask(f"ready/{rank}"):
                 raise UserError(f"rank {rank}: {wrong}")
         with rundir.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
+            setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
             try:
                 summary = _run(setup, plain, out, goes_on, began, display, signals, ranks)
             except Stopped as stop:
@@ -77,11 +78,15 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
             raise
         ranks.tell(f"ready/{ranks.rank}", "")
         if out := ranks.ask("run"):
+            setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
             rows, keeper = Rows(ranks.rank), Keeper(Path(out) / "checkpoints", torchrun.prefix(ranks.rank))
             with Path(os.devnull).open("w") as nowhere, Display(Console(file=nowhere)) as display:
                 job = Job(setup, rows, display, keeper, choose(setup)[0], signals, config.checkpoint.minutes)
                 job.header = lambda: {"rows": rows.rows}
-                torchrun.follow(job, ranks, job.executor)
+                try:
+                    torchrun.follow(job, ranks, job.executor)
+                except (OSError, SafetensorError) as error:
+                    raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
     return {}
 
 
@@ -91,7 +96,7 @@ def join(setup: Setup, ranks: Ranks) -> Setup:
         return setup
     replicas = max(len(fork(setup.config, stage)) for stage in setup.stages)
     config = setup.config
-    team = make_teams(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, setup.device)
+    team = make_team(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, setup.device)
     return replace(setup, team=team)
 
 

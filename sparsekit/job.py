@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from sparsekit.replicas import Replica
 from sparsekit.setup import Setup
 from sparsekit.stopping import StopSignals
 from sparsekit.tracking import Tracker
+
+TOGETHER = 5
+"""Steps after which the ranks of a team look whether one of them is to stop."""
 
 
 @dataclass
@@ -55,13 +59,26 @@ class Job:
         self.ordered = self.keeper.number + 1
         return self.keep(place)
 
-    def pause(self, place: Callable[[], Place]) -> None:
-        """Between two steps: keep a checkpoint where one is due or asked for, and stop where that is asked for."""
-        asked = self.signals.requested is not None
+    def pause(self, place: Callable[[], Place], done: int = 0) -> None:
+        """Between two steps: keep a checkpoint where one is due or asked for, and stop where that is asked for.
+
+        Ranks of one team stop after the same step, `done`.
+        """
+        asked = self.asked(done)
         if asked or time.monotonic() - self.kept >= 60.0 * self.minutes:
             self.keep(place())
         if asked:
             self.signals.stop()
+
+    def asked(self, done: int) -> bool:
+        """Whether this rank, or any other of its team, is asked to stop; the team looks every few steps."""
+        team = self.setup.team
+        if team.size == 1:
+            return self.signals.requested is not None
+        if done % TOGETHER or not team.any(self.signals.requested is not None):
+            return False
+        self.signals.requested = self.signals.requested or signal.SIGTERM
+        return True
 
 
 Executor = Callable[[Job, Stage, Sequence[Replica], Place], Place]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +31,13 @@ class Ranks:
         rank: Number of this process, from 0.
         size: How many there are.
         store: torch's store between them; None for a process alone.
+
+    Attributes:
+        over: Set once there are no more orders: the store may go then.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank, self.size, self.store = rank, size, store
+        self.rank, self.size, self.store, self.over = rank, size, store, False
         self._heard: dict[int, tuple[bytes, float]] = {}
 
     @classmethod
@@ -79,6 +83,8 @@ class Ranks:
             for number in itertools.count():
                 self.store.set(f"sparsekit/alive/{self.rank}", str(number))
                 time.sleep(_BEAT_SECONDS)
+        if not self.leads and not self.over:  # nobody is left to tell; another run may already go on here
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _look_after(self, ranks: range) -> None:
         """Raise RunError where a rank gave no sign of life for long; the leader minds all, the others the leader."""

@@ -168,10 +168,9 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = torch.device(name)
+    device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
             raise UserError(f"--device {name}: this machine has {count} CUDA devices; use auto or cpu")
         torch.cuda.set_device(device)  # what a collective means by "cuda"
     return device

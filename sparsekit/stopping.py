@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from sparsekit import ranks
+
+_ECHO_SECONDS = 10.0
 
 
 class Stopped(BaseException):
@@ -32,7 +37,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._deferring = False
+        self._deferring, self._since = False, 0.0
         self._before: dict[int, object] = {}
 
     @contextmanager
@@ -51,8 +56,10 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is not None:
+            if ranks.size() > 1 and time.monotonic() - self._since < _ECHO_SECONDS:
+                return  # torchrun passes on what a whole process group has got already
             os._exit(128 + signum)
-        self.requested = signum
+        self.requested, self._since = signum, time.monotonic()
         if not self._deferring:
             raise Stopped(signum)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,14 +66,27 @@ class Team:
             dist.all_reduce(tensor, group=self.group)
             tensor.div_(self.size)
 
+    def lead(self, tensor: Tensor) -> None:
+        """Put the first member's values into a tensor."""
+        if self.size > 1:
+            dist.broadcast(tensor, self.index * self.size, group=self.group)
+
     def agree(self, well: bool) -> bool:
-        """Whether all is well with every member."""
-        if self.size == 1:
-            return well
-        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
-        verdict = torch.tensor(int(well), device=device)
-        dist.all_reduce(verdict, dist.ReduceOp.MIN, group=self.group)
+        """Whether all is well with the first member, which scores and decides for all."""
+        verdict = self._flag(well)
+        self.lead(verdict)
         return bool(verdict)
+
+    def any(self, asked: bool) -> bool:
+        """Whether a member is asked for something."""
+        verdict = self._flag(asked)
+        if self.size > 1:
+            dist.all_reduce(verdict, dist.ReduceOp.MAX, group=self.group)
+        return bool(verdict)
+
+    def _flag(self, value: bool) -> Tensor:
+        on_cuda = self.size > 1 and dist.get_backend(self.group) == "nccl"
+        return torch.tensor(int(value), device="cuda" if on_cuda else "cpu")
 
 
 class _Forward(nn.Module):
@@ -87,8 +100,8 @@ class _Forward(nn.Module):
         return self._function(self.model, weights, images)  # type: ignore[no-any-return]
 
 
-def make_teams(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool, device: torch.device) -> Team:
-    """This rank's team: one rank each where there are no more ranks than replicas, else equal teams.
+def make_team(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool, device: torch.device) -> Team:
+    """This rank's team: one rank each where there are no more ranks than replicas, else equal teams. See `gathered`.
 
     Raises:
         UserError: the ranks cannot be shared out equally, nor a batch within a team.
@@ -105,11 +118,15 @@ def make_teams(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: boo
         )
     if sync_batchnorm and size > 1 and device.type != "cuda":
         raise UserError("--replicas.sync_batchnorm needs CUDA devices; leave it out on a CPU")
-    count = ranks.size // size
-    if size == 1:
-        return Team(ranks.rank, count)
+    index, member = divmod(ranks.rank, size)
+    return Team(index, ranks.size // size, member, size, sync_batchnorm=sync_batchnorm)
+
+
+def gathered(team: Team, ranks: Ranks, device: torch.device) -> Team:
+    """The team with its process group; waits for all ranks, so only once nothing keeps one of them from coming."""
+    if team.size == 1:
+        return team
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.size)
-    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, ranks.size, size)]
-    index, member = divmod(ranks.rank, size)
-    return Team(index, count, member, size, groups[index], sync_batchnorm)
+    groups = [dist.new_group(list(range(i, i + team.size))) for i in range(0, ranks.size, team.size)]
+    return replace(team, group=groups[team.index])

@@ -118,8 +118,7 @@ class Training:
     def report(self) -> Progress:
         """The mean loss since the last report; raises Fault where it is not finite."""
         since = (self.done - 1) % self.every + 1
-        if self.setup.team.size > 1:
-            self.setup.team.average([self.loss])
+        self.setup.team.lead(self.loss)  # the first member's, and with it the same verdict everywhere
         loss = float(self.loss) / since
         self.loss.zero_()
         if not math.isfinite(loss):
@@ -188,7 +187,7 @@ class Training:
         self.loss.copy_(tensors["loss"])
         self.done = underway.done
         torch.set_rng_state(tensors["random.cpu"])
-        if self.setup.device.type == "cuda":
+        if self.setup.device.type == "cuda" and "random.cuda" in tensors:  # absent where a CPU went before
             torch.cuda.set_rng_state(tensors["random.cuda"], self.setup.device)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparsekit.checkpoint import Damaged, Keeper
+from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.errors import RunError
 
 
@@ -126,3 +127,22 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "000001-parent.safetensors").unlink()
     with pytest.raises(Damaged, match=r"000001-parent\.safetensors is missing"):
         keeper.open(tmp_path / "000001.json")
+
+
+def test_what_was_stored_once_is_let_go_when_no_checkpoint_needs_it(tmp_path: Path) -> None:
+    class Owner:
+        """Something that can be watched."""
+
+    keeper, parent, replica = Keeper(tmp_path), Owner(), Owner()
+    watched = weakref.ref(replica)
+
+    def files(*owners: tuple[str, object]) -> dict[str, StoredFile]:
+        return {stem: keeper.store_once(stem, owner, lambda: {"w": torch.ones(3)}) for stem, owner in owners}
+
+    first = files(("parent", parent), ("replica-0", replica))
+    keeper.commit({}, first)
+    second = files(("parent", parent))
+    assert second["parent"] == first["parent"]
+    keeper.commit({}, second)
+    del replica
+    assert watched() is None

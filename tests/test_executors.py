@@ -147,6 +147,10 @@ def test_why_replicas_are_not_stacked_is_said() -> None:
         sequential.train_replicas,
         "replicas one after another: they cannot be stacked, as they differ in length",
     )
+    assert choice(vary="subsample", values=[0.05, 0.8, 1.0]) == (
+        sequential.train_replicas,
+        "replicas one after another: they cannot be stacked, as their batches differ in size (20 and 50 images)",
+    )
     assert choice(executor="auto") == (
         sequential.train_replicas,
         "replicas one after another: stacking them is no faster on a CPU",

@@ -33,7 +33,7 @@ def command(ranks: int, *arguments: str) -> list[str]:
 def fit(ranks: int, *arguments: str, expect: int = 0) -> str:
     done = subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == expect, done.stderr[-3000:]
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -153,6 +153,26 @@ def test_two_ranks_a_replica_agree_with_one_process(tmp_path: Path) -> None:
     norm = sum(float(one[n].double().square().sum()) for n in one if one[n].is_floating_point())
     assert (distance / norm) ** 0.5 < 0.02
     assert {row["rank"] for row in rows(tmp_path / "2", "train")} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_team_stops_together_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """The signal goes to the second member alone; a finished run that is resumed says so and ends."""
+    arguments = [*NO_BATCHNORM, "--replicas.count", "1", "--epochs", "12"]
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    fit(2, *arguments, "--out", str(whole))
+    cut = [*arguments, "--out", str(out), "--resume"]
+    process = subprocess.Popen(command(2, *cut), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    victim = wait_for_training(process, out, 2)
+    assert victim is not None
+    os.kill(victim, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "stopped by SIGTERM; go on with" in errors.decode()
+    fit(2, *cut)
+    assert same(whole, out)
+    assert plain(whole) == plain(out)
+    assert "this run is done" in fit(2, *cut)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> tuple[
     schedule, underway = job.setup.method.learning_rate(stage), at.underway.get(replica.index)
 
     def pause(training: Training) -> None:
-        job.pause(lambda: replace(at, underway={**at.underway, replica.index: training.snapshot()}))
+        job.pause(lambda: replace(at, underway={**at.underway, replica.index: training.snapshot()}), training.done)
 
     for attempt in range(underway.attempt if underway else 0, ATTEMPTS):
         training = Training(job.setup, at.parent, stage, replica, schedule, attempt)

@@ -7,15 +7,19 @@ back as its last checkpoint, candidates' files and rows of metrics, so that the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch.distributed as dist
+
 from sparsekit import masks, places
 from sparsekit.api import Stage
 from sparsekit.checkpoint import OTHERS, Damaged, Keeper
 from sparsekit.errors import RunError
+from sparsekit.executors import vectorized
 from sparsekit.executors.sequential import ATTEMPTS
 from sparsekit.job import Executor, Job
 from sparsekit.places import Place
@@ -42,7 +46,13 @@ class Leader:
     def __call__(self, job: Job, stage: Stage, replicas: Sequence[Replica], at: Place) -> Place:
         team, number = job.setup.team, self.orders
         self.orders += 1
-        shares = [[r.index for r in replicas[i :: team.count]] for i in range(team.count)]
+        # stacked replicas round as their company does: who was together stays together
+        stacked = self.own is vectorized.train_replicas
+        places_of = [r.index if stacked else i for i, r in enumerate(replicas)]
+        shares = [
+            [r.index for r, place in zip(replicas, places_of, strict=True) if place % team.count == i]
+            for i in range(team.count)
+        ]
         manifest = job.order(at)
         order = {"manifest": manifest, "shares": shares, "mask": masks.digest(at.parent.masks)}
         self.ranks.tell(f"order/{number}", order)
@@ -83,6 +93,7 @@ def follow(job: Job, ranks: Ranks, own: Executor) -> None:
                 manifest = job.keep(own(job, stage, share, at))
         ranks.tell(f"over/{number}/{ranks.rank}", manifest)
         number += 1
+    ranks.over = True
 
 
 def assist(job: Job, stage: Stage, replicas: Sequence[Replica], at: Place) -> None:
@@ -95,7 +106,7 @@ def assist(job: Job, stage: Stage, replicas: Sequence[Replica], at: Place) -> No
             if underway and underway.attempt == attempt:
                 training.restore(underway)
             with job.signals.deferred():
-                well = _goes_well(training)
+                well = _goes_well(job, training)
             if setup.team.agree(well):
                 break
 
@@ -160,15 +171,23 @@ def _together(job: Job) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if job.setup.team.size == 1 or isinstance(error, RunError):
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        gone = isinstance(error, dist.DistError) or re.search("onnection|peer|ocket|imed out|gloo", text)
+        if job.setup.team.size == 1 or isinstance(error, RunError) or not gone:
             raise
         job.signals.stop()
-        raise RunError("a rank of this team is gone; go on with --resume") from error
+        raise RunError(f"a rank of this team is gone ({text}); go on with --resume") from error
 
 
-def _goes_well(training: Training) -> bool:
+def _goes_well(job: Job, training: Training) -> bool:
+    """Train beside the first member, and stop when it does."""
+
+    def pause(training: Training) -> None:
+        if job.asked(training.done):
+            job.signals.stop()
+
     try:
-        train(training, lambda now: None)
+        train(training, lambda now: None, pause)
     except Fault:
         return False
     return True

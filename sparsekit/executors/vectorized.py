@@ -21,7 +21,7 @@ from sparsekit.api import Stage
 from sparsekit.executors import sequential
 from sparsekit.job import Job
 from sparsekit.places import Place
-from sparsekit.replicas import Replica
+from sparsekit.replicas import Replica, fork
 from sparsekit.seeds import derive
 from sparsekit.setup import Setup
 from sparsekit.training import Fault, Training
@@ -105,6 +105,8 @@ class Lockstep:
                 tensor.data = {**self.weights, **self.buffers}[name][i]
         for weight in self.weights.values():
             weight.requires_grad_()
+        parameters = [dict(model.named_parameters()) for model in self.models]
+        self.rows = [(weight, [each[name] for each in parameters]) for name, weight in self.weights.items()]
         self.forward = vmap(partial(_forward, self.models[0]), randomness="different")
         if setup.config.compile:
             self.forward = torch.compile(self.forward)
@@ -124,11 +126,12 @@ class Lockstep:
             tensor.grad = None
         total = [step.objective(loss, each) for step, loss, each in zip(steps, losses, now, strict=True)]
         torch.stack(total).sum().backward()  # type: ignore[no-untyped-call]
+        for shared, parameters in self.rows:
+            if shared.grad is not None:
+                for gradient, parameter in zip(shared.grad.unbind(), parameters, strict=True):
+                    # a penalty's gradient came on its own way
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         for i, (training, step) in enumerate(zip(trainings, steps, strict=True)):
-            for name, parameter in training.model.named_parameters():
-                shared = self.weights[name].grad
-                if shared is not None:  # a penalty's gradient came on its own way
-                    parameter.grad = shared[i] if parameter.grad is None else parameter.grad + shared[i]
             step.update(now[i])
             training.after(losses[i].detach())
 
@@ -137,6 +140,8 @@ def obstacle(setup: Setup) -> str:
     """Why this setup's replicas cannot be trained in lockstep; empty where they can."""
     if setup.config.replicas.vary == "epochs":
         return "as they differ in length"
+    if len(batches := {_batch(setup, replica) for stage in setup.stages for replica in fork(setup.config, stage)}) > 1:
+        return f"as their batches differ in size ({min(batches)} and {max(batches)} images)"
     lockstep = Lockstep(setup, 2)
     for model in lockstep.models:
         model.train()
@@ -151,6 +156,12 @@ def obstacle(setup: Setup) -> str:
     finally:
         torch.set_rng_state(state)
     return ""
+
+
+def _batch(setup: Setup, replica: Replica) -> int:
+    """Images a batch: a subset may hold fewer than a batch is to have."""
+    images = max(round(replica.subsample * setup.data.train_size), setup.data.num_classes)
+    return min(setup.data.batch_size, images if replica.subsample < 1.0 else setup.data.train_size)
 
 
 def _forward(model: nn.Module, weights: Tensors, buffers: Tensors, images: Tensor) -> Tensor:
