@@ -7,6 +7,8 @@ one after another, and a figure is the median of the ratios of neighbours, with 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -108,6 +110,8 @@ def peak_bytes() -> int:
 
 def extra_bytes(work: Callable[[], object]) -> int:
     """How much more memory the process held at most during `work` than before it; fair in a fresh process only."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or `work` would get what was freed before, and seem to need nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS:")
     result = work()

@@ -80,7 +80,7 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
 def _mean(used: Sequence[tuple[Candidate, float]], name: str) -> Tensor:
     first = used[0][0].read(name)
     if not first.is_floating_point() or len(used) == 1:
-        return first
+        return first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
     total = first.double() * used[0][1]
     for candidate, weight in used[1:]:
         total += candidate.read(name).double() * weight

@@ -89,3 +89,11 @@ def test_a_page_keeps_the_figures_of_what_was_not_run_again(tmp_path: Path) -> N
     assert text.count(run.UNMEASURED) == len(run.ALL) - 2
     assert text.index("first") < text.index("second")
     assert text.count("# Benchmarks") == 1
+
+
+@pytest.mark.slow
+def test_an_average_of_ten_needs_no_more_memory_than_one_of_two(tmp_path: Path) -> None:
+    load("merging").candidates(tmp_path, 10)
+    extra = [measure.child("merging.py", "--child", str(tmp_path), n, "streamed")["extra"] for n in ("2", "10")]
+    assert extra[0] < 2.5  # the average itself is 1
+    assert extra[1] <= 1.15 * extra[0]
