@@ -321,7 +321,7 @@ PLAN = rows(
     ("--config os_top.yaml", "unknown option --class_path|(in os_top.yaml)", "--config good.yaml"),
     ("--config os_tag.yaml", "--config os_tag.yaml, line 1|os.system|tags are not read", "--config good.yaml"),
     ("--config os_other.yaml", "unknown option --data.class_path", "--config good.yaml"),
-    ('--model {"class_path":"os.system"}', "--model|os.system", '--model {"pretrained":false}'),
+    ('--model {"class_path":"os.system"}', "unknown option --model.class_path", '--model {"pretrained":false}'),
     ("--model.class_path os.system", "unknown option --model.class_path", "--model.name x"),
     ("--method.class_path os.system", "--method 'os.system'|plugins list", "--method imp"),
     # whose option, and where
