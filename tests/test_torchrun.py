@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ VIT = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads":
 # no BatchNorm, which normalises by what a rank sees
 MODEL = ["--model.name", "vit_tiny_patch16_224", "--model.kwargs", json.dumps(VIT), "--optimizer.name", "adamw"]
 NO_BATCHNORM = [*ARGUMENTS[:-2], *MODEL, "--optimizer.lr", "0.002"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As torchrun gives its ranks: another number of threads makes other bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 def command(ranks: int, *arguments: str) -> list[str]:
