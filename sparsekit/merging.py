@@ -74,17 +74,27 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
             f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1"
         )
     used = [(c, weight) for c, weight in zip(candidates, coefficients, strict=True) if weight]
-    return {name: _mean(used, name) for name in names}
+    scratch = torch.empty(2, 0, dtype=torch.float64)
+    averaged = {}
+    for name in names:
+        first = used[0][0].read(name)
+        if not first.is_floating_point() or len(used) == 1:
+            averaged[name] = first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
+            continue
+        if scratch.shape[1] < first.numel():
+            scratch = torch.empty(2, first.numel(), dtype=torch.float64)
+        averaged[name] = _mean(used, name, scratch[:, : first.numel()].view(2, *first.shape)).to(first.dtype, copy=True)
+    return averaged
 
 
-def _mean(used: Sequence[tuple[Candidate, float]], name: str) -> Tensor:
-    first = used[0][0].read(name)
-    if not first.is_floating_point() or len(used) == 1:
-        return first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
-    total = first.double() * used[0][1]
-    for candidate, weight in used[1:]:
-        total += candidate.read(name).double() * weight
-    return total.to(first.dtype)
+def _mean(used: Sequence[tuple[Candidate, float]], name: str, scratch: Tensor) -> Tensor:
+    # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
+    # heap, and memory would grow with the number of candidates.
+    total, addend = scratch
+    total.zero_()
+    for candidate, weight in used:
+        total += addend.copy_(candidate.read(name)).mul_(weight)
+    return total
 
 
 def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stage: Stage) -> tuple[State, Soup]:

@@ -96,7 +96,7 @@ OUTSIDE = [
     ("sparsekit.checkpoint.states.save", 4),  # a checkpoint's
     ("sparsekit.checkpoint.write_whole", 3),  # a manifest
     ("sparsekit.checkpoint.Keeper._sweep", 2),
-    ("sparsekit.fit.models.save", 0),
+    ("sparsekit.closing.models.save", 0),
     ("sparsekit.fit.rundir.write_json", 1),  # the summary
 ]
 
