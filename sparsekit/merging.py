@@ -90,8 +90,7 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
 def _mean(used: Sequence[tuple[Candidate, float]], name: str, scratch: Tensor) -> Tensor:
     # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
     # heap, and memory would grow with the number of candidates.
-    total, addend = scratch
-    total.zero_()
+    total, addend = scratch[0].zero_(), scratch[1]
     for candidate, weight in used:
         total += addend.copy_(candidate.read(name)).mul_(weight)
     return total

@@ -34,7 +34,21 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
     except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
         given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
         raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error
+    return _fused(optimizer)
+
+
+def _fused(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with torch's one-pass step on the CPU, which takes a half to a fourth of the time."""
+    for group in optimizer.param_groups:
+        chosen = any(group.get(key) for key in ("fused", "foreach", "differentiable"))
+        if "fused" in group and not chosen and all(p.device.type == "cpu" for p in group["params"]):
+            group["fused"] = True
     return optimizer
+
+
+def laid_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the memory order of another of its shape: fused steps take gradients and state to be in that."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def names_of(optimizer: Optimizer, model: nn.Module, extra: Tensors) -> dict[int, str]:
@@ -58,13 +72,17 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
     """The reverse of `export`, into a fresh optimizer of the same parameters."""
     state = optimizer.state_dict()
     places = {name: place for place, name in names.items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in flat.items():
         parameter, _, key = name.rpartition("/")
         value = tensor.item() if tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.float64) else tensor.clone()
         if parameter == _GROUP:
             state["param_groups"][int(key)]["step"] = value
         else:
-            state["state"].setdefault(places[parameter], {})[key] = value
+            place = places[parameter]
+            if isinstance(value, Tensor) and value.shape == parameters[place].shape:
+                value = laid_as(parameters[place], value)
+            state["state"].setdefault(place, {})[key] = value
     optimizer.load_state_dict(state)
 
 

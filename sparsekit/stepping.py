@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsekit import states
+from sparsekit import optimizers, states
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
 from sparsekit.setup import Setup
@@ -52,6 +52,7 @@ class MaskedStep:
         self.weights: Tensors = {n: p for n, p in model.named_parameters() if n in parent.masks}
         # masks in the weights' type and memory order, or the fused multiplication is slow
         self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
+        self.masked = list(self.weights.values()), list(self.masks.values())
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.dense = states.keeps_dense(setup.method)
         self.penalised = type(setup.method).penalty is not PruningMethod.penalty
@@ -107,7 +108,7 @@ class MaskedStep:
         """Let the method change the gradients."""
         given = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
         for name, grad in self.setup.method.gradients(now, given).items():
-            self.weights[name].grad = grad
+            self.weights[name].grad = optimizers.laid_as(self.weights[name], grad)
 
     def _mask_gradients(self) -> None:
         """No gradient, and so no momentum, for what is pruned."""
@@ -117,4 +118,4 @@ class MaskedStep:
     @torch.no_grad()
     def _mask_weights(self) -> None:
         """Some optimizers move weights that have no gradient."""
-        torch._foreach_mul_(list(self.weights.values()), list(self.masks.values()))
+        torch._foreach_mul_(*self.masked)

@@ -234,3 +234,36 @@ def test_momentum_would_revive_pruned_weights_without_the_masks() -> None:
         F.cross_entropy(setup.model(images), labels).backward()
         sgd.step()
     assert not masked_are_zero(dict(setup.model.named_parameters()), parent.masks)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_the_fused_step_is_the_plain_one_in_any_memory_order(name: str) -> None:
+    """torch's fused kernels read gradients and state as they lie in memory, and are silently wrong on another order."""
+
+    def trained(**kwargs: object) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+        model = model.to(memory_format=torch.channels_last)
+        images = torch.randn(6, 1, 8, 8)
+        for _ in range(3):  # each time a new optimizer, which gets its state from a file in plain order
+            built = optimizers.build(OptimizerConfig(name, kwargs=kwargs), model, {}, 0.01, 1e-2)
+            names = optimizers.names_of(built, model, {})
+            if kept:
+                optimizers.restore(built, names, kept.pop())
+            F.cross_entropy(model(images), torch.arange(6) % 5).backward()
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.grad = optimizers.laid_as(parameter, parameter.grad.contiguous())
+            built.step()
+            used.append(bool(built.param_groups[0]["fused"]))
+            kept.append(optimizers.export(built, names))
+        return [p.detach().clone() for p in model.parameters()]
+
+    results, flags = [], []
+    for kwargs in ({}, {"foreach": True}):
+        kept: list[dict[str, Tensor]] = []
+        used: list[bool] = []
+        results.append(trained(**kwargs))
+        flags.append(all(used))
+    assert flags == [True, False]
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
