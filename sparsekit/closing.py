@@ -104,14 +104,18 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
 
 
 def merges(out: Path) -> dict[str, Any]:
-    """How many merges of at least two candidates there were, and how many the soup lost, as metrics.jsonl has them."""
+    """How many merges of at least two candidates there were, how many the soup lost, and what the last candidates'
+    ensemble would do, as metrics.jsonl has them.
+    """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if '"merge"' in line]
     judged = [row for row in rows if "soup.lost" in row]
     if not judged:
         return {}
     lost = sum(row["soup.lost"] for row in judged)
-    return {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
+    values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
+    together = judged[-1].get("ensemble.test_accuracy")
+    return values | ({} if together is None else {"candidates.ensemble_accuracy": together})
 
 
 def write_report(out: Path, display: Display) -> Path | None:

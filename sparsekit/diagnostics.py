@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekit.api import Score
+from sparsekit.data import Split
 from sparsekit.evaluation import logits
 from sparsekit.merging import FileCandidate, read
 from sparsekit.setup import Setup
@@ -43,6 +44,7 @@ def of_merge(
         `candidates.loss` (a list), `candidates.mean_accuracy`, `.best_accuracy`, `.mean_loss`, `.best_loss`: held out.
         `soup.lost`: whether the soup's accuracy lies more than `soup.margin` below the best candidate's.
         `ensemble.accuracy`, `ensemble.loss`: held out, of the candidates' mean probabilities.
+        `ensemble.test_accuracy`, `ensemble.test_loss`: the same on the test split, at the last merge alone.
         `distance.min`, `.mean`, `.max` of pairs: L2, over all parameters.
         `angle.min`, `.mean`, `.max`: between the weights of pairs, in degrees.
         `turn.min`, `.mean`, `.max`: between their changes since the parent, in degrees.
@@ -64,8 +66,11 @@ def of_merge(
     }
     if setup.config.evaluation.diagnostics:
         names = [name for name, _ in setup.model.named_parameters()]
-        together = ensemble(setup, merged, candidates)
+        together = ensemble(setup, merged, candidates, "held_out")
         row |= {"ensemble.accuracy": together.accuracy, "ensemble.loss": together.loss}
+        if all(candidate.tested for candidate in candidates):
+            together = ensemble(setup, merged, candidates, "test")
+            row |= {"ensemble.test_accuracy": together.accuracy, "ensemble.test_loss": together.loss}
         row |= geometry(candidates, parent, names)
     return row
 
@@ -76,16 +81,16 @@ def has_lost(soup: float, candidates: Sequence[float], margin: float) -> bool:
 
 
 @torch.no_grad()
-def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate]) -> Score:
-    """Held-out score of the mean of the candidates' probabilities; each is loaded once, one after another."""
+def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], split: Split) -> Score:
+    """Score of the mean of the candidates' probabilities; each is loaded once, one after another."""
     total: Tensor | None = None
     for candidate in candidates:
         setup.install(like.renamed(read(candidate)))
-        p = torch.cat([_probabilities(setup, images) for images, _ in setup.data.evaluation_batches("held_out")])
+        p = torch.cat([_probabilities(setup, images) for images, _ in setup.data.evaluation_batches(split)])
         total = p if total is None else total.add_(p)
     assert total is not None
     mean = total / len(candidates)
-    labels = torch.cat([labels for _, labels in setup.data.evaluation_batches("held_out")])
+    labels = torch.cat([labels for _, labels in setup.data.evaluation_batches(split)])
     loss = float(F.nll_loss(mean.log(), labels))
     hits = int((mean.argmax(1) == labels).sum())
     return Score(hits / len(labels), loss if math.isfinite(loss) else math.inf)

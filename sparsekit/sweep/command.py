@@ -45,20 +45,37 @@ def main(arguments: Sequence[str]) -> int:
         description="Run a W&B sweep file on this machine: a grid or a random search of `sparsekit fit`.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="SWEEP.yaml", help="a sweep file as W&B takes it; program and command may miss")
+    parser.add_argument(
+        "files", metavar="SWEEP.yaml", nargs="+", help="sweep files as W&B takes them; program and command may miss"
+    )
     parser.add_argument("--count", type=_count, metavar="N", help="run the first N cells only; random needs it")
     parser.add_argument("--jobs", type=_count, default=1, metavar="J", help="runs at a time, which share the cores")
-    parser.add_argument("--out", metavar="DIR", help="where the runs go, and went before (default: runs/NAME of file)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where the runs go, and went before (default: runs/NAME of file); DIR/NAME of many"
+    )
     given = parser.parse_args(list(arguments))
-    path = Path(given.file)
+    paths = [Path(file) for file in given.files]
+    if len({path.stem for path in paths}) < len(paths):
+        raise UserError(f"sweep: {', '.join(given.files)} would share directories; give files of different names")
+    read = [(path, *_read(path, given.count)) for path in paths]  # nothing starts where one of them is wrong
+    worst = 0
+    for path, sweep, cells, wrong in read:
+        base = Path(given.out) if given.out else None
+        out = Path("runs", path.stem) if base is None else base / path.stem if len(paths) > 1 else base
+        with rundir.locked(out):
+            worst = max(worst, Sweep(sweep, cells, out, given.jobs, wrong).run())
+        if worst > 128:  # a signal
+            break
+    return worst
+
+
+def _read(path: Path, count: int | None) -> tuple[spec.Spec, list[spec.Cell], dict[str, str]]:
     sweep = spec.read(path)
-    cells = sweep.cells(given.count)
+    cells = sweep.cells(count)
     wrong = _wrong(sweep, cells)
     if len(wrong) == len(cells):
         raise UserError(f"{next(iter(wrong.values()))} (in all runs of {path})")
-    out = Path(given.out) if given.out else Path("runs", path.stem)
-    with rundir.locked(out):
-        return Sweep(sweep, cells, out, given.jobs, wrong).run()
+    return sweep, cells, wrong
 
 
 class Sweep:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sparsekit.sweep import warm
 
 _POLL_SECONDS = 0.05
 _ONE_RUN = {"WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_NAME"}
@@ -33,7 +34,7 @@ class Task:
 
 
 class Pool:
-    """Runs tasks, `jobs` at a time, until all ended or `stop` was called.
+    """Runs tasks, `jobs` at a time, until all ended or `stop` was called; plain ones of ours in warm processes.
 
     Args:
         jobs: How many at a time.
@@ -50,7 +51,7 @@ class Pool:
         end: Callable[[Task, int], None],
     ) -> None:
         self._jobs, self._environment, self._begin, self._end = jobs, environment, begin, end
-        self._running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
+        self._running: dict[int, tuple[Task, warm.Running]] = {}
         self._signal: int | None = None
 
     def run(self, tasks: Sequence[Task]) -> None:
@@ -77,20 +78,23 @@ class Pool:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signum)
 
-    def _start(self, task: Task, slot: int) -> subprocess.Popen[bytes]:
+    def _start(self, task: Task, slot: int) -> warm.Running:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         # Each child is a W&B run of its own, even where a sweep agent started this process.
         mine = {key: value for key, value in os.environ.items() if key not in _ONE_RUN}
+        environment = {**mine, **self._environment, **devices(mine, slot)}
+        if warm.fits(task.arguments):
+            return warm.start(task.arguments, environment, task.log)
         with task.log.open("ab") as log:
             return subprocess.Popen(
                 task.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**mine, **self._environment, **devices(mine, slot)},
+                env=environment,
                 # Ctrl-C at a terminal reaches every process in front, and a child that gets it twice keeps nothing.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=warm.die_with_parent if sys.platform == "linux" else None,
             )
 
 
@@ -119,9 +123,3 @@ def last_word(log: Path, begin: int, code: int) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     told = [line.removeprefix("sparsekit: error: ") for line in lines if line.startswith("sparsekit: error: ")]
     return (told or lines[-1:] or [how])[-1] if code > 0 else how
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGTERM, which keeps a checkpoint, when the sweep's own process is killed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
