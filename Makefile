@@ -16,10 +16,10 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow faults fuzz bench lint types format clean
+.PHONY: help install fit test slow faults fuzz bench studies-digits studies-fashion lint types format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make .venv with sparsekit, its test tools and every package under plugins/, all editable
 
@@ -40,6 +40,12 @@ fuzz: $(STAMP) ## the property tests on thousands of new examples
 
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+studies-digits: $(STAMP) ## train the studies on digits (hours; they resume), and write docs/results/ from them
+	$(BIN)/python benchmarks/studies.py $(ARGS)
+
+studies-fashion: $(STAMP) ## the study on Fashion-MNIST (about an hour on two cores)
+	$(BIN)/python benchmarks/studies.py fashion $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

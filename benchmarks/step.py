@@ -3,10 +3,11 @@
     python benchmarks/step.py [--quick]
 
 The bare loop is the shortest that trains the same model: forward, loss, backward, optimizer step, a learning rate set
-at each step; no masks, no logging. The loop with `torch.nn.utils.prune` reads PIL images through a DataLoader of two
-workers, augments them as ours are (torchvision's RandomCrop and RandomHorizontalFlip), and prunes with torch's hooks;
-Lightning's `ModelPruning` does that inside its Trainer. Steps are measured twice, by the clock and in processor time,
-which says the same on an idle machine and more on a busy one.
+at each step; no masks, no logging; its optimizer steps as torch's default does, ours in torch's fused way. The loop
+with `torch.nn.utils.prune` reads PIL images through a DataLoader of two workers, augments them as ours are
+(torchvision's RandomCrop and RandomHorizontalFlip), and prunes with torch's hooks; Lightning's `ModelPruning` does that
+inside its Trainer. Steps are measured twice, by the clock and in processor time, which says the same on an idle machine
+and more on a busy one.
 """
 
 from __future__ import annotations

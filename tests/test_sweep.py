@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sparsekit import cli
-from sparsekit.sweep import pool, spec
+from sparsekit.sweep import command, pool, spec
 
 Capture = pytest.CaptureFixture[str]
 SWEEP = "parameters:\n  method: {values: [gmp, imp]}\n  seed: {values: [0, 1]}\n"
@@ -262,6 +262,44 @@ def _locked(lock: Path) -> bool:
         except OSError:
             return True
     return False
+
+
+@pytest.mark.slow
+def test_a_run_of_a_sweep_is_the_command_bit_for_bit(tmp_path: Path) -> None:
+    """Runs are forked from a process that did the imports; here against a process of its own."""
+    (tmp_path / "s.yaml").write_text(
+        "method: grid\nparameters:\n  seed: {values: [0, 1]}\n  epochs: {value: 3}\n  wandb.mode: {value: offline}\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ours = [sys.executable, "-m", "sparsekit"]
+    subprocess.run([*ours, "sweep", "s.yaml", "--out", "swept"], cwd=tmp_path, env=environment, check=True)
+    alone = [*ours, "fit", "--seed", "1", "--epochs", "3", "--wandb.mode", "offline", "--out", "alone"]
+    subprocess.run(alone, cwd=tmp_path, env=environment, check=True)
+    swept, single = tmp_path / "swept" / "seed=1", tmp_path / "alone"
+    for file in ("model/model.safetensors", "masks.safetensors", "metrics.jsonl"):
+        assert (swept / file).read_bytes() == (single / file).read_bytes()
+    assert sorted(path.name for path in swept.iterdir()) == sorted(path.name for path in single.iterdir())
+    assert len(list(swept.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    log = (tmp_path / "swept" / "logs" / "seed=1.log").read_text()
+    assert "gmp + uniform   done" in log
+
+
+def test_several_files_run_in_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, int]] = []
+    monkeypatch.setattr(command.Sweep, "run", lambda self: ran.append((str(self._out), len(self._cells))) or 0)
+    for name, seeds in (("a", "[0, 1]"), ("b", "[0, 1, 2]")):
+        (tmp_path / f"{name}.yaml").write_text(f"parameters: {{seed: {{values: {seeds}}}}}\nmethod: grid\n")
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    assert cli.main(["sweep", *files, "--out", str(tmp_path / "o")]) == 0
+    assert ran == [(str(tmp_path / "o" / "a"), 2), (str(tmp_path / "o" / "b"), 3)]
+
+
+def test_files_of_one_name_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "x").mkdir()
+    for path in (tmp_path / "a.yaml", tmp_path / "x" / "a.yaml"):
+        path.write_text("parameters: {seed: {values: [0]}}\nmethod: grid\n")
+    assert cli.main(["sweep", str(tmp_path / "a.yaml"), str(tmp_path / "x" / "a.yaml")]) == 2
+    assert "would share directories; give files of different names" in capsys.readouterr().err
 
 
 def test_help_names_the_options(capsys: Capture) -> None:

@@ -1,0 +1,74 @@
+"""Plots of the studies: SVG that is the same for the same numbers, readable on light and on dark pages."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+GREY = "#808080"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sparsekit",
+    "font.size": 9.0,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+
+
+def error(values: Sequence[float]) -> float:
+    """Standard error of a mean; 0 of a single value."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
+    """A row a group: its runs as dots, mean and standard error as a bar; values are fractions, shown in per cent."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 0.6 + 0.26 * len(found)))
+        axes = figure.subplots()
+        for place, (_, values) in enumerate(found):
+            points = 100 * np.asarray(values)
+            axes.plot(points, np.full(len(points), place), ".", color=GREY, alpha=0.5, markersize=4)
+            axes.errorbar(
+                points.mean(), place, xerr=error(points), fmt="o", color=COLOURS[0], capsize=3, markersize=4.5
+            )
+        axes.set_yticks(range(len(found)), [name for name, _ in found])
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+        return svg(figure)
+
+
+def lines(x: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], across: str, up: str) -> str:
+    """Means with standard errors along x."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.5, 2.8))
+        axes = figure.subplots()
+        for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
+            middle, spread = [float(np.mean(v)) for v in values], [error(v) for v in values]
+            axes.errorbar(x, middle, yerr=spread, fmt="o-", color=colour, capsize=3, markersize=4.5, label=name)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+        if len(curves) > 1:
+            axes.legend()
+        return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as text."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

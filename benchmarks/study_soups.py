@@ -1,0 +1,113 @@
+"""The page of a study of soups: merges, replicas and forks beside one model of as much compute, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from study_plots import bars
+from study_tables import Arm, Row, against, differences, mean, p_value, select, table, told
+
+Page = tuple[str, dict[str, str]]
+"""Markdown, and SVG by file name."""
+Rows = Mapping[str, Sequence[Row]]
+
+ACCURACY = "test.accuracy"
+LAST = {0.0: "from the start", 0.5: "half-way", 0.7: "in the last segment"}
+READ = (
+    "Points of test accuracy, mean ± standard error over the seeds; differences are paired by seed, with a two-sided "
+    "t-test; **bold** is p < 0.05, not corrected for the number of tests in the table. *Mean candidate* is the mean of "
+    "the last merge's replicas, *ensemble* the mean of their probabilities (m forward passes an image); the best "
+    "candidate is chosen with the test images themselves, so no one could have chosen it.\n"
+)
+
+
+def count(rows: Sequence[Row]) -> str:
+    """How many seeds."""
+    return str(len({row["seed"] for row in rows}))
+
+
+def images(rows: Sequence[Row]) -> str:
+    """Training images that all replicas saw together."""
+    return f"{rows[0]['images.total']:,}" if rows else "–"
+
+
+def soups(name: str, every: Rows) -> Page:
+    """Merges, replicas and forks, beside one model of as much compute."""
+    rows, plots = every[name], {}
+    method = str(rows[0]["method"]).upper()
+    data = "Fashion-MNIST" if name == "fashion" else "digits"
+    text = [f"# Soups at every pruning step: {method} on {data}\n", READ]
+    for sparsity in sorted({row["sparsity"] for row in rows if "sparsity" in row}):
+        at = select(rows, sparsity=sparsity)
+        arms, single = soup_arms(at), Arm("one model", select(at, part="1-single"))
+        body = []
+        for arm in (single, *arms):
+            ours, several = arm.values(ACCURACY), arm.rows[0].get("candidates.count", 1)
+            longer = Arm("", select(at, part="3-longer", epochs=several * base(at))).values(ACCURACY)
+            body.append(
+                [
+                    arm.name,
+                    images(arm.rows),
+                    count(arm.rows),
+                    mean(list(ours.values())),
+                    "" if arm is single else against(ours, single.values(ACCURACY)),
+                    against(ours, longer) if several > 1 else "",
+                    *(
+                        against(ours, arm.values(f"candidates.{key}_accuracy")) if several > 1 else ""
+                        for key in ("mean", "ensemble", "best")
+                    ),
+                ]
+            )
+        names = ("one model", "one m times as long", "mean candidate", "ensemble", "best candidate")
+        columns = ["what", "training images", "seeds", "accuracy", *(f"− {other}" for other in names)]
+        text += [f"## {100 * sparsity:g} % sparse\n", table(columns, body), verdict(single, arms)]
+        plot = f"{100 * sparsity:g}"
+        plots[plot] = bars([(a.name, list(a.values(ACCURACY).values())) for a in (single, *arms)], "test accuracy, %")
+        text.append(f"![Accuracy of every arm at {100 * sparsity:g} %]({name}-{plot}.svg)\n")
+    return "\n".join(text), plots
+
+
+def soup_arms(at: Sequence[Row]) -> list[Arm]:
+    """Baselines of more compute, then the soups, those that have runs."""
+    arms = [Arm(f"one model, {t} times as long", select(at, part="3-longer", epochs=t * base(at))) for t in (3, 5)]
+    for times, part in ((3, "4-batch3"), (5, "5-batch5")):
+        arms.append(Arm(f"one model, {times} times the batch, as many steps", select(at, part=part)))
+    for merge in ("uniform", "greedy"):
+        for replicas in (3, 5):
+            for start in sorted({row["replicas.start"] for row in at if "replicas.start" in row}):
+                found = select(at, part="2-soups", merge=merge, replicas__count=replicas, replicas__start=start)
+                arms.append(Arm(f"{merge} soup of {replicas}, forked {LAST.get(start, f'at {start:g}')}", found))
+    return [arm for arm in arms if arm.rows]
+
+
+def base(at: Sequence[Row]) -> int:
+    """Epochs of the study's plain run."""
+    longer = [row["epochs"] for row in at if row.get("part") == "3-longer"]
+    return min(longer) // 3 if longer else 0
+
+
+def verdict(single: Arm, arms: Sequence[Arm]) -> str:
+    """What the table says of the soup of three, in words."""
+    lines = []
+    longer = next((arm for arm in arms if "3 times as long" in arm.name), None)
+    for arm in arms:
+        if not arm.name.startswith("uniform soup of 3"):
+            continue
+        ours = arm.values(ACCURACY)
+        parts = [won("the one model", ours, single.values(ACCURACY))]
+        parts.append(won("its mean candidate", ours, arm.values("candidates.mean_accuracy")))
+        if longer:
+            parts.append(won("the model trained three times as long", ours, longer.values(ACCURACY)))
+        lines.append(f"- The {arm.name}: " + "; ".join(parts) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def won(whom: str, ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Who was better, and whether the seeds are enough to say so."""
+    found = differences(ours, theirs)
+    if not found:
+        return f"no runs to compare with {whom}"
+    average, p = 100 * sum(found) / len(found), p_value(found)
+    if p is None or p >= 0.05:
+        return f"not told apart from {whom} ({average:+.2f}" + (f", p {told(p)})" if p is not None else ")")
+    return f"{'better' if average > 0 else 'worse'} than {whom} ({average:+.2f}, p {told(p)})"
