@@ -9,7 +9,7 @@ from typing import Any
 from sparsekit import cost, masks, models, rundir, states, suite
 from sparsekit._types import Tensors
 from sparsekit.display import Display
-from sparsekit.evaluating import EvaluateConfig, header
+from sparsekit.evaluate_options import EvaluateConfig
 from sparsekit.replicas import fork
 from sparsekit.scheduler import Result
 from sparsekit.setup import Setup
@@ -80,7 +80,7 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     options = EvaluateConfig(config.data, config.evaluation.corruptions, seed=config.seed)
     bench = suite.Bench(setup.model, data.normalise, setup.autocast(), data.num_classes)
     found = suite.measured(bench, data, options)
-    about = header("model", config.data, data.test_size, data.num_classes, config.seed)
+    about = suite.header("model", config.data, data.test_size, data.num_classes, config.seed)
     about["data"]["image_size"] = data.image_size
     rundir.write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}

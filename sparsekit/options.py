@@ -20,12 +20,12 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from sparsekit import agentargs, configfile, contract
+from sparsekit import agentargs, configfile, yamlforms
 from sparsekit.checking import check
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError
 from sparsekit.explaining import Given, explain, misplaced, unknown
-from sparsekit.registry import GROUPS, Kind, discover, find, name_of
+from sparsekit.registry import GROUPS, Kind, discover, name_of
 from sparsekit.signatures import options_of
 
 DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
@@ -83,8 +83,8 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
 
 def bare(prog: str, description: str) -> OptionParser:
     """A parser without options."""
-    set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
-    set_dumper(_MODE, _dump)
+    set_loader(_MODE, yamlforms.load, exceptions=(yaml.YAMLError,))
+    set_dumper(_MODE, yamlforms.dump)
     packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
     return OptionParser(
@@ -202,13 +202,17 @@ def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
             elif flag == f"--{kind}" and value:
                 name = name_of(kind, value)
                 # another class than before must not inherit options that happen to have the same names
-                spec = {"class_path": _class_path(kind, name)} if name == base else _spec(kind, name, {})
+                spec = (
+                    {"class_path": yamlforms.class_path(kind, name)}
+                    if name == base
+                    else yamlforms.spec_of(kind, name, {})
+                )
                 chosen = f"{flag}={json.dumps(spec)}"
             else:
                 kept.append(flag + equals + value)
         kept[place:place] = [chosen] if chosen else []
         rest = kept
-        given.plugins[kind] = (name, _own_options(kind, name))
+        given.plugins[kind] = (name, yamlforms.own_options(kind, name))
     return rest
 
 
@@ -239,64 +243,3 @@ def _check_file(given: Given, data: dict[str, Any]) -> None:
         for key in values:
             if key not in known or not isinstance(key, str):
                 raise UserError(unknown(given, f"--{item.name}.{key}"))
-
-
-def _own_options(kind: Kind, name: str) -> list[str]:
-    """The options of a plugin; none where its name is no plugin's, which is told where it is used."""
-    plugins = discover().of(kind).get(name, ())
-    return list(options_of(plugins[0])) if len(plugins) == 1 else []
-
-
-def _class_path(kind: Kind, name: str) -> str:
-    if re.fullmatch(r"[\w-]+", name):
-        plugin = find(kind, name)
-        contract.load(plugin)  # here, where a failure can be told with its distribution
-        return plugin.class_path
-    return name
-
-
-def _spec(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A class and all its options, those in `own` and the defaults of the rest."""
-    name = name_of(kind, name)
-    if not re.fullmatch(r"[\w-]+", name):
-        return {"class_path": name, "init_args": own}
-    plugin = find(kind, name)
-    return {"class_path": plugin.class_path, "init_args": contract.defaults(contract.load(plugin)) | own}
-
-
-def _load(text: str) -> Any:
-    """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
-    data = configfile.parse(text)
-    if _is_config(data):
-        data = agentargs.nested(data)
-    if _is_config(data) and isinstance(data.get("distill"), str):
-        data["distill"] = {"model": data["distill"]}
-    for kind in GROUPS if _is_config(data) else ():
-        spec = data.get(kind)
-        if kind in data and spec is None:  # `method:` and nothing after it
-            del data[kind]
-        if isinstance(spec, str):
-            spec = {"name": spec}
-        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-            own = {key: value for key, value in spec.items() if key != "name"}
-            data[kind] = _spec(kind, spec["name"], own)
-        elif isinstance(spec, dict) and isinstance(spec.get("class_path"), str):
-            own = spec.get("init_args", {})
-            data[kind] = _spec(kind, spec["class_path"], own) if isinstance(own, dict) else spec
-    return data
-
-
-def _is_config(data: Any) -> bool:
-    """Whether YAML holds options of ours; mappings for timm, whose keys may bear any name, pass through here too."""
-    if not isinstance(data, dict):
-        return False
-    others = {str(key).partition(".")[0] for key in data} - {*GROUPS, "_wandb"}
-    return not others or bool(others & {item.name for item in fields(FitConfig)})
-
-
-def _dump(data: Any) -> str:
-    for kind in GROUPS if isinstance(data, dict) else ():
-        spec = data.get(kind)
-        if isinstance(spec, dict) and "class_path" in spec:
-            data[kind] = {"name": name_of(kind, spec["class_path"]), **spec.get("init_args", {})}
-    return str(yaml.safe_dump(data, sort_keys=False))

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit import evaluation, setup
+from sparsekit._version import __version__
+from sparsekit.config import DataConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.data.published import SEVERITIES, Published
 from sparsekit.errors import UserError
-from sparsekit.evaluating import EvaluateConfig, header
+from sparsekit.evaluate_options import EvaluateConfig
 from sparsekit.metrics import Metrics
 from sparsekit.subjects import Subject, find
 
@@ -158,3 +160,9 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
             f"({(str(error) or '?').splitlines()[0]}); set --data.image_size"
         ) from error
     return bench
+
+
+def header(model: str, data: DataConfig, images: int, classes: int, seed: int) -> dict[str, Any]:
+    """What an evaluation says of itself."""
+    about = {"name": data.name, "images": images, "classes": classes, "image_size": data.image_size}
+    return {"format": 1, "version": __version__, "model": model, "data": about, "seed": seed}

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,8 +78,6 @@ def die_with_parent() -> None:
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    from sparsekit.cli import main
-
     os.setsid()  # Ctrl-C at a terminal reaches every process in front, and one that gets it twice keeps nothing
     die_with_parent()  # the process that forks it goes with the sweep's own
     with open(log, "ab") as file:
@@ -87,4 +86,4 @@ def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["sparsekit", *arguments]
-    sys.exit(main(arguments))
+    runpy.run_module("sparsekit", run_name="__main__")
