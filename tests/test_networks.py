@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from test_data import binary, write
 from tiny import assert_equal, rows, tiny_config, tiny_setup
 from torch import Tensor
 
@@ -300,3 +303,36 @@ def test_resnet20_is_exported_to_onnx_and_answers_the_same(tmp_path: Path) -> No
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(logits), model(images), rtol=1e-3, atol=1e-4)
+
+
+def coloured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Records as CIFAR-10 has them, [N, 3072], and labels: each class a colour of its own, under noise."""
+    chance = np.random.default_rng(seed)
+    labels = np.arange(count) % 10
+    palette = np.random.default_rng(0).integers(40, 216, (10, 3, 1))
+    images = palette[labels] + chance.normal(0, 40, (count, 3, 1024))
+    return images.clip(0, 255).astype(np.uint8).reshape(count, 3072), labels.astype(np.uint8)
+
+
+@pytest.mark.slow
+def test_the_config_of_resnet20_learns_from_files_in_cifars_own_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        write(tmp_path / "data" / "cifar-10-batches-bin" / f"{name}.bin", binary(*coloured(50, number + 1)))
+    config = Path(__file__).parents[1] / "configs" / "cifar10_resnet20_gmp90_soup3.yaml"
+    shorter = ["--epochs", "6", "--data.batch_size", "25", "--data.root", str(tmp_path / "data")]
+    out, quiet = tmp_path / "run", ["--wandb.mode", "disabled", "--device", "cpu"]
+    assert cli.main(["fit", "--config", str(config), *shorter, *quiet, "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["test.accuracy"] > 0.5  # 0.1 by chance
+    assert summary["parameters"] == 269_722
+    prunable = 268_336
+    masks = load_file(out / "masks.safetensors")
+    assert sum(int((~mask).sum()) for mask in masks.values()) == round(0.9 * prunable)
+    stem, layers = 9 * 3 * 16 * 32**2, 9 * 16 * 16 * 32**2  # multiplications; a convolution of any stage has as many
+    assert summary["flops.dense"] == 2 * (stem + (6 + 5.5 + 5.5) * layers + 64 * 10)
+    assert [row["replicas"] for row in rows(out, "segment")][-1] == 3
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(out)]) == 0
+    assert f"{100 * summary['test.accuracy']:.2f} %" in capsys.readouterr().out
