@@ -44,7 +44,8 @@ class ModelConfig:
     """The timm model.
 
     Args:
-        name: A timm model name. By default a small ResNet for small images: `resnet18` with the keyword arguments
+        name: A timm model name; sparsekit adds `cifar_resnet20`, `cifar_resnet56`, `cifar_resnet18` and
+            `cifar_wrn28_10`. By default a small ResNet for small images: `resnet18` with the keyword arguments
             `layers: [1, 1, 1, 1]`, `channels: [16, 32, 60, 104]`.
         pretrained: Start from timm's pretrained weights, or, with `--model.name local-dir:DIR`, from those in DIR.
         init: Start from a trained model: a run directory, a directory that timm saved, or a file of its weights. Its

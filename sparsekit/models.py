@@ -11,6 +11,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from sparsekit import networks  # noqa: F401  (its models are timm's from here on)
 from sparsekit.config import ModelConfig
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.sources import Source, fill, open_source

@@ -84,7 +84,9 @@ def sizes(source: Source, config: ModelConfig, data: Data | None) -> tuple[int, 
     found: list[int] = []
     of_data = (data.channels, data.num_classes) if data else (None, None)
     known = (source.channels, source.num_classes)
-    for option, default, mine, said in zip(("in_chans", "num_classes"), (3, 1000), of_data, known, strict=True):
+    about = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
+    timms = (3, about.num_classes if about else 1000)
+    for option, default, mine, said in zip(("in_chans", "num_classes"), timms, of_data, known, strict=True):
         value = config.kwargs.get(option, said)
         if mine is not None and value is not None and value != mine:
             raise UserError(
