@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow faults fuzz bench lint types format clean
+.PHONY: help install fit test slow faults fuzz bench docs lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ fuzz: $(STAMP) ## the property tests on thousands of new examples
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+docs: $(STAMP) ## the documentation site, into site/; look at it with python -m http.server -d site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,8 +55,8 @@ format: $(STAMP) ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove caches and built packages; .venv and runs/ stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove caches, built packages and the site; .venv and runs/ stay
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # All in one pip command, so that a plugin's dependency on sparsekit-soups is met by this checkout.
