@@ -65,9 +65,10 @@ def drawn(config: FitConfig) -> Drawn:
 
 
 def _rates(config: FitConfig, stage: Stage) -> Iterable[tuple[float, float, float]]:
-    """Twenty times n points, so that a warm-up has its corner; the last is just before the next segment."""
+    """So many points that a warm-up has its corner; the last is just before the next segment."""
     bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, inf)]
-    count = 20 * max(1, round(5 * stage.segment.epochs / stage.budget.epochs))
+    share = stage.segment.epochs / stage.budget.epochs
+    count = 40 * max(1, round(2 * share)) if bounds[0].restarts else 10 * max(1, round(10 * share))
     for i in range(count + 1):
         done = i / count
         low, high = sorted(round(config.optimizer.lr * schedule(done), 6) for schedule in bounds)
