@@ -1,8 +1,8 @@
 """Every block of code in the README, the documentation and the packages' READMEs does what it says.
 
 Fast tests hold the options of every training command against `sparsekit plan`, which takes the same ones, whether a
-block is marked or not. Slow tests run the blocks without a mark, page by page, in an empty folder with the project's
-`configs`, `plugins` and `benchmarks` and with the finished runs and models that pages speak of (`RUN`, `a.pt`, …).
+block is marked or not, and run pages that only plan. Slow tests run the blocks without a mark, page by page, in an empty
+folder with the project's `configs`, `plugins` and `benchmarks` and with the finished runs and models that pages speak of (`RUN`, `a.pt`, …).
 What trains is shortened by `shortened`.
 """
 
@@ -67,6 +67,7 @@ def test_there_are_blocks_of_every_kind() -> None:
     assert {block.language for block in BLOCKS} == documents.LANGUAGES
     assert {block.needs for block in BLOCKS} == {"", *documents.NEEDS}
     assert len([block for block in BLOCKS if block.language == "sh" and not block.needs]) >= 20
+    assert "def test_the_guide_does_what_it_says" in (ROOT / "tests" / "test_scaffold.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -208,15 +209,34 @@ def runnable(page: Path) -> list[Block]:
     return [b for b in documents.blocks(page) if not b.needs and b.language in ("sh", "console", "python", "yaml")]
 
 
+def quick(page: Path) -> bool:
+    """Whether nothing on the page trains or looks at a trained model."""
+    plans = re.compile(r"sparsekit (?:plan|plugins list|fit --\w+\.help)\b")
+    return all(b.language == "sh" and all(map(plans.match, b.commands)) for b in runnable(page))
+
+
+def run_page(page: Path, folder: Path, site: Path) -> None:
+    for block in runnable(page):
+        try:
+            run_block(block, folder, site)
+        except AssertionError as error:
+            raise AssertionError(f"{block}: {error}") from error
+
+
+PAGES = [page for page in documents.pages() if runnable(page)]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if quick(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_page_of_plans_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    run_page(page, tmp_path, tmp_path / "site")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", [p for p in documents.pages() if runnable(p)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [p for p in PAGES if not quick(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path, tmp_path: Path, finished: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     furnish(folder, finished)
-    for block in runnable(page):
-        try:
-            run_block(block, folder, tmp_path / "site")
-        except AssertionError as error:
-            raise AssertionError(f"{block}: {error}") from error
+    run_page(page, folder, tmp_path / "site")

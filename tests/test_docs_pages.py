@@ -18,7 +18,8 @@ import pytest
 import yaml
 from documents import ROOT
 
-from sparsekit import _version, cli, options, planning
+import sparsekit
+from sparsekit import _version, api, cli, options, planning, testing
 from sparsekit.registry import Kind, discover, find
 
 DOCS = ROOT / "docs"
@@ -159,6 +160,18 @@ def test_every_picture_is_shown_and_every_shown_one_is_there() -> None:
     }
     there = set((DOCS / "pictures").rglob("*.svg"))
     assert {path for path in shown if path.is_relative_to(DOCS / "pictures")} == there
+
+
+# --- the API --------------------------------------------------------------------------------------------
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text("utf-8")
+    classes = {re.sub(r".*\.", "", path) for path in re.findall(r"^::: (sparsekit\.(?:api|plans)\.\w+)$", page, re.M)}
+    assert classes == set(api.__all__)
+    assert classes <= set(sparsekit.__all__)
+    (members,) = re.findall(r"^::: sparsekit\.testing\n    options:\n      members: \[(.*)\]$", page, re.M)
+    assert set(members.split(", ")) == set(testing.__all__)
 
 
 # --- the site -------------------------------------------------------------------------------------------
