@@ -1,9 +1,9 @@
 """Every block of code in the README, the documentation and the packages' READMEs does what it says.
 
 Fast tests hold the options of every training command against `sparsekit plan`, which takes the same ones, whether a
-block is marked or not, and run pages that only plan. Slow tests run the blocks without a mark, page by page, in an empty
-folder with the project's `configs`, `plugins` and `benchmarks` and with the finished runs and models that pages speak of (`RUN`, `a.pt`, …).
-What trains is shortened by `shortened`.
+block is marked or not, and run pages that only plan. Slow tests run the blocks without a mark, page by page, in an
+empty folder with the project's `configs`, `plugins` and `benchmarks` and with the finished runs and models that pages
+speak of (`RUN`, `a.pt`, …). What trains is shortened by `shortened`.
 """
 
 from __future__ import annotations
