@@ -179,7 +179,10 @@ class Keeper:
         return int(number) if path.stem.startswith(self.prefix) and number.isdigit() else 0
 
     def _sweep(self) -> None:
-        """Remove old manifests of this keeper, and those of its files that no kept manifest of any keeper names."""
+        """Remove old manifests of this keeper, and those of its files that no kept manifest of any keeper names.
+
+        Hidden files stay until the run is done: safetensors writes under a hidden name first, another rank maybe now.
+        """
         old = sorted(self.manifests(), reverse=True)[KEEP:]
         kept = {path.name for path in self.folder.glob("*.json") if path not in old}
         for path in [self.folder / name for name in kept]:
@@ -188,7 +191,7 @@ class Keeper:
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
                 continue
         for path in self.folder.glob(f"{self.prefix}*"):
-            if path.name not in kept and (self.prefix or not path.name.startswith(OTHERS)):
+            if path.name not in kept and (self.prefix or not path.name.startswith((OTHERS, "."))):
                 path.unlink()
                 self._known.pop(path.name, None)
 

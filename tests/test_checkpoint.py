@@ -33,6 +33,14 @@ def test_the_last_two_are_kept_with_their_files(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
+    (tmp_path / ".tmpAbC123").touch()  # as safetensors calls a file before it is whole
+    keeper = filled(tmp_path, 3)
+    assert (tmp_path / ".tmpAbC123").exists()
+    keeper.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
     filled(tmp_path)
     keeper, said = Keeper(tmp_path), []
