@@ -48,6 +48,16 @@ def test_the_page_that_leads_to_them_is_up_to_date() -> None:
     assert (studies.RESULTS / "index.md").read_text("utf-8") == study_pages.index(EVERY)
 
 
+def test_the_readme_quotes_the_rows() -> None:
+    section = (
+        (studies.ROOT / "README.md").read_text("utf-8").partition("## Does averaging help?")[2].partition("\n## ")[0]
+    )
+    page = (studies.RESULTS / "digits-gmp.md").read_text("utf-8")
+    quoted = re.findall(r"\d+\.\d\d ± \d\.\d\d", section)
+    assert len(quoted) == 10
+    assert all(f"| {figure} |" in page for figure in quoted)
+
+
 def test_differences_are_paired_and_tested_as_scipy_does() -> None:
     ours, theirs = {1: 0.95, 2: 0.97, 3: 0.96, 9: 0.1}, {3: 0.94, 2: 0.96, 1: 0.91, 8: 0.9}
     found = study_tables.differences(ours, theirs)
