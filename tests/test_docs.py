@@ -50,7 +50,8 @@ def fit_options(command: str) -> list[str] | None:
     """The options of a training command, however it is started; None for other commands."""
     words = shlex.split(command, comments=True)
     if words[:1] == ["make"]:
-        planned = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        mine = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # `make test` sets them
+        planned = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, env=mine, capture_output=True, text=True)
         assert planned.returncode == 0, f"{command}: {planned.stderr}"
         words = shlex.split(planned.stdout.splitlines()[-1], comments=True)
     words = words[: words.index(">")] if ">" in words else words

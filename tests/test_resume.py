@@ -157,10 +157,11 @@ def test_a_signal_while_preparing_leaves_nothing(
 
 
 def test_sigint_leaves_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         strike(patch, 5, signal.SIGINT)
         assert fit(tmp_path / "out") == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resuming_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,10 +62,11 @@ def plain_loop(
     spared = [p for p in parameters.values() if p.ndim == 1]  # biases, and norms' weights
     others = [p for p in parameters.values() if p.ndim > 1]
     groups = [{"params": spared, "weight_decay": 0.0}, {"params": others, "weight_decay": DECAY}]
-    sgd = torch.optim.SGD(groups, lr=LR, momentum=0.9, nesterov=True)
+    sgd = torch.optim.SGD(groups, lr=LR, momentum=0.9, nesterov=True, fused=True)
     for name, parameter in parameters.items():
-        if f"{name}/momentum_buffer" in parent.optimizer:
-            sgd.state[parameter]["momentum_buffer"] = parent.optimizer[f"{name}/momentum_buffer"].clone()
+        if f"{name}/momentum_buffer" in parent.optimizer:  # in the weight's memory order, as the fused step reads it
+            momentum = parent.optimizer[f"{name}/momentum_buffer"]
+            sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
     count = setup.steps[stage.index]
     begin, epochs = stage.start / stage.budget.epochs, stage.segment.epochs / stage.budget.epochs
     seed = derive(setup.config.seed, "segment", stage.index, "replica", replica)
