@@ -25,6 +25,8 @@ from sparsekit import cli
 
 ROOT = Path(__file__).parents[1]
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
+RUNS = ROOT / "runs" / "studies"
+"""Under the project: a study's files name runs of another by it."""
 DIGITS = ("digits-gmp", "digits-fork", "digits-vary", "digits-robust", "digits-apart", "digits-methods", "digits-bimp")
 FASHION = ("fashion",)
 KEPT = (
@@ -48,11 +50,11 @@ IDLE = ("wandb.mode", "evaluation.report", "evaluation.corruptions", "data.root"
 """Options that a study sets, and that say nothing of what it asks."""
 
 
-def train(name: str, runs: Path, jobs: int) -> int:
+def train(name: str, jobs: int) -> int:
     """Run the study's sweep files in the order of their names."""
     command = [sys.executable, "-m", "sparsekit", "sweep", *map(str, files(name)), "--jobs", str(jobs)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # weights are the same bits at equal thread counts only
-    return subprocess.run([*command, "--out", str(runs / name)], cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run([*command, "--out", str(RUNS / name)], cwd=ROOT, env=environment, check=False).returncode
 
 
 def files(name: str) -> list[Path]:
@@ -138,17 +140,14 @@ def main() -> int:
     """Train, collect, tell."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION))}; all of digits")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs", "studies"), help="where the runs are, under the project"
-    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--collect", action="store_true", help="take the runs that are there; train nothing")
     parser.add_argument("--tell", action="store_true", help="write the pages from the committed rows alone")
     given = parser.parse_args()
     names, failed = given.names or list(DIGITS), 0
     for name in [] if given.tell else names:
-        failed |= 0 if given.collect else train(name, given.runs, given.jobs)
-        runs = ROOT / given.runs / name
+        failed |= 0 if given.collect else train(name, given.jobs)
+        runs = RUNS / name
         rows = collect(runs)
         if name == "digits-apart" and (runs / "2-apart").exists():
             rows += average_apart(runs)
