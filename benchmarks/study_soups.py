@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from study_plots import bars
-from study_tables import Arm, Row, against, differences, mean, p_value, select, table, told
+from study_tables import SPACE, Arm, Row, against, differences, mean, p_value, select, signed, table, told
 
 Page = tuple[str, dict[str, str]]
 """Markdown, and SVG by file name."""
@@ -109,5 +109,5 @@ def won(whom: str, ours: dict[int, float], theirs: dict[int, float]) -> str:
         return f"no runs to compare with {whom}"
     average, p = 100 * sum(found) / len(found), p_value(found)
     if p is None or p >= 0.05:
-        return f"not told apart from {whom} ({average:+.2f}" + (f", p {told(p)})" if p is not None else ")")
-    return f"{'better' if average > 0 else 'worse'} than {whom} ({average:+.2f}, p {told(p)})"
+        return f"not told apart from {whom} ({signed(average)}" + (f", p{SPACE}{told(p)})" if p is not None else ")")
+    return f"{'better' if average > 0 else 'worse'} than {whom} ({signed(average)}, p{SPACE}{told(p)})"

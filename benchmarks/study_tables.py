@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 Row = dict[str, Any]
+SPACE = "\N{NO-BREAK SPACE}"
 Value = Callable[[Row], float | None]
 
 
@@ -59,14 +60,19 @@ def against(ours: dict[int, float], theirs: dict[int, float], scale: float = 100
         return "–"
     p = p_value(found)
     scaled = scale * np.asarray(found)
-    error = f" ± {scaled.std(ddof=1) / math.sqrt(len(scaled)):.{digits}f}" if len(scaled) > 1 else ""
-    text = f"{scaled.mean():+.{digits}f}{error}" + (f" (p {told(p)})" if p is not None else "")
+    error = f"{SPACE}±{SPACE}{scaled.std(ddof=1) / math.sqrt(len(scaled)):.{digits}f}" if len(scaled) > 1 else ""
+    text = signed(scaled.mean(), digits) + error + (f" (p{SPACE}{told(p)})" if p is not None else "")
     return f"**{text}**" if p is not None and p < 0.05 else text
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With a plus or a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def told(p: float) -> str:
     """A p-value, short."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"<{SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
