@@ -69,6 +69,7 @@ def measure(quick: bool = False) -> Section:
                 break
             figures = f"{median(many):.1f} s", f"{median(one):.1f} s", ratio(many, one)
             section.add(way.name, replicas, *figures, len(many))
+    rounds = max(3, rounds)
     pairs = [(seconds(WAYS[1], 2, epochs), seconds(WAYS[3], 2, epochs)) for _ in range(rounds)]
     if all(isinstance(value, float) for pair in pairs for value in pair):
         faster = ratio([float(a) for a, _ in pairs], [float(b) for _, b in pairs])
