@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
+
+from sparsekit.report.compare import with_error
 
 GREY = "#808080"
 STYLE = {
@@ -28,22 +28,16 @@ STYLE = {
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
-def error(values: Sequence[float]) -> float:
-    """Standard error of a mean; 0 of a single value."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
 def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
     """A row a group: its runs as dots, mean and standard error as a bar; values are fractions, shown in per cent."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 0.6 + 0.26 * len(found)))
         axes = figure.subplots()
         for place, (_, values) in enumerate(found):
-            points = 100 * np.asarray(values)
-            axes.plot(points, np.full(len(points), place), ".", color=GREY, alpha=0.5, markersize=4)
-            axes.errorbar(
-                points.mean(), place, xerr=error(points), fmt="o", color=COLOURS[0], capsize=3, markersize=4.5
-            )
+            points = [100 * value for value in values]
+            middle, error = with_error(points)
+            axes.plot(points, [place] * len(points), ".", color=GREY, alpha=0.5, markersize=4)
+            axes.errorbar(middle, place, xerr=error or 0.0, fmt="o", color=COLOURS[0], capsize=3, markersize=4.5)
         axes.set_yticks(range(len(found)), [name for name, _ in found])
         axes.invert_yaxis()
         axes.set_xlabel(label)
@@ -57,7 +51,8 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], a
         figure = Figure(figsize=(5.5, 2.8))
         axes = figure.subplots()
         for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
-            middle, spread = [float(np.mean(v)) for v in values], [error(v) for v in values]
+            told = [with_error(each) for each in values]
+            middle, spread = [mean for mean, _ in told], [error or 0.0 for _, error in told]
             axes.errorbar(x, middle, yerr=spread, fmt="o-", color=colour, capsize=3, markersize=4.5, label=name)
         axes.set_xlabel(across)
         axes.set_ylabel(up)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from scipy import stats
+
+from sparsekit.report.compare import with_error
 
 Row = dict[str, Any]
 SPACE = "\N{NO-BREAK SPACE}"
@@ -36,9 +36,8 @@ def mean(values: Sequence[float], scale: float = 100.0, digits: int = 2) -> str:
     """Mean ± standard error, in points by default."""
     if not values:
         return "–"
-    scaled = scale * np.asarray(values)
-    error = f" ± {scaled.std(ddof=1) / math.sqrt(len(scaled)):.{digits}f}" if len(scaled) > 1 else ""
-    return f"{scaled.mean():.{digits}f}{error}"
+    middle, error = with_error([scale * value for value in values])
+    return f"{middle:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
@@ -59,9 +58,9 @@ def against(ours: dict[int, float], theirs: dict[int, float], scale: float = 100
     if not found:
         return "–"
     p = p_value(found)
-    scaled = scale * np.asarray(found)
-    error = f"{SPACE}±{SPACE}{scaled.std(ddof=1) / math.sqrt(len(scaled)):.{digits}f}" if len(scaled) > 1 else ""
-    text = signed(scaled.mean(), digits) + error + (f" (p{SPACE}{told(p)})" if p is not None else "")
+    middle, error = with_error([scale * value for value in found])
+    spread = "" if error is None else f"{SPACE}±{SPACE}{error:.{digits}f}"
+    text = signed(middle, digits) + spread + (f" (p{SPACE}{told(p)})" if p is not None else "")
     return f"**{text}**" if p is not None and p < 0.05 else text
 
 

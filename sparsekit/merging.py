@@ -81,19 +81,16 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
         if not first.is_floating_point() or len(used) == 1:
             averaged[name] = first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
             continue
+        # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
+        # heap, and memory would grow with the number of candidates.
         if scratch.shape[1] < first.numel():
             scratch = torch.empty(2, first.numel(), dtype=torch.float64)
-        averaged[name] = _mean(used, name, scratch[:, : first.numel()].view(2, *first.shape)).to(first.dtype, copy=True)
+        total, addend = scratch[:, : first.numel()].view(2, *first.shape)
+        total.copy_(first).mul_(used[0][1])
+        for candidate, weight in used[1:]:
+            total += addend.copy_(candidate.read(name)).mul_(weight)
+        averaged[name] = total.to(first.dtype, copy=True)
     return averaged
-
-
-def _mean(used: Sequence[tuple[Candidate, float]], name: str, scratch: Tensor) -> Tensor:
-    # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
-    # heap, and memory would grow with the number of candidates.
-    total, addend = scratch[0].zero_(), scratch[1]
-    for candidate, weight in used:
-        total += addend.copy_(candidate.read(name)).mul_(weight)
-    return total
 
 
 def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stage: Stage) -> tuple[State, Soup]:
