@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[1]
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
 RUNS = ROOT / "runs" / "studies"
 """Under the project: a study's files name runs of another by it."""
-DIGITS = ("digits-gmp", "digits-fork", "digits-vary", "digits-robust", "digits-apart", "digits-methods", "digits-bimp")
+DIGITS = (
+    *("digits-gmp", "digits-fork", "digits-late", "digits-vary", "digits-robust", "digits-apart"),
+    *("digits-methods", "digits-bimp"),
+)
 FASHION = ("fashion",)
 KEPT = (
     "test.accuracy",
@@ -146,7 +149,10 @@ def main() -> int:
     given = parser.parse_args()
     names, failed = given.names or list(DIGITS), 0
     for name in [] if given.tell else names:
-        failed |= 0 if given.collect else train(name, given.jobs)
+        code = 0 if given.collect else train(name, given.jobs)
+        if code in (130, 143):  # stopped by hand; the same command goes on
+            return code
+        failed |= code
         runs = RUNS / name
         rows = collect(runs)
         if name == "digits-apart" and (runs / "2-apart").exists():

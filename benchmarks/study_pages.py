@@ -16,6 +16,7 @@ def page(name: str, every: Rows) -> Page:
         "digits-bimp": soups,
         "fashion": soups,
         "digits-fork": fork,
+        "digits-late": late,
         "digits-vary": vary,
         "digits-robust": robust,
         "digits-apart": apart,
@@ -77,6 +78,45 @@ is loss(soup) − mean loss of its candidates, held out: below 0 where averaging
     return text, {
         "start": lines(starts, {"soup": accuracies}, "fraction of the budget before the fork", "test accuracy, %"),
         "gain": lines(starts, {"soup less mean candidate": gains}, "fraction of the budget before the fork", "points"),
+    }
+
+
+LATE = {56: 90, 94: 150}
+"""Epochs of one model that see as many images as a run of so many epochs with three replicas in its last segment."""
+
+
+def late(name: str, every: Rows) -> Page:
+    """Soups of the last segment alone, at the compute of one model trained longer."""
+    rows, parts, drawn = every[name], [], []
+    for sparsity in sorted({row["sparsity"] for row in rows}):
+        body = []
+        for epochs, longer in LATE.items():
+            plain = Arm("", select(every.get("digits-gmp", []), part="3-longer", sparsity=sparsity, epochs=longer))
+            body.append(
+                [f"one model, {longer} epochs", images(plain.rows), mean(list(plain.values(ACCURACY).values()))]
+            )
+            body[-1] += ["", "", ""]
+            label = f"{100 * sparsity:g} %, "
+            drawn.append((f"{label}one model, {longer} epochs", list(plain.values(ACCURACY).values())))
+            for axis in ("seed", "lr"):
+                arm = Arm("", select(rows, sparsity=sparsity, epochs=epochs, replicas__vary=axis))
+                ours, what = arm.values(ACCURACY), f"soup of 3, `{axis}`, {epochs} epochs"
+                gains = [against(ours, plain.values(ACCURACY))]
+                gains += [against(ours, arm.values(f"candidates.{key}_accuracy")) for key in ("mean", "ensemble")]
+                body.append([what, images(arm.rows), mean(list(ours.values())), *gains])
+                drawn.append((label + what.replace("`", ""), list(ours.values())))
+        columns = ["what", "training images", "accuracy", "− one model", "− mean candidate", "− ensemble"]
+        parts += [f"## {100 * sparsity:g} % sparse\n", table(columns, body)]
+    text = f"""# A late soup against longer training, at the same compute
+
+GMP on digits, {count(rows)} seeds. The budget of one model that trains for 90 or 150 epochs goes into a shorter run
+instead, whose last segment (30 % of it) trains three replicas and ends in their uniform soup. They differ in batch
+order and augmentation (`seed`), or in learning rate too (`lr`, half to twice the base value).
+
+{READ}
+"""
+    return text + "\n".join(parts) + f"\n![Accuracy at equal compute]({name}-compute.svg)\n", {
+        "compute": bars(drawn, "test accuracy, %")
     }
 
 
