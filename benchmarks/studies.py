@@ -99,18 +99,19 @@ def average_apart(runs: Path) -> list[Row]:
     cells = json.loads((runs / "2-apart" / "sweep.json").read_text("utf-8"))["cells"]
     groups: dict[tuple[str, float], list[str]] = {}
     for cell, entry in cells.items():
-        groups.setdefault((entry["values"]["model.init"], entry["values"]["sparsity"]), []).append(cell)
+        if entry["status"] == "done":
+            groups.setdefault((entry["values"]["model.init"], entry["values"]["sparsity"]), []).append(cell)
     for (parent, sparsity), members in groups.items():
         out = runs / "3-averaged" / f"{Path(parent).name},sparsity={sparsity}"
-        if not (out / "evaluation.json").exists():
+        told = out / "evaluation.json"
+        if not (out / "merge.json").exists():
             models = [str(runs / "2-apart" / cell) for cell in members]
             again = ["--masks", "union", "--prune-again", str(sparsity)] if sparsity else []
             if cli.main(["merge", *models, "--merge", "uniform", *again, "-o", str(out)]):
                 raise SystemExit(f"{out} could not be averaged")
-            if cli.main(["evaluate", str(out), "--data.name", "digits"]):
-                raise SystemExit(f"{out} could not be evaluated")
-        variants = json.loads((out / "evaluation.json").read_text("utf-8"))["variants"]
-        test = next(iter(variants.values()))["test"]
+        if not told.exists() and cli.main(["evaluate", str(out), "--data.name", "digits", "--output", str(told)]):
+            raise SystemExit(f"{out} could not be evaluated")
+        test = next(iter(json.loads(told.read_text("utf-8"))["variants"].values()))["test"]
         values: Row = {"part": "3-averaged", "seed": int(Path(parent).name.removeprefix("seed=")), "sparsity": sparsity}
         found.append(values | {f"test.{key}": test[key] for key in ("accuracy", "loss", "ece", "brier")})
     return found

@@ -15,7 +15,7 @@ from sparsekit.places import Place
 from sparsekit.replicas import Replica
 from sparsekit.setup import Setup
 from sparsekit.states import State
-from sparsekit.training import Fault, Progress, Training, averaged_from, train
+from sparsekit.training import Fault, Progress, Training, train
 
 ATTEMPTS = 2
 
@@ -43,7 +43,7 @@ def train_replica(job: Job, stage: Stage, replica: Replica, at: Place) -> tuple[
         try:
             with job.signals.deferred():
                 state = train(training, partial(report, job, stage, replica, at), pause)
-            trained = scored(job.setup, stage, state)
+            trained = scored(job.setup, state)
             job.setup.team.agree(True)
             return trained
         except Fault as fault:
@@ -74,10 +74,13 @@ def settle(job: Job, stage: Stage, replica: Replica, trained: tuple[State, Score
     return replace(at, candidates=(*at.candidates, candidate))
 
 
-def scored(setup: Setup, stage: Stage, state: State) -> tuple[State, Score]:
-    """A trained replica with its held-out score; raises Fault where that is not finite."""
-    if averaged_from(setup, stage) is not None:
-        state = merging.recalibrated(setup, state)
+def scored(setup: Setup, state: State) -> tuple[State, Score]:
+    """A trained replica with its held-out score; raises Fault where that is not finite.
+
+    Its BatchNorm is measured again as a soup's is. With running means over augmented batches, which lag behind young
+    weights, a replica alone would look worse than it is, and averaging better.
+    """
+    state = merging.recalibrated(setup, state)
     setup.install(state)
     score = setup.score("held_out")
     if not isfinite(score.loss):

@@ -52,7 +52,7 @@ def train_replicas(job: Job, stage: Stage, replicas: Sequence[Replica], at: Plac
         try:
             if index in faults:
                 raise faults[index]
-            trained = sequential.scored(job.setup, stage, training.result())
+            trained = sequential.scored(job.setup, training.result())
             at = sequential.settle(job, stage, training.replica, trained, at)
         except Fault as fault:
             sequential.log_fault(job, stage, training, fault, at)
