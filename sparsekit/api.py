@@ -7,7 +7,7 @@ entry point. It holds options only: the state of a run belongs to the run. Nothi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -45,7 +45,8 @@ class PruningStep(Stage):
         generator: A CPU generator seeded by (seed, segment).
         select: `select(scores, regrow=False)` keeps the highest scores, exactly as many as the segment's sparsity,
             `--masks.allocation` and `--masks.pattern` ask for, ties to the lower index. With `regrow=True` weights
-            that are masked so far compete too. Raises RunError on NaN scores.
+            that are masked so far compete too. Raises RunError on a NaN score of a weight that may be kept, and with
+            `lamp` on scores that are negative or infinite.
         gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
             with respect to the effective weights of the parent, also where they are masked; CPU tensors.
     """
@@ -66,9 +67,10 @@ class TrainingStep:
         weights: Prunable weights as the optimizer holds them.
         masks: 1 keeps and 0 prunes, shaped and typed as the weights.
         extra: The method's own tensors.
-        progress: Done fraction of the whole budget, 0 to 1.
+        progress: Done fraction of the whole budget, 0 to 1, at the middle of the step; of a model at rest, at the end
+            of its segment.
         target: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
-        weight_decay: The replica's weight decay.
+        weight_decay: The replica's weight decay; 0 outside of training.
     """
 
     weights: Tensors
@@ -97,20 +99,31 @@ class PruningMethod(ABC):
         """
 
     def scores(self, step: PruningStep) -> Tensors:
-        """How much each prunable weight deserves to stay; by default its magnitude."""
+        """How much each prunable weight deserves to stay; by default its magnitude.
+
+        A tensor for each of `step.weights`, of its shape, without NaN where the weight is still kept. Signs and
+        infinities are allowed, but not with `--masks.allocation lamp`.
+        """
         return {name: weight.abs() for name, weight in step.weights.items()}
 
     def masks(self, step: PruningStep) -> Tensors:
-        """The segment's masks; by default the weights with the highest scores among those still kept."""
+        """The segment's masks; by default the weights with the highest scores among those still kept.
+
+        Bool, on the CPU, named and ordered as `step.weights`; exactly round(sparsity · N) of all N are False.
+        """
         return step.select(self.scores(step))
 
     def learning_rate(self, stage: Stage) -> Schedule:
-        """The segment's learning rate; by default one schedule goes on over the whole budget."""
+        """The segment's learning rate; by default one schedule goes on over the whole budget.
+
+        It depends on `stage` alone: it is asked while planning too.
+        """
         return stage.continued()
 
     def extra(self, weights: Tensors) -> Tensors:
         """Tensors of the method's own, trained, averaged and saved like parameters; by default none.
 
+        Floating point, of any shape, on the CPU; asked for once a run. They get weight decay like weights.
         They come back in the order of their names, which may differ from that of `weights`.
         """
         return {}
@@ -119,12 +132,13 @@ class PruningMethod(ABC):
         """The weights that the forward pass uses, differentiable, 0 where masked.
 
         Overriding it lets the weights behind the mask stay dense: the scheduler then masks nothing
-        itself while training, and the finished model holds the effective weights.
+        itself while training, and the finished model holds the effective weights. Called at every step, and without
+        gradients before a model is scored or saved; it must depend on `step` alone.
         """
         return {name: weight * step.masks[name] for name, weight in step.weights.items()}
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
-        """A differentiable scalar added to the training loss; by default none."""
+        """A differentiable 0-dim tensor added to the training loss, before loss scaling; by default none."""
         return None
 
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
@@ -174,7 +188,9 @@ class Soup:
         tensors: The merged tensors, named as the candidates name theirs.
         coefficients: Weight of each candidate, in order, summing up to 1. The optimizer's state is
             averaged with them; None makes the next segment start with a fresh optimizer.
-        ingredients: Indices of the replicas that were used.
+        ingredients: Indices of the replicas that were used, at least one.
+
+    The run fails where names, shapes or types are not the candidates', or a value is not finite.
     """
 
     tensors: Tensors
@@ -189,7 +205,8 @@ class MergeStep:
     Attributes:
         average: `average(candidates, coefficients)` streams a weighted mean, one tensor at a time,
             summed in float64 in the candidates' order; integer tensors come from the first
-            candidate with a coefficient above 0.
+            candidate with a coefficient other than 0. Raises RunError unless there is a finite number for each
+            candidate, and they sum up to 1.
         score: Held-out score of any tensors named as the candidates', BatchNorm treated as
             `--replicas.batchnorm` says.
         loss: Mean cross-entropy on up to 1,000 held-out images, of any tensors named as the candidates',
@@ -204,7 +221,7 @@ class MergeStep:
     score: Callable[[Tensors], Score]
     loss: Callable[[Tensors], Tensor]
     fisher: Callable[..., Tensors]
-    parent: Tensors
+    parent: Mapping[str, Tensor]
     generator: Generator
 
 

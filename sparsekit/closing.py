@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     models.save(setup.model, setup.config.model, inputs, out / "model")
     states.save(out / "masks.safetensors", result.state.masks)
     file = out / "model" / "model.safetensors"
-    states.share(file)
+    states.make_readable(file)
     saved = states.load(file)
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
@@ -58,7 +59,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "test.accuracy": result.test.accuracy,
-        "test.loss": result.test.loss,
+        "test.loss": result.test.loss if isfinite(result.test.loss) else None,
     }
     if result.candidates:
         accuracies = [score.accuracy for score in result.candidates]
@@ -80,8 +81,7 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     options = EvaluateConfig(config.data, config.evaluation.corruptions, seed=config.seed)
     bench = suite.Bench(setup.model, data.normalise, setup.autocast(), data.num_classes)
     found = suite.measured(bench, data, options)
-    about = suite.header("model", config.data, data.test_size, data.num_classes, config.seed)
-    about["data"]["image_size"] = data.image_size
+    about = suite.header("model", config.data.name, data, config.seed)
     rundir.write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
     if "corruptions" in found:
@@ -90,7 +90,7 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     images, _ = next(data.evaluation_batches("test"))
     flops = cost.flops(setup.model, images[:1], chosen)
     lengths = [
-        tuple(max(1, round(replica.length * steps)) for replica in fork(config, stage)) if steps else ()
+        tuple(replica.steps(steps) for replica in fork(config, stage)) if steps else ()
         for stage, steps in zip(setup.stages, setup.steps, strict=True)
     ]
     return {

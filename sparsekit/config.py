@@ -26,7 +26,8 @@ class ReplicasConfig:
             earlier is not forked. Replicas that part from random weights do not average well.
         executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
             `auto` stacks small models on CUDA. Under `torchrun`, ranks share the replicas out first.
-        batchnorm: BatchNorm statistics after a merge: measured again on training images, or averaged.
+        batchnorm: BatchNorm statistics of replicas and soups: measured again on up to 10,000 training images, without
+            augmentation; or the replicas' running ones, and averages of these.
         sync_batchnorm: Where several ranks train one replica: normalise by the whole batch, not by each rank's part.
     """
 

@@ -184,7 +184,6 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("segment", "start", "epochs", "sparsity", "learning rate", "replicas", "merge"):
         table.add_column(title, justify="left" if title in ("learning rate", "merge") else "right")
     for row in rows:
-        merge = row["merge"]
         table.add_row(
             str(row["segment"]),
             f"{row['start_epoch']:.4g}",
@@ -192,7 +191,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             percent(row["sparsity"], 2),
             row["lr"] or "–",
             str(row["replicas"]),
-            merge if isinstance(merge, str) and merge else "yes" if merge else "–",
+            row["merge"] or "–",
         )
     return table
 

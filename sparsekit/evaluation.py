@@ -20,7 +20,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocas
     A model with a non-finite output scores an infinite loss.
     """
     model.eval()
-    correct, loss, count = 0, 0.0, 0
+    count = 0
     sums: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         with autocast:
@@ -71,7 +71,8 @@ def batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
     """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
 
-    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics.
+    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
+    the first are left out, as each would count as much as a whole one.
     """
     layers = batchnorms(model)
     if not layers:
@@ -82,9 +83,15 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], auto
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative mean
         layer.train()
-    for images, _ in batches:
-        with autocast:
-            model(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    size = 0
+    try:
+        for images, _ in batches:
+            if len(images) < size:
+                continue
+            size = len(images)
+            with autocast:
+                model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()

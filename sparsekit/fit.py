@@ -186,5 +186,5 @@ def _file_error(error: Exception, out: Path) -> str:
 def _steps_left(setup: Setup, place: places.Place) -> int:
     """Optimizer steps that are left to do, over all replicas."""
     left = list(zip(setup.stages, setup.steps, strict=True))[place.segment :]
-    lengths = [[max(1, round(r.length * n)) for r in fork(setup.config, stage)] if n else [] for stage, n in left]
+    lengths = [[r.steps(n) for r in fork(setup.config, stage)] if n else [] for stage, n in left]
     return sum(sum(each) for each in lengths) - sum(lengths[0][index] for index in place.finished)

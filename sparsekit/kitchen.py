@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,7 @@ class Kitchen:
             fisher=lambda candidate, images=256: probes.fisher(
                 self.with_data, self.state(merging.read(candidate)), images
             ),
-            parent=Lazy(self.parent) if self.parent else _NoParent(self.name),  # type: ignore[arg-type]
+            parent=Lazy(self.parent) if self.parent else _NoParent(self.name),
             generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
         )
 
@@ -89,23 +88,19 @@ class Kitchen:
         return setup.score("held_out")
 
 
-class _NoParent(dict[str, torch.Tensor]):
-    """Stands for the parent where none was given."""
+class _NoParent(Mapping[str, torch.Tensor]):
+    """Stands for the parent where none was given: whatever is asked of it, says so."""
 
     def __init__(self, name: str) -> None:
-        super().__init__()
         self.name = name
 
     def __getitem__(self, key: str) -> torch.Tensor:
         raise self._error()
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         raise self._error()
 
-    def items(self) -> Any:
-        raise self._error()
-
-    def keys(self) -> Any:
+    def __len__(self) -> int:
         raise self._error()
 
     def _error(self) -> UserError:

@@ -26,7 +26,7 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     """Parameter names of all Conv and Linear weights, but those that a pattern finds; in the model's order.
 
     Raises:
-        UserError: a pattern finds no such weight, or nothing is left.
+        UserError: a pattern finds no such weight, nothing is left, or two layers share a weight.
     """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     # these centre their weights in every forward pass, where masked ones would come back
@@ -37,7 +37,11 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
         for path, m in model.named_modules()
         if isinstance(m, kinds) and not isinstance(m, centred)
     ]
-    names = [name for name in names if name in parameters]
+    again = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name not in parameters}
+    matrices = {id(model.get_parameter(name)) for name in names if name in parameters or name in again}
+    if shared := [name for name, parameter in again.items() if id(parameter) in matrices]:
+        raise UserError(f"--model.name: two layers share {shared[0]}, which cannot be pruned here; choose another")
+    names = [name for name in names if name in parameters]  # those that are reparametrized are not
     if not names:
         raise UserError("--model.name: the model has no Conv or Linear weight that can be pruned; choose another")
     for pattern in exclude:
@@ -58,7 +62,7 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
     """Keep the highest scores, exactly N − round(sparsity · N) of the N weights; of equal scores the first.
 
     Args:
-        scores: A number a weight; infinities allowed.
+        scores: A number a weight, of either sign, infinities too; for `lamp` finite and 0 or more.
         among: Only weights True here can be kept.
         sparsity: Over all weights of `scores`.
         rule: `global` compares all layers, `lamp` does so with scores put in relation to the rest of their layer,
@@ -66,13 +70,13 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
         pattern: Prune what breaks this pattern first.
 
     Raises:
-        RunError: a score is NaN, or `among` has fewer weights than are to be kept.
+        RunError: a score is NaN, or not what `lamp` takes, or `among` has fewer weights than are to be kept.
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     flat = {name: _numpy(score) for name, score in scores.items()}
     alive = {name: _numpy(among[name]) for name in scores}
     if rule == "lamp":
-        flat = {name: lamp(_checked(name, score, alive[name]), alive[name]) for name, score in flat.items()}
+        flat = {name: lamp(_squarable(name, score, alive[name]), alive[name]) for name, score in flat.items()}
     first = alive
     if pattern is not None:
         first = {n: _fitting(pattern, _checked(n, flat[n], alive[n]), alive[n], shapes[n]) for n in scores}
@@ -118,6 +122,17 @@ def _numpy(tensor: Tensor) -> Array:
 def _checked(name: str, scores: Array, alive: Array) -> Array:
     if np.isnan(scores[alive]).any():
         raise selection.not_a_number(name)
+    return scores
+
+
+def _squarable(name: str, scores: Array, alive: Array) -> Array:
+    """LAMP squares its scores, which would turn negative ones over."""
+    live = _checked(name, scores, alive)[alive]
+    if live.size and not (live.min() >= 0.0 and live.max() < np.inf):
+        raise RunError(
+            f"--masks.allocation lamp takes finite scores of 0 or more, but {name} has {live.min():.4g} to "
+            f"{live.max():.4g}; choose global, uniform or erk"
+        )
     return scores
 
 

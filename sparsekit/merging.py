@@ -106,7 +106,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
         _install(setup, after.renamed(named))
         return setup.score("held_out")
 
-    after = replace(parent, progress=(stage.start + stage.segment.epochs) / stage.budget.epochs, optimizer={})
+    after = replace(parent, progress=stage.end / stage.budget.epochs, optimizer={})
     names = candidates[0].names()
     step = MergeStep(
         average=lambda some, coefficients: average(some, coefficients, names),

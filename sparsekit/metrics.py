@@ -83,7 +83,7 @@ class Tally:
         """Count a batch: logits [B, K] of any floating type, labels int64 [B]. Returns the predicted classes, [B]."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
-        confidence, predicted = p.max(1)
+        confidence = p.amax(1)
         predicted = logits.argmax(1)  # two probabilities may round to the same number where logits differ
         hit = (predicted == labels).double()
         of_label = labels[:, None]

@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from sparsekit import networks  # noqa: F401  (its models are timm's from here on)
+from sparsekit.atomic import sync
 from sparsekit.config import ModelConfig
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.sources import Source, fill, open_source
@@ -131,6 +132,8 @@ def save(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: 
     written = directory / "model.safetensors"
     if not written.is_file():
         raise RunError(f"timm wrote no {written}")
+    for path in (written, directory / "config.json", directory, directory.parent):
+        sync(path)  # a finished run has nothing else to go on from after a power cut
 
 
 def _tuples(value: Any) -> Any:

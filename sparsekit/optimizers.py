@@ -13,6 +13,7 @@ from sparsekit.errors import UserError, nearest
 from sparsekit.states import EXTRA
 
 _GROUP = "group"
+"""Stands for a parameter in the names of what some optimizers keep once, in their groups."""
 
 
 def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, weight_decay: float) -> Optimizer:
@@ -62,9 +63,8 @@ def export(optimizer: Optimizer, names: dict[int, str]) -> Tensors:
     """The state as CPU tensors called `parameter/key`; Python numbers become 0-dim int64 or float64 tensors."""
     state = optimizer.state_dict()
     flat = {f"{names[i]}/{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
-    for number, group in enumerate(state["param_groups"]):  # some optimizers count their steps there
-        if "step" in group:
-            flat[f"{_GROUP}/{number}"] = group["step"]
+    # some optimizers count their steps in their groups, all alike; how many groups there are depends on weight decay
+    flat |= {f"{_GROUP}/step": group["step"] for group in state["param_groups"] if "step" in group}
     return {name: _to_tensor(value) for name, value in flat.items() if value is not None}
 
 
@@ -77,7 +77,8 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
         parameter, _, key = name.rpartition("/")
         value = tensor.item() if tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.float64) else tensor.clone()
         if parameter == _GROUP:
-            state["param_groups"][int(key)]["step"] = value
+            for group in state["param_groups"]:
+                group[key] = value.clone() if isinstance(value, Tensor) else value  # counted up in place
         else:
             place = places[parameter]
             if isinstance(value, Tensor) and value.shape == parameters[place].shape:

@@ -128,7 +128,7 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
 
 def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
     """Optimizer steps of each segment; rounded so that they sum up to the whole budget's."""
-    ends = [round((stage.start + stage.segment.epochs) * steps_per_epoch) for stage in stages]
+    ends = [round(stage.end * steps_per_epoch) for stage in stages]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 

@@ -93,13 +93,21 @@ class Stage:
         return sum(segment.epochs for segment in self.plan[: self.index])
 
     @property
+    def end(self) -> float:
+        """Epochs of the plan up to the end of this segment."""
+        return self.start + self.segment.epochs
+
+    @property
     def previous_sparsity(self) -> float:
         """Sparsity of the segment before, 0 for the first."""
         return self.plan[self.index - 1].sparsity if self.index else 0.0
 
     @property
     def pruned_fraction(self) -> float:
-        """Fraction of the remaining weights that this segment prunes, 0 to 1."""
+        """Fraction of the remaining weights that this segment prunes, 0 to 1.
+
+        The zeros that `--model.init` brings count as pruned by the first segment.
+        """
         return 1.0 - (1.0 - self.segment.sparsity) / (1.0 - self.previous_sparsity)
 
     def continued(self) -> Schedule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Ten
     """Mean gradient of the training loss over some augmented batches, w.r.t. the effective weights; CPU tensors.
 
     Masked weights have theirs too. BatchNorm normalises by the batch, as in training; nothing is kept of it.
+    fp16 would lose the small ones without a loss scaler, so there they are computed in fp32.
     """
     setup.install(state)
     model = setup.model.train()
@@ -30,7 +33,7 @@ def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Ten
     seed = derive(setup.config.seed, "gradients", stage.index)
     torch.manual_seed(seed)
     for images, labels in setup.data.train_batches(seed, batches):
-        with setup.autocast():
+        with setup.autocast() if setup.dtype != torch.float16 else nullcontext():
             logits = functional_call(model, {**weights, **buffers}, (images,))
         loss = setup.loss(logits, labels, images)
         for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):

@@ -1,6 +1,7 @@
 """The processes that torchrun started for one run, and what they tell one another: short JSON messages in its store.
 
-Tensors go through files in the run directory, so nothing waits inside a collective, and a wait can last for hours.
+Replicas go through files in the run directory, so that ranks wait for one another's replicas outside of any collective,
+for hours if need be. Only the ranks that share one replica use collectives (`team`).
 """
 
 from __future__ import annotations

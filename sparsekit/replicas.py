@@ -39,6 +39,10 @@ class Replica:
     length: float = 1.0
     subsample: float = 1.0
 
+    def steps(self, segment: int) -> int:
+        """How many of a segment's optimizer steps it takes, at least one."""
+        return max(1, round(self.length * segment))
+
 
 def fork(config: FitConfig, stage: Stage) -> list[Replica]:
     """The replicas of one segment: one before `--replicas.start`, and no more than the merge wants.

@@ -171,7 +171,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":
         if (device.index or 0) >= (count := torch.cuda.device_count()):
-            raise UserError(f"--device {name}: this machine has {count} CUDA devices; use auto or cpu")
+            fix = f"start at most {count} ranks on it" if "LOCAL_RANK" in os.environ else "use auto or cpu"
+            raise UserError(f"--device {name}: this machine has {count} CUDA devices; {fix}")
         torch.cuda.set_device(device)  # what a collective means by "cuda"
     return device
 
@@ -179,7 +180,7 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What `--precision` computes in on a device."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

@@ -164,7 +164,9 @@ def _agree(overlap: Overlap, config: MergeConfig, sources: Sequence[Source]) -> 
     again = config.prune_again
     if again is not None and not 0.0 <= again < 1.0:
         raise UserError(f"--prune-again is {again}; give a fraction from 0 to below 1, such as 0.9")
-    there = masks.sparsity(overlap.union)
+    if again is not None and not overlap.union:
+        raise UserError("--prune-again: the models have no matrix called …weight; give --model.name if timm knows it")
+    there = masks.sparsity(overlap.union) if overlap.union else 0.0
     if again is not None and masks.kept(overlap.union) < overlap.total - round(again * overlap.total):
         raise UserError(f"--prune-again is {again:g}, but the models are {there:.2%} sparse already; give more")
 

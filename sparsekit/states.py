@@ -13,6 +13,7 @@ from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
+from sparsekit.atomic import sync
 from sparsekit.errors import RunError
 
 EXTRA, OPTIMIZER = "extra.", "optimizer."
@@ -97,13 +98,12 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-    share(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    make_readable(part)
+    sync(part)
     os.replace(part, path)
 
 
-def share(path: Path) -> None:
+def make_readable(path: Path) -> None:
     """Give a file the permissions that new files have here; safetensors lets its owner alone read it."""
     mask = os.umask(0)
     os.umask(mask)

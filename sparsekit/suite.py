@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sparsekit import evaluation, setup
 from sparsekit._version import __version__
-from sparsekit.config import DataConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.data.published import SEVERITIES, Published
@@ -72,8 +71,7 @@ def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = N
         clean = ((bench.normalise(raw), labels) for raw, labels in images)
         evaluation.recalibrate(bench.model, clean, bench.autocast)
         variants["recalibrated"] = measured(bench, data, config, dense, published, report)
-    about = header(str(subject.folder), config.data, data.test_size, data.num_classes, config.seed)
-    about["data"]["image_size"] = data.image_size
+    about = header(str(subject.folder), config.data.name, data, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
@@ -162,7 +160,7 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     return bench
 
 
-def header(model: str, data: DataConfig, images: int, classes: int, seed: int) -> dict[str, Any]:
-    """What an evaluation says of itself."""
-    about = {"name": data.name, "images": images, "classes": classes, "image_size": data.image_size}
+def header(model: str, name: str, data: Data, seed: int) -> dict[str, Any]:
+    """What an evaluation says of itself; `name` is the data set's."""
+    about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.image_size}
     return {"format": 1, "version": __version__, "model": model, "data": about, "seed": seed}

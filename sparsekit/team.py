@@ -119,7 +119,7 @@ def make_team(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool
     if sync_batchnorm and size > 1 and device.type != "cuda":
         raise UserError("--replicas.sync_batchnorm needs CUDA devices; leave it out on a CPU")
     index, member = divmod(ranks.rank, size)
-    return Team(index, ranks.size // size, member, size, sync_batchnorm=sync_batchnorm)
+    return Team(index, ranks.size // size, member, size, sync_batchnorm=sync_batchnorm and size > 1)
 
 
 def gathered(team: Team, ranks: Ranks, device: torch.device) -> Team:

@@ -75,7 +75,7 @@ class Training:
         config = setup.config
         again = ("attempt", attempt) if attempt else ()
         self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
-        self.steps = max(1, round(replica.length * setup.steps[stage.index]))
+        self.steps = replica.steps(setup.steps[stage.index])
         self.every = min(LOG_STEPS, setup.data.steps_per_epoch)
         self.lr = 0.0  # of the last step, taken from the schedule at the step's middle
         self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
@@ -139,7 +139,7 @@ class Training:
             tensors=states.capture(self.model),
             extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
             optimizer=optimizers.export(self.optimizer, self.names),
-            progress=(self.stage.start + self.stage.segment.epochs) / self.stage.budget.epochs,
+            progress=self.stage.end / self.stage.budget.epochs,
         )
         for name, tensor in state.named().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

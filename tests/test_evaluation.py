@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 
 import numpy as np
@@ -157,6 +157,28 @@ def test_over_several_batches_it_is_their_plain_mean() -> None:
     torch.testing.assert_close(layer.running_var.double(), torch.stack(variances).mean(0), rtol=1e-5, atol=1e-6)
     # which is the variance of the whole data to within what a batch of 20 images can tell
     torch.testing.assert_close(layer.running_var.double(), outputs.var((0, 2, 3)), rtol=0.05, atol=0.0)
+
+
+def test_a_short_last_batch_does_not_count_as_a_whole_one() -> None:
+    first, second, (images, labels) = network(), network(), data(41)
+    recalibrate(first, zip(images.split(20), labels.split(20), strict=True), FP32)
+    recalibrate(second, zip(images[:40].split(20), labels[:40].split(20), strict=True), FP32)
+    assert torch.equal(first[1].running_var, second[1].running_var)
+    recalibrate(first, [(images[:7], labels[:7])], FP32)  # the only one counts, however small
+    torch.testing.assert_close(first[1].running_mean.double(), by_hand(first, images[:7])[0][0], rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_comes_back_when_the_data_fail() -> None:
+    model = network()
+
+    def broken() -> Iterator[tuple[Tensor, Tensor]]:
+        yield data(10)
+        raise OSError("the disk")
+
+    with pytest.raises(OSError, match="the disk"):
+        recalibrate(model, broken(), FP32)
+    assert [layer.momentum for layer in batchnorms(model)] == [0.1, 0.03]
+    assert not any(module.training for module in batchnorms(model))
 
 
 def test_recalibration_depends_on_weights_and_data_alone() -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import METHODS, rows, tiny_config, tiny_setup
+from tiny import METHODS, assert_equal, rows, tiny_config, tiny_setup
 
-from sparsekit import Tensor, TrainingStep, executors, optimizers, scheduler
+from sparsekit import Tensor, TrainingStep, executors, optimizers, scheduler, states
 from sparsekit.api import PruningMethod
 from sparsekit.config import ModelConfig, OptimizerConfig, ReplicasConfig
 from sparsekit.executors import sequential, vectorized
 from sparsekit.fit import fit
+from sparsekit.merges.none import NoMerge
 from sparsekit.methods.gmp import GMP
 from sparsekit.setup import Setup, prepare
 from sparsekit.states import State
@@ -60,6 +61,31 @@ def candidates(setup: Setup) -> list[State]:
         stage, at = scheduler.prune_parent(running, second, at)
         at = scheduler.train_replicas(running, stage, at)
         return [state_of(at.parent, candidate) for candidate in at.candidates]
+
+
+def test_a_replica_is_measured_as_its_soup_is() -> None:
+    """With BatchNorm of the same images; otherwise averaging would seem to help where only measuring does."""
+    setup = tiny_setup()
+    first, *_ = setup.stages
+    with job(setup) as running:
+        stage, at = scheduler.prune_parent(running, first, scheduler.start(setup))
+        at = scheduler.train_replicas(running, stage, at)
+        for candidate in at.candidates:
+            state = state_of(at.parent, candidate)
+            setup.install(state)
+            setup.recalibrate()
+            measured = states.capture(setup.model)
+            assert_equal(dict(sorted(state.tensors.items())), dict(sorted(measured.items())))
+            assert setup.score("held_out") == candidate.score
+
+
+def test_measuring_batchnorm_again_changes_no_weight() -> None:
+    again, averaged = (
+        candidates(tiny_setup(merge=NoMerge(), replicas=ReplicasConfig(1, batchnorm=batchnorm)))[0]
+        for batchnorm in ("recalibrate", "average")
+    )
+    assert_equal(again.weights, averaged.weights)
+    assert not torch.equal(again.tensors["bn1.running_var"], averaged.tensors["bn1.running_var"])
 
 
 @pytest.mark.parametrize("method", [*METHODS, "drawn"])

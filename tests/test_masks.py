@@ -170,6 +170,15 @@ def test_nan_is_refused_where_it_matters(rule: str) -> None:
     assert masks.select(scores, among, 0.5, rule)["a"].tolist() == [False, False, True, True]
 
 
+@pytest.mark.parametrize("wrong", [-1.0, math.inf, -math.inf])
+def test_lamp_refuses_what_its_squares_would_turn_over(wrong: float) -> None:
+    scores = {"a": torch.tensor([1.0, wrong, 2.0, 3.0])}
+    with pytest.raises(RunError, match=r"^--masks\.allocation lamp takes finite scores of 0 or more, but a has "):
+        masks.select(scores, everything(scores), 0.5, "lamp")
+    among = {"a": torch.tensor([True, False, True, True])}
+    assert masks.select(scores, among, 0.5, "lamp")["a"].tolist() == [False, False, True, True]
+
+
 def test_too_few_weights_left_to_keep() -> None:
     scores = {"a": torch.ones(4)}
     with pytest.raises(RunError, match="3 weights of the model are to be kept, but 2 are left"):
@@ -260,18 +269,28 @@ class Zoo(nn.Module):
         self.bilinear = nn.Bilinear(2, 2, 2)
         self.scale = nn.Parameter(torch.ones(3, 3))
         self.body = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 5, bias=False))
-        self.again = self.body[0]  # the same module twice
-        self.tied = nn.Linear(3, 3)
-        self.tied.weight = self.body[0].weight  # the same weight in two modules
-        self.out = nn.Linear(3, 5)
-        self.out.weight = self.embedding.weight  # an embedding's weight in a Linear
         self.head = nn.Linear(3, 2)
 
 
-def test_only_conv_and_linear_weights_are_prunable_each_once() -> None:
+def test_only_conv_and_linear_weights_are_prunable() -> None:
     expected = ["conv1d", "conv", "conv3d", "transposed", "attention.out_proj", "body.0", "body.2", "head"]
     assert masks.prunable_names(Zoo()) == [f"{name}.weight" for name in expected]
     assert masks.prunable_names(nn.Linear(2, 2)) == ["weight"]
+
+
+def test_shared_weights_are_refused() -> None:
+    twice, tied, output = Zoo(), Zoo(), Zoo()
+    twice.again = twice.body[0]  # a state dict names it twice, and a mask would stand by one of the names
+    tied.tied = nn.Linear(3, 3)
+    tied.tied.weight = tied.body[0].weight
+    output.out = nn.Linear(3, 5)
+    output.out.weight = output.embedding.weight
+    for model, name in ((twice, "again"), (tied, "tied"), (output, "out")):
+        with pytest.raises(UserError, match=rf"^--model\.name: two layers share {name}\.weight, "):
+            masks.prunable_names(model)
+    output.out = nn.Identity()
+    output.norms.append(output.norms[0])  # what is not pruned may be shared
+    assert masks.prunable_names(output) == masks.prunable_names(Zoo())
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"])

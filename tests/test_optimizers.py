@@ -90,6 +90,18 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(name: str) -> N
     assert state_matters
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.1, 0.0), (0.0, 0.1)])
+def test_steps_counted_in_groups_reach_all_groups_of_another_weight_decay(before: float, after: float) -> None:
+    model = network()
+    old, new = (optimizers.build(OptimizerConfig("lamb"), model, {}, 0.01, decay) for decay in (before, after))
+    assert len(old.param_groups) != len(new.param_groups)
+    steps(model, old, 0, 3)
+    optimizers.restore(
+        new, optimizers.names_of(new, model, {}), optimizers.export(old, optimizers.names_of(old, model, {}))
+    )
+    assert [group["step"] for group in new.param_groups] == [3] * len(new.param_groups)
+
+
 def test_exported_state_is_a_copy() -> None:
     model = network()
     sgd = build("sgd", model)

@@ -18,7 +18,9 @@ from torch import Tensor
 from sparsekit import cli, evaluation, masks, states
 from sparsekit.config import DataConfig
 from sparsekit.data import load
+from sparsekit.errors import UserError
 from sparsekit.fit import fit
+from sparsekit.kitchen import Kitchen
 from sparsekit.methods.gmp import GMP
 
 Capture = pytest.CaptureFixture[str]
@@ -226,6 +228,20 @@ def test_foreign_models_with_data_given_become_a_directory_that_timm_loads(runs:
     assert_equal(one.state_dict(), other.state_dict())
 
 
+def test_models_without_a_matrix_are_averaged_too(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        torch.save({"w1": torch.full((3,), value)}, tmp_path / f"{name}.pt")
+    assert merge(tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "soup") == 0
+    assert states.load(tmp_path / "soup" / "model.safetensors")["w1"].tolist() == [1.5] * 3
+
+
+@pytest.mark.parametrize("asked", [len, dict, list, lambda p: p.get("x"), lambda p: "x" in p, lambda p: p.values()])
+def test_whatever_is_asked_of_a_parent_that_is_not_there_says_so(asked: Any) -> None:
+    step = Kitchen(None, {}, "mine", None).step([], 0)
+    with pytest.raises(UserError, match=r"--merge mine compares with what the models were trained from; .* --parent"):
+        list(asked(step.parent))
+
+
 def test_a_merge_that_compares_with_the_parent_needs_it(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
     arguments = [*runs[1:], "--merge", "ties", "-o", tmp_path / "soup"]
@@ -273,6 +289,7 @@ def test_every_installed_merge_works_on_finished_runs(name: str, runs: list[Path
         ("A B -o NEW --merge grredy", "grredy"),
         ("A B -o NEW --prune-again 0.1", "--prune-again is 0.1|sparse already"),
         ("A B -o NEW --prune-again 1", "--prune-again is 1"),
+        ("FLAT FLAT -o NEW --prune-again 0.5", "--prune-again|no matrix"),
         ("A B -o NEW --masks unoin", "--masks|union"),
         ("A B -o NEW --model.name resnet18", "--model.name"),
         ("A B -o NEW --data.name digits", "--model.name"),
@@ -296,6 +313,7 @@ def test_what_cannot_be_merged_is_one_line(
         "NAN": good | {"0.bias": torch.full((8,), float("nan"))},
         "PICKLE": {"model": Path("x"), "run": print},
         "LIST": [good],
+        "FLAT": {"w1": torch.ones(3)},
     }
     for name, value in bad.items():
         torch.save(value, name)

@@ -22,7 +22,7 @@ def write(subject: Subject, out: Path) -> None:
         states.save(out / "model.safetensors", states.capture(subject.model))
     else:
         models.save(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
-        states.share(out / "model.safetensors")
+        states.make_readable(out / "model.safetensors")
 
 
 def load(out: Path, subject: Subject) -> Loaded:
