@@ -17,7 +17,8 @@ READ = (
     "Points of test accuracy, mean ± standard error over the seeds; differences are paired by seed, with a two-sided "
     "t-test; **bold** is p < 0.05, not corrected for the number of tests in the table. *Mean candidate* is the mean of "
     "the last merge's replicas, *ensemble* the mean of their probabilities (m forward passes an image); the best "
-    "candidate is chosen with the test images themselves, so no one could have chosen it.\n"
+    "candidate is chosen with the test images themselves, so no one could have chosen it. BatchNorm was measured again "
+    "on the training images for every model here, averaged or not.\n"
 )
 
 
