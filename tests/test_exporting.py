@@ -326,6 +326,26 @@ def test_an_export_that_reads_back_otherwise_is_removed_and_fails(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("image", [0, 1, 300, 999])
+def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
+    image: int, run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(out: Path, subject: Subject) -> Loaded:
+        loaded, bad = sparse.load(out, subject), subject.images[image]
+
+        def predict(images: Tensor) -> Tensor:
+            logits = loaded.predict(images).clone()
+            logits[(images == bad).flatten(1).all(1), 3] = float("nan")
+            return logits
+
+        return replace(loaded, predict=predict)
+
+    monkeypatch.setitem(exporting.FORMATS, "sparse", replace(sparse.FORMAT, load=broken))  # type: ignore[arg-type]
+    assert exported(run, "sparse", tmp_path / "out") == 1
+    assert "logits differ by nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # --- bad input ---------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,10 +95,15 @@ def compare(reference: Loaded, loaded: Loaded, subject: Subject) -> Comparison:
     batches = torch.split(subject.images[1:], _BATCH)
     for images in [subject.images[:1], *batches]:
         ours, theirs = reference.predict(images), loaded.predict(images)
-        difference = max(difference, float((ours - theirs).abs().max()))
-        largest = max(largest, float(ours.abs().max()))
+        difference = _larger(difference, float((ours - theirs).abs().max()))
+        largest = _larger(largest, float(ours.abs().max()))
         disagree += int((ours.argmax(1) != theirs.argmax(1)).sum())
     return Comparison(len(subject.images), difference, largest, disagree)
+
+
+def _larger(found: float, value: float) -> float:
+    """The maximum, NaN once there was one: `max` leaves NaN out."""
+    return math.nan if math.isnan(found) or math.isnan(value) else max(found, value)
 
 
 def same_tensors(ours: Tensors, theirs: Tensors) -> None:
