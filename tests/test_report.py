@@ -21,6 +21,7 @@ from sparsekit.config import EvaluationConfig
 from sparsekit.fit import fit
 from sparsekit.report import compare
 from sparsekit.report.runs import read
+from sparsekit.report.svg import INK, PALETTE, Plot, legend
 
 VOID = {"meta", "use", "path", "br"}
 
@@ -164,6 +165,24 @@ def test_plots_take_their_colours_from_the_page(tmp_path: Path) -> None:
             "none", "currentColor", "var(--line)", *(f"var(--c{n})" for n in range(1, 7)),
         }  # fmt: skip
     assert "#ffffff" in drawn[-1]
+
+
+def test_a_plot_says_what_it_was_given_and_only_coordinates_are_rounded() -> None:
+    told = f"rate 0.0005 {INK} > {PALETTE[1]}"
+    with Plot(3.0) as plot:
+        (panel,) = plot.panels
+        panel.plot([0.0, 1.0], [0.001, 0.0015], color=PALETTE[0], label=told)
+        panel.set_yticks([0.001, 0.0015])
+        legend(panel)
+        svg = plot.svg("from 0.00125")
+    page = Page(svg)
+    assert page.text.split("\n").count(told) == 1
+    assert {"0.0010", "0.0015"} <= set(page.text.split("\n"))
+    assert ("svg", "aria-label", "from 0.00125") in page.attributes
+    drawn = [value for tag, key, value in page.attributes if tag == "path" and key in ("d", "style")]
+    assert drawn
+    assert not re.search(r"\.\d{3}", " ".join(drawn))
+    assert "var(--c1)" in " ".join(drawn)
 
 
 def test_text_from_a_run_is_shown_and_never_run(tmp_path: Path) -> None:
