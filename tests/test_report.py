@@ -290,6 +290,7 @@ def test_files_of_another_version_never_break_it(tmp_path: Path, seed: int) -> N
     [
         ("", "RUN"),
         ("{tmp}/nowhere", "no run directory"),
+        ("~nosuchuser/run", "~nosuchuser/run is no run directory"),
         ("{tmp}", "no run directory"),
         ("{run} -o {tmp}/a/\0", "--output"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def numbers(values: object) -> list[float]:
 
 def read(path: str) -> Run:
     """Read a run directory; raises UserError where there is no run at all."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # unlike Path's, leaves an unknown ~user as it is
     if not folder.is_dir() or not any((folder / name).is_file() for name in FILES):
         raise UserError(f"report: {path} is no run directory (none of {', '.join(FILES)}); give what --out named")
     problems: list[str] = []
