@@ -24,6 +24,9 @@ class CS(Steered):
         beta: Temperature at the end of the search, 1 to 1000000.
         strength: Factor of the penalty, 0 or more.
         steer: False keeps the penalty on all the time, as in the paper.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(
