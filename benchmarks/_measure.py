@@ -22,6 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
+NO_CUDA = 3
+"""How gpu.py ends where there is no device."""
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 

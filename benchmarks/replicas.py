@@ -59,12 +59,12 @@ def measure(quick: bool = False) -> Section:
         for replicas in (3,) if quick else (2, 3, 5, 10):
             many, one = [], []
             for _ in range(rounds):
-                found = seconds(way, replicas, epochs)
-                if isinstance(found, str):
-                    section.add(way.name, replicas, f"did not run: {found[:120]}", "", "", "")
+                found = [seconds(way, count, epochs) for count in (replicas, 1)]
+                if trouble := [each for each in found if isinstance(each, str)]:
+                    section.add(way.name, replicas, f"did not run: {trouble[0][:120]}", "", "", "")
                     break
-                many.append(found)
-                one.append(float(seconds(way, 1, epochs)))
+                many.append(float(found[0]))
+                one.append(float(found[1]))
             if not many:
                 break
             figures = f"{median(many):.1f} s", f"{median(one):.1f} s", ratio(many, one)

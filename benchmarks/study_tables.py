@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from sparsekit.report.compare import with_error
 
 Row = dict[str, Any]
 SPACE = "\N{NO-BREAK SPACE}"
-Value = Callable[[Row], float | None]
 
 
 @dataclass(frozen=True)

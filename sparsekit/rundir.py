@@ -56,10 +56,10 @@ def _agents(name: str) -> str | None:
 def finished(path: Path) -> dict[str, Any] | None:
     """The summary of a run that is done; None where it is not."""
     try:
-        summary: dict[str, Any] = json.loads((path / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        summary = json.loads((path / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return summary if summary.get("status") == "done" else None
+    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +90,27 @@ def test_a_page_keeps_the_figures_of_what_was_not_run_again(tmp_path: Path) -> N
     assert text.count(run.UNMEASURED) == len(run.ALL) - 2
     assert text.index("first") < text.index("second")
     assert text.count("# Benchmarks") == 1
+
+
+def test_figures_of_a_cuda_device_stay_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, page = load("run"), tmp_path / "page.md"
+    monkeypatch.setattr(run, "machine", lambda: "a machine")
+    done = subprocess.CompletedProcess[str]([], run.NO_CUDA)
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda *_, **__: done))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only", "gpu", "--page", str(page)])
+    run.main()
+    assert "CUDA is not measured yet" in page.read_text()
+    measured = run.Section("CUDA", ["what", "ratio"], [["step", "0.98"]]).markdown()
+    run.write(page, run.read(page) | {"gpu": measured})
+    run.main()
+    assert run.read(page)["gpu"].strip() == measured.strip()
+
+
+def test_a_single_run_that_fails_is_told_in_the_replicas_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = load("replicas")
+    monkeypatch.setattr(replicas, "seconds", lambda way, count, epochs: 2.0 if count > 1 else "no memory was left")
+    section = replicas.measure(quick=True)
+    assert [row[2] for row in section.rows[: len(replicas.WAYS)]] == ["did not run: no memory was left"] * 4
 
 
 @pytest.mark.slow

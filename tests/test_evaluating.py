@@ -202,6 +202,13 @@ def spoil(folder: Path, how: str) -> None:
         (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-100])
     elif how == "objects":
         np.save(folder / "fog.npy", np.array([{"a": 1}] * 5, dtype=object), allow_pickle=True)
+    elif how == "empty":
+        (folder / "fog.npy").write_bytes(b"")
+    elif how == "archive":
+        with (folder / "fog.npy").open("wb") as file:
+            np.savez(file, fog=np.zeros((200, 8, 8, 1), np.uint8))
+    elif how == "torn archive":
+        (folder / "fog.npy").write_bytes(b"PK\x03\x04" + bytes(100))
     elif how == "other lengths":
         np.save(folder / "fog.npy", np.zeros((45, 8, 8, 1), np.uint8))
     elif how == "floats":
@@ -221,6 +228,10 @@ def spoil(folder: Path, how: str) -> None:
         ("nothing else", "no KIND.npy"),
         ("cut off", "fog.npy"),
         ("objects", "fog.npy cannot be read"),
+        ("empty", "fog.npy cannot be read"),
+        ("archive", "fog.npy cannot be read: it is an archive"),
+        ("torn archive", "fog.npy cannot be read"),
+        ("unknown home", "no labels.npy there"),
         ("other lengths", "five severities"),
         ("floats", "no square uint8 images"),
         ("other classes", "to 99, but the model has 10 classes"),
@@ -233,7 +244,8 @@ def test_published_files_that_do_not_fit_are_named(
 ) -> None:
     published(tmp_path / "files")
     spoil(tmp_path / "files", how)
-    assert cli.main(["evaluate", str(run), "--corruption_files", str(tmp_path / "files")]) == 2
+    given = "~nosuchuser/files" if how == "unknown home" else str(tmp_path / "files")
+    assert cli.main(["evaluate", str(run), "--corruption_files", given]) == 2
     err = capsys.readouterr().err
     assert words in err
     assert "--corruption_files" in err

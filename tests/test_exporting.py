@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
 from sparsekit import cli, exporting, masks, sparsefile, states
-from sparsekit.commands import ArchitectureConfig
+from sparsekit.commands import ArchitectureConfig, ExportConfig
 from sparsekit.config import DataConfig, ReplicasConfig
 from sparsekit.data import load
+from sparsekit.errors import RunError
 from sparsekit.exporting import measuring, semi_structured, sparse
 from sparsekit.exporting.formats import Loaded
 from sparsekit.exporting.subject import Subject, subject_of
@@ -253,6 +255,40 @@ def test_2_to_4_on_a_machine_without_cuda_is_one_line(half_vit: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+class Transposed(torch.nn.Module):
+    """A linear layer that is given a view, as attention gives its projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(64, 32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.inner(images.transpose(0, 1))
+        return result
+
+
+def test_packed_layers_are_given_contiguous_input_and_name_themselves_where_they_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", lambda weight: weight)  # needs CUDA
+    model, given = Transposed(), list[bool]()
+    images = torch.randn(64, 5)
+    expected = model(images)
+    predict = semi_structured.packed(model, ["inner"])
+    model.inner.register_forward_pre_hook(lambda layer, inputs: given.append(inputs[0].is_contiguous()))
+    assert torch.equal(predict(images), expected)
+    assert given == [True]
+    with pytest.raises(RunError, match=r"at or after inner \(Linear\): .*mat1 and mat2"):
+        predict(images[:9])
+
+    def refuse(weight: Tensor) -> Tensor:
+        raise RuntimeError("no such shape\nand more")
+
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", refuse)
+    with pytest.raises(RunError, match=r"^inner \(Linear\) cannot be packed: no such shape$"):
+        semi_structured.packed(Transposed(), ["inner"])
+
+
 @pytest.mark.cuda
 def test_2_to_4_is_packed_and_predicts_as_the_dense_model(half_vit: Path, tmp_path: Path, capsys: Capture) -> None:
     assert exported(half_vit, "2:4", tmp_path / "out", "--measure") == 0
@@ -302,6 +338,23 @@ def test_timing_takes_turns_and_tells_twice_the_work_from_once(run: Path) -> Non
     assert turns.count("one") == turns.count("four")
 
 
+def test_images_are_placed_once_before_the_time_is_taken() -> None:
+    placed: list[int] = []
+
+    def place(images: Tensor) -> Tensor:
+        placed.append(len(images))
+        return images.half()
+
+    def predict(images: Tensor) -> Tensor:
+        assert images.dtype is torch.half
+        return images * 2
+
+    one = Loaded(predict, {}, place=place)
+    measuring.timed([one, Loaded(lambda images: images, {})], torch.zeros(7, 10))
+    assert placed == [7]
+    assert torch.equal(one.logits(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+
+
 def test_the_model_without_zeros_has_none_and_is_otherwise_the_same(run: Path) -> None:
     model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
     full = measuring.filled(model)
@@ -324,6 +377,112 @@ def test_an_export_that_reads_back_otherwise_is_removed_and_fails(
     assert "fc.weight did not come back" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("image", [0, 1, 300, 999])
+def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
+    image: int, run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(out: Path, subject: Subject) -> Loaded:
+        loaded, bad = sparse.load(out, subject), subject.images[image]
+
+        def predict(images: Tensor) -> Tensor:
+            logits = loaded.predict(images).clone()
+            logits[(images == bad).flatten(1).all(1), 3] = float("nan")
+            return logits
+
+        return replace(loaded, predict=predict)
+
+    monkeypatch.setitem(exporting.FORMATS, "sparse", replace(sparse.FORMAT, load=broken))  # type: ignore[arg-type]
+    assert exported(run, "sparse", tmp_path / "out") == 1
+    assert "logits differ by nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@each_format
+def test_nothing_lies_at_o_before_it_was_read_back_and_compared(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, form, seen = tmp_path / "out", exporting.FORMATS[name], list[bool]()
+    torn = tmp_path / ".out.part"  # what a killed export leaves
+    torn.mkdir()
+    (torn / "out").write_text("half a file")
+
+    def watched(path: Path, subject: Subject) -> Loaded:
+        loaded = form.load(path, subject)
+
+        def predict(images: Tensor) -> Tensor:
+            seen.append(out.exists())
+            return loaded.predict(images)
+
+        return replace(loaded, predict=predict)
+
+    monkeypatch.setitem(exporting.FORMATS, name, replace(form, load=watched))  # type: ignore[arg-type]
+    assert exported(run, name, out) == 0
+    assert seen
+    assert not any(seen)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert read_elsewhere(name, out)
+
+
+def test_an_interrupted_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(out: Path, subject: Subject) -> Loaded:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(exporting.FORMATS, "timm", replace(exporting.FORMATS["timm"], load=interrupted))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        exporting.export(
+            open_source("MODEL", run),
+            ExportConfig(out=str(tmp_path / "out"), format="timm"),
+            DataConfig(image_size=8),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["timm", "sparse"])
+def test_what_model_kwargs_change_is_in_the_export(name: str, run: Path, tmp_path: Path) -> None:
+    assert exported(run, name, tmp_path / "out", "--model.kwargs", "{global_pool: max}") == 0
+    if name == "timm":
+        model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+        assert model.global_pool.pool_type == "max"
+    else:
+        with safe_open(str(tmp_path / "out"), framework="pt") as file:
+            told = json.loads(file.metadata()["config"])
+        before = json.loads((run / "model" / "config.json").read_text())
+        assert told == before | {"model_args": before["model_args"] | {"global_pool": "max"}}
+
+
+@needs_onnx
+def test_onnx_tells_its_cause_in_a_line_and_its_runtime_says_nothing(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    levels, session = [], onnxruntime.InferenceSession
+
+    def watched(path: str, options: Any, **more: Any) -> Any:
+        levels.append(options.log_severity_level)
+        return session(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    assert exported(run, "onnx", tmp_path / "out") == 0
+    assert levels == [3]
+    assert capfd.readouterr().err == ""
+
+    def failing(*_: Any, **__: Any) -> None:
+        try:
+            try:
+                raise NotImplementedError("No decomposition for aten::odd.\nLong advice")
+            except NotImplementedError as error:
+                raise ValueError("in a node") from error
+        except ValueError as error:
+            raise RuntimeError("Failed to convert the exported program.\nPlease report") from error
+
+    monkeypatch.setattr(torch.onnx, "export", failing)
+    assert exported(run, "onnx", tmp_path / "other") == 1
+    err = capfd.readouterr().err
+    assert "torch.onnx cannot convert resnet18: No decomposition for aten::odd." in err
+    assert err.count("\n") == 1
 
 
 # --- bad input ---------------------------------------------------------------------------------------

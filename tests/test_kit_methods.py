@@ -14,7 +14,11 @@ from torch import Tensor
 
 from sparsekit import masks, pruning
 from sparsekit.api import PruningMethod, PruningStep, Schedule, Segment, TrainingStep
+from sparsekit.errors import RunError
+from sparsekit.merges.uniform import Uniform
+from sparsekit.methods.gmp import GMP
 from sparsekit.stepping import MaskedStep
+from sparsekit.testing import problem
 from sparsekit.testing.method_case import MethodCase
 from sparsekit.testing.method_rules import METHOD_RULES
 
@@ -274,6 +278,20 @@ def test_cleared_optimizer_state_is_checked_whether_or_not_the_core_does(monkeyp
     outcome = tried(METHOD_RULES, "optimizer_state_is_cleared", MethodCase(method(gradients=dense_gradients), {}))
     assert outcome.state == "FAIL"
     assert re.search("entries of .* are not 0 where weights are masked", outcome.did), outcome.did
+
+
+class FailsInTraining(GMP):
+    """Fails in its first training step."""
+
+    def effective(self, step: TrainingStep) -> Tensors:
+        raise LookupError("no such layer here")
+
+
+def test_what_the_other_rank_failed_of_is_told() -> None:
+    with pytest.raises(
+        RunError, match=r"^the other rank failed: LookupError: no such layer here\nraised through .*test_"
+    ):
+        problem.shared_run(GMP(), FailsInTraining(), Uniform())
 
 
 def test_every_rule_is_in_a_table_above() -> None:

@@ -6,6 +6,8 @@ import json
 import random
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,8 +21,9 @@ from tiny import tiny_config
 from sparsekit import cli
 from sparsekit.config import EvaluationConfig
 from sparsekit.fit import fit
-from sparsekit.report import compare
+from sparsekit.report import compare, plots
 from sparsekit.report.runs import read
+from sparsekit.report.svg import INK, PALETTE, Plot, legend
 
 VOID = {"meta", "use", "path", "br"}
 
@@ -166,6 +169,46 @@ def test_plots_take_their_colours_from_the_page(tmp_path: Path) -> None:
     assert "#ffffff" in drawn[-1]
 
 
+def test_a_plot_says_what_it_was_given_and_only_coordinates_are_rounded() -> None:
+    told = f"rate 0.0005 {INK} > {PALETTE[1]}"
+    with Plot(3.0) as plot:
+        (panel,) = plot.panels
+        panel.plot([0.0, 1.0], [0.001, 0.0015], color=PALETTE[0], label=told)
+        panel.set_yticks([0.001, 0.0015])
+        legend(panel)
+        svg = plot.svg("from 0.00125")
+    page = Page(svg)
+    assert page.text.split("\n").count(told) == 1
+    assert {"0.0010", "0.0015"} <= set(page.text.split("\n"))
+    assert ("svg", "aria-label", "from 0.00125") in page.attributes
+    drawn = [value for tag, key, value in page.attributes if tag == "path" and key in ("d", "style")]
+    assert drawn
+    assert not re.search(r"\.\d{3}", " ".join(drawn))
+    assert "var(--c1)" in " ".join(drawn)
+
+
+def test_rows_are_read_once_however_many_points_are_drawn(tmp_path: Path) -> None:
+    class Counting(tuple[Any, ...]):
+        times = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            Counting.times += 1
+            return super().__iter__()
+
+    found = read(str(write_run(tmp_path / "first", segments=12)))
+    run = replace(found, rows=Counting(found.rows))
+    for part in (plots.progress, plots.soup, plots.geometry, plots.rates, plots.layers):
+        assert part(run)
+    assert Counting.times == 1
+
+
+def test_a_long_runs_learning_rates_are_thinned(tmp_path: Path) -> None:
+    run = read(str(write_run(tmp_path / "first", segments=2, steps=2000, rows=2000)))
+    drawn = str(plots.rates(run))
+    assert 300 <= drawn.count("<use ") <= 600
+    assert max(run.epochs(row["step"]) for row in run.events("train")) == pytest.approx(4.0)
+
+
 def test_text_from_a_run_is_shown_and_never_run(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>&\"'"
     folder = write_run(tmp_path / "<script>alert(2)<", merge={"name": evil})
@@ -271,6 +314,7 @@ def test_files_of_another_version_never_break_it(tmp_path: Path, seed: int) -> N
     [
         ("", "RUN"),
         ("{tmp}/nowhere", "no run directory"),
+        ("~nosuchuser/run", "~nosuchuser/run is no run directory"),
         ("{tmp}", "no run directory"),
         ("{run} -o {tmp}/a/\0", "--output"),
     ],

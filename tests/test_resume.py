@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 
 import pytest
 
+from sparsekit import rundir
 from sparsekit.cli import main
 from sparsekit.tracking import Tracker
 from sparsekit.training import Training
@@ -44,6 +45,14 @@ def contents(out: Path) -> dict[str, object]:
         "masks": (out / "masks.safetensors").read_bytes(),
         "rows": rows,
     }
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '"done"', "null", "{", "[" * 100_000, '{"status": "failed"}'])
+def test_what_is_no_summary_of_a_run_that_is_done_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    assert rundir.finished(tmp_path) is None
+    (tmp_path / "summary.json").write_text('{"status": "done", "seed": 3}')
+    assert rundir.finished(tmp_path) == {"status": "done", "seed": 3}
 
 
 @pytest.fixture(scope="module")

@@ -262,6 +262,19 @@ def test_every_installed_merge_works_on_finished_runs(name: str, runs: list[Path
     assert not any(soup[n][~mask].any() for n, mask in kept.items())
 
 
+@pytest.mark.parametrize(
+    "more", [["fisher"], ["likelihood"], *(["learned", "--merge.per", p] for p in ("model", "tensor"))]
+)
+def test_merges_that_do_not_compare_with_the_parent_need_none(
+    more: list[str], runs: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
+    quick = ["--merge.steps", 2] if more[0] == "learned" else []
+    assert merge(*runs[1:], "--merge", *more, *quick, "-o", tmp_path / "soup") == 0
+    kept, soup = states.load(runs[0] / "masks.safetensors"), states.load(tmp_path / "soup" / "model.safetensors")
+    assert not any(soup[n][~mask].any() for n, mask in kept.items())
+
+
 # --- bad input ---------------------------------------------------------------------------------------
 
 

@@ -197,7 +197,7 @@ class FolderData:
         return self._batches(self._loader(stream, False, self.batch_size))
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same images before they are normalised, float32 of 0 to 255."""
+        """The same images before they are normalised, float32 [B, C, S, S] of 0 to 255; `ImageData` gives uint8."""
         for images, labels in self.evaluation_batches(split, limit):
             yield self.normalise.undone(images), labels
 

@@ -177,7 +177,7 @@ class ImageData:
             yield self.normalise(images), labels
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same images before they are normalised, uint8 [B, C, S, S]."""
+        """The same images before they are normalised, uint8 [B, C, S, S]; `FolderData` gives float32."""
         images, labels = self._images[split], self._labels[split]
         some = None
         if limit is not None and limit < len(labels):

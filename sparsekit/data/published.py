@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ class Published:
     @classmethod
     def open(cls, folder: str, classes: int) -> Published:
         """Find the files, and check all but the images' values; raises UserError naming the file and what is wrong."""
-        base = Path(folder).expanduser()
+        base = Path(os.path.expanduser(folder))  # unlike Path's, leaves an unknown ~user as it is
         if not (base / "labels.npy").is_file():
             raise UserError(f"--corruption_files {folder}: no labels.npy there; give the unpacked folder of CIFAR-10-C")
         files = {path.stem: path for path in sorted(base.glob("*.npy")) if path.name != "labels.npy"}
@@ -84,7 +86,9 @@ class Published:
 def _array(path: Path) -> NDArray[Any]:
     """An array whose values stay on the disk; a file with Python objects in it is refused."""
     try:
-        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--corruption_files: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"--corruption_files: {path} cannot be read: it is an archive of arrays; give one array a file")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,22 +64,26 @@ def export(source: Source, config: ExportConfig, data: DataConfig | None) -> lis
         raise UserError(f"-o {out} exists already; give a new path")
     subject = subject_of(source, config.model, data)
     form.check(subject)
+    hidden = out.with_name(f".{out.name}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        form.write(subject, out)
-        loaded = form.load(out, subject)
+        _remove(hidden)  # of an export that was killed
+        hidden.mkdir(parents=True)
+        form.write(subject, hidden / out.name)
+        loaded = form.load(hidden / out.name, subject)
         reference = form.reference(subject)
         same_tensors(reference.tensors, loaded.tensors)
         found = compare(reference, loaded, subject)
         if not found.difference <= form.tolerance * max(found.largest, 1.0):
             raise RunError(f"logits differ by {found.difference:.3g}, the largest being {found.largest:.3g}")
-    except BaseException as error:
-        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
-        if isinstance(error, RunError):
-            raise RunError(f"-o {out}: {error}; it was removed") from error
-        raise
+        for file in sorted(hidden.iterdir(), key=lambda file: file.name == out.name):
+            os.replace(file, out.with_name(file.name))  # OUT itself last: what lies there is whole, and was checked
+    except OSError as error:
+        ours = error.filename is None or hidden.name in Path(str(error.filename)).parts
+        raise RunError(f"{out if ours else error.filename}: {error.strerror or error}") from error
+    except RunError as error:
+        raise RunError(f"-o {out}: {error}; it was removed") from error
+    finally:
+        _remove(hidden)
     told = _told(subject, config.format, out, found, loaded)
     if config.measure:
         dense, plain = measuring.measure(subject, form, loaded, subject.images)
@@ -93,11 +99,23 @@ def compare(reference: Loaded, loaded: Loaded, subject: Subject) -> Comparison:
     disagree = 0
     batches = torch.split(subject.images[1:], _BATCH)
     for images in [subject.images[:1], *batches]:
-        ours, theirs = reference.predict(images), loaded.predict(images)
-        difference = max(difference, float((ours - theirs).abs().max()))
-        largest = max(largest, float(ours.abs().max()))
+        ours, theirs = reference.logits(images), loaded.logits(images)
+        difference = _larger(difference, float((ours - theirs).abs().max()))
+        largest = _larger(largest, float(ours.abs().max()))
         disagree += int((ours.argmax(1) != theirs.argmax(1)).sum())
     return Comparison(len(subject.images), difference, largest, disagree)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _larger(found: float, value: float) -> float:
+    """The maximum, NaN once there was one: `max` leaves NaN out."""
+    return math.nan if math.isnan(found) or math.isnan(value) else max(found, value)
 
 
 def same_tensors(ours: Tensors, theirs: Tensors) -> None:

@@ -18,14 +18,20 @@ class Loaded:
     """An export that was read back.
 
     Attributes:
-        predict: Logits of normalised images, float32 [N, C, S, S], both on the CPU.
+        predict: Logits of images that were placed.
         tensors: The weights in it, by the model's names; those that the format needs.
         note: What else is to be said of it.
+        place: Moves normalised images, float32 [N, C, S, S] on the CPU, to where `predict` takes them.
     """
 
     predict: Callable[[Tensor], Tensor]
     tensors: Tensors
     note: str = ""
+    place: Callable[[Tensor], Tensor] = lambda images: images
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Of normalised images; both float32 and on the CPU."""
+        return self.predict(self.place(images)).float().cpu()
 
 
 @dataclass(frozen=True)

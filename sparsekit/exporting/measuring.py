@@ -50,9 +50,10 @@ def measure(subject: Subject, form: Format, exported: Loaded, images: Tensor) ->
 
 def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
     """The first one's speed against each of the others, over rounds in which each has its turn."""
-    first = [min(_seconds(one, images) for _ in range(3)) for one in candidates]
+    placed = [(one, one.place(images)) for one in candidates]  # the copy to a device is not the model's time
+    first = [min(_seconds(*each) for _ in range(3)) for each in placed]
     repeats = max(1, round(_LEAST / max(first)))
-    rounds = [[_seconds(one, images, repeats) for one in candidates] for _ in range(ROUNDS)]
+    rounds = [[_seconds(*each, repeats) for each in placed] for _ in range(ROUNDS)]
     found = []
     for other in range(1, len(candidates)):
         ratios = sorted(times[other] / times[0] for times in rounds)
@@ -82,7 +83,15 @@ def filled(model: nn.Module) -> nn.Module:
 
 
 def _seconds(loaded: Loaded, images: Tensor, repeats: int = 1) -> float:
+    _finish(images)
     start = time.perf_counter()
     for _ in range(repeats):
         loaded.predict(images)
+    _finish(images)
     return time.perf_counter() - start
+
+
+def _finish(images: Tensor) -> None:
+    """Wait for what was started on the images' device."""
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)

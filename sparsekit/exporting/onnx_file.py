@@ -46,8 +46,7 @@ def write(subject: Subject, out: Path) -> None:
             assert made is not None
             made.save(str(out))
         except Exception as error:  # it raises whatever the conversion meets
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"torch.onnx cannot convert {subject.config.name}: {reason}") from error
+            raise RunError(f"torch.onnx cannot convert {subject.config.name}: {_reason(error)}") from error
 
 
 def load(out: Path, subject: Subject) -> Loaded:
@@ -57,6 +56,7 @@ def load(out: Path, subject: Subject) -> Loaded:
     from onnx import numpy_helper
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it warns of is the exporter's doing
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
 
@@ -66,6 +66,13 @@ def load(out: Path, subject: Subject) -> Loaded:
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(str(out)).graph.initializer}
     names = [name for name in subject.model.state_dict() if name in stored]
     return Loaded(predict, {name: torch.from_numpy(stored[name].copy()) for name in names})
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what it began with; the exporter's own text around it is a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
 from sparsekit import models, states
-from sparsekit.errors import UserError
+from sparsekit.errors import RunError, UserError
 from sparsekit.exporting.formats import Format, Loaded, of_module
 from sparsekit.exporting.subject import Subject
 
@@ -52,8 +53,8 @@ def check(subject: Subject) -> None:
 def write(subject: Subject, out: Path) -> None:
     """config.json, and half-precision weights with the names of the layers to pack."""
     models.save(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
-    if subject.source.config:
-        shutil.copyfile(subject.source.file.parent / "config.json", out / "config.json")
+    if subject.described:
+        shutil.copyfile(subject.described, out / "config.json")
     half = {name: t.half() if t.is_floating_point() else t for name, t in states.capture(subject.model).items()}
     states.save(out / "model.safetensors", half, {KEY: json.dumps(layers(subject.model))})
 
@@ -66,26 +67,56 @@ def load(out: Path, subject: Subject) -> Loaded:
     model = model.cuda().eval()
     with safe_open(str(out / "model.safetensors"), framework="pt") as file:
         names = json.loads(file.metadata()[KEY])
+    predict = packed(model, names)
+    return Loaded(predict, tensors, f"{len(names)} linear layers packed, in half precision", _place)
+
+
+def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    """Pack the named linear layers, and give what predicts with them.
+
+    Raises:
+        RunError: torch cannot pack a layer; so does what is returned, where a packed one cannot run.
+    """
+    last = "the first packed layer"
+
+    def enter(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
+        nonlocal last
+        last = _kind(name, layer)
+        return (given[0].contiguous(),)  # the units take nothing else
+
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), requires_grad=False)
-    return Loaded(_on_cuda(model), tensors, f"{len(names)} linear layers packed, in half precision")
+        try:
+            layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), requires_grad=False)
+        except RuntimeError as error:
+            raise RunError(f"{_kind(name, layer)} cannot be packed: {str(error).partition(chr(10))[0]}") from error
+        layer.register_forward_pre_hook(partial(enter, name))
+    inner = of_module(model).predict
+
+    def predict(images: Tensor) -> Tensor:
+        try:
+            return inner(images)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise RunError(f"the packed model cannot run, at or after {last}: {reason}") from error
+
+    return predict
 
 
 def reference(subject: Subject) -> Loaded:
     """The same half-precision model, not packed."""
     model = copy.deepcopy(subject.model).half()
-    return Loaded(_on_cuda(copy.deepcopy(model).cuda().eval()), dict(model.state_dict()))
+    predict = of_module(copy.deepcopy(model).cuda().eval()).predict
+    return Loaded(predict, dict(model.state_dict()), place=_place)
 
 
-def _on_cuda(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    inner = of_module(model).predict
+def _place(images: Tensor) -> Tensor:
+    return images.cuda().half()
 
-    def predict(images: Tensor) -> Tensor:
-        return inner(images.cuda().half()).float().cpu()
 
-    return predict
+def _kind(name: str, layer: nn.Module) -> str:
+    return f"{name} ({type(layer).__name__})"
 
 
 FORMAT = Format(write, load, reference, tolerance=2e-2, check=check)

@@ -13,10 +13,12 @@ from sparsekit.exporting.subject import Subject
 
 def write(subject: Subject, out: Path) -> None:
     """All tensors, and the architecture in the metadata."""
-    config = {"architecture": subject.config.name, "model_args": subject.config.kwargs}
+    known = subject.source.config
+    arguments = {**(known.get("model_args") or {}), **subject.config.kwargs}
+    config = {**known, "architecture": subject.config.name, "model_args": arguments}
     # -0.0, which pruning by multiplication leaves behind, is no value worth its place
     tensors = {name: tensor.masked_fill(tensor == 0, 0) for name, tensor in states.capture(subject.model).items()}
-    sparsefile.save(out, tensors, {"config": json.dumps(subject.source.config or config)})
+    sparsefile.save(out, tensors, {"config": json.dumps(config)})
 
 
 def load(out: Path, subject: Subject) -> Loaded:

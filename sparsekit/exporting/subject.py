@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -40,6 +41,13 @@ class Subject:
     inputs: InputConfig
     images: Tensor
     real: bool
+
+    @property
+    def described(self) -> Path | None:
+        """The source's own config.json, where `--model` changed nothing of what it says."""
+        file = self.source.file.parent / "config.json"
+        same = (self.source.name, self.source.kwargs) == (self.config.name, self.config.kwargs)
+        return file if self.source.config and same and file.is_file() else None
 
 
 def architecture(source: Source, given: ArchitectureConfig) -> ModelConfig:

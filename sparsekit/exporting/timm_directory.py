@@ -15,10 +15,9 @@ from sparsekit.exporting.subject import Subject
 
 def write(subject: Subject, out: Path) -> None:
     """Copy what the source says of itself, or describe it anew."""
-    described = subject.source.file.parent / "config.json"
-    if subject.source.config and subject.source.name == subject.config.name and described.is_file():
+    if subject.described:
         out.mkdir()
-        shutil.copyfile(described, out / "config.json")
+        shutil.copyfile(subject.described, out / "config.json")
         states.save(out / "model.safetensors", states.capture(subject.model))
     else:
         models.save(copy.deepcopy(subject.model), subject.config, subject.inputs, out)

@@ -172,13 +172,13 @@ def _list(runs: Sequence[Run]) -> Html:
     rows = []
     for run in runs:
         last = [row for row in plots.merges(run) if len(row["candidates"]) > 1]
-        wall, parameters = run.number("wall_seconds"), [run.number(key) for key in ("test.accuracy", "sparsity")]
+        wall, shares = run.number("wall_seconds"), [run.number(key) for key in ("test.accuracy", "sparsity")]
         rows.append(
             (
                 run.name,
                 badge(run),
                 str(run.config.get("seed", "–")),
-                *("–" if value is None else percent(value, 2) for value in parameters),
+                *("–" if value is None else percent(value, 2) for value in shares),
                 plots.points(last[-1]["soup"] - last[-1]["best"]) if last else "–",
                 f"{sum(row['lost'] for row in last)} of {len(last)}" if last else "–",
                 "–" if wall is None else duration(wall),

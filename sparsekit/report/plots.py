@@ -11,6 +11,8 @@ from sparsekit.report.runs import Run, number, numbers
 from sparsekit.report.svg import GRID, INK, PALETTE, Plot, legend
 
 BLUE, RED, GREEN, PINK = PALETTE[:4]
+POINTS = 500
+"""Learning rates that are drawn at most: more look the same, and make the page large."""
 
 
 def merges(run: Run) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def progress(run: Run) -> Html | None:
         top.set_ylabel("accuracy, %")
         legend(top, 4)
         if pruned:
-            end = max([epoch for epoch, _ in tested] or [0.0], default=0.0)
+            end = max((epoch for epoch, _ in tested), default=0.0)
             line = [(epoch, 100 * s) for epoch, s in [*pruned, (max(end, pruned[-1][0]), pruned[-1][1])]]
             low.step(*zip(*line, strict=True), where="post", color=BLUE)
         low.set_ylim(0, 100)
@@ -170,6 +172,7 @@ def rates(run: Run) -> Html | None:
             planned.append((row["start_epoch"], first[-1], row["start_epoch"] + row["epochs"], last[-1]))
     if not used:
         return None
+    used = used[:: -(-len(used) // POINTS)]
     with Plot(3.0) as plot:
         (panel,) = plot.panels
         for i, (left, first_lr, right, last_lr) in enumerate(planned):

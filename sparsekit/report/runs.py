@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,22 @@ class Run:
 
     def events(self, event: str) -> list[Mapping[str, Any]]:
         """Rows of one kind that have a step and a segment."""
-        keys = ("step", "segment")
-        return [
-            row for row in self.rows if row.get("event") == event and all(number(row.get(k)) is not None for k in keys)
-        ]
+        return self._events.get(event, [])
+
+    @cached_property
+    def _events(self) -> dict[str, list[Mapping[str, Any]]]:
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            if isinstance(row.get("event"), str) and all(number(row.get(k)) is not None for k in ("step", "segment")):
+                found.setdefault(row["event"], []).append(row)
+        return found
 
     def segments(self) -> list[Mapping[str, Any]]:
         """The planned segments that can be made sense of."""
+        return self._segments
+
+    @cached_property
+    def _segments(self) -> list[Mapping[str, Any]]:
         found = self.plan.get("segments")
         rows = found if isinstance(found, list) else []
         needed = ("segment", "start_epoch", "epochs", "sparsity")
@@ -73,12 +84,18 @@ class Run:
 
     def epochs(self, step: float) -> float:
         """Epochs after so many optimizer steps; the steps themselves where there is nothing to tell it by."""
+        steps, epochs = self._pace
+        return float(step * epochs / steps)
+
+    @cached_property
+    def _pace(self) -> tuple[float, float]:
+        """So many steps were so many epochs, by the last merge that the plan knows the end of."""
         ends = {row["segment"]: row["start_epoch"] + row["epochs"] for row in self.segments()}
         for row in reversed(self.events("merge")):
             end = ends.get(row["segment"], 0.0)
             if end > 0.0 and row["step"] > 0:
-                return float(step * end / row["step"])
-        return float(step)
+                return row["step"], end
+        return 1.0, 1.0
 
     def variants(self) -> dict[str, Mapping[str, Any]]:
         """The evaluation's variants that hold test numbers."""
@@ -102,7 +119,7 @@ def numbers(values: object) -> list[float]:
 
 def read(path: str) -> Run:
     """Read a run directory; raises UserError where there is no run at all."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # unlike Path's, leaves an unknown ~user as it is
     if not folder.is_dir() or not any((folder / name).is_file() for name in FILES):
         raise UserError(f"report: {path} is no run directory (none of {', '.join(FILES)}); give what --out named")
     problems: list[str] = []
@@ -119,9 +136,8 @@ def read(path: str) -> Run:
 def _text(path: Path, problems: list[str]) -> str | None:
     try:
         return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         problems.append(f"{path.name} cannot be read" if path.exists() else f"{path.name} is missing")
-        del error
         return None
 
 

@@ -15,6 +15,7 @@ INK, GRID = "#112233", "#aabbcc"
 """Stand for the page's text and line colours."""
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by the colour-blind; stand for the page's `--c1` to `--c6`."""
+_COLOURS = {INK: "currentColor", GRID: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(PALETTE, 1)}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 4.9
 
@@ -86,7 +87,7 @@ def _inline(text: str, label: str) -> str:
     box = re.search(r'viewBox="([^"]*)"', text)
     assert box
     head = f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="{box[1]}">'
-    text = head + text[text.index(">") + 1 :]
+    text = text[text.index(">") + 1 :]
     text = re.sub(r" font-family: [^;]*;", "", text)  # the page's own
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
@@ -94,9 +95,13 @@ def _inline(text: str, label: str) -> str:
     for name in used:
         text = re.sub(rf'(id="|url\(#|href="#){re.escape(name)}(?=[")])', rf"\g<1>f{page}{name}", text)
     text = text.replace("xlink:href", "href")
-    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text)
-    for colour, name in [(INK, "currentColor"), (GRID, "var(--line)")]:
-        text = text.replace(colour, name)
-    for index, colour in enumerate(PALETTE, 1):
-        text = text.replace(colour, f"var(--c{index})")
-    return re.sub(r"\n\s*", "\n", text).strip()
+    text = re.sub(r"<[^>]+>", lambda tag: _dressed(tag[0]), text)  # tags alone: what a plot says stays as it is
+    return head + re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _dressed(tag: str) -> str:
+    """A tag with shorter coordinates, and the page's colours in place of those that stand for them."""
+    tag = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), tag)
+    for colour, name in _COLOURS.items():
+        tag = tag.replace(colour, name)
+    return tag

@@ -35,6 +35,7 @@ from sparsekit.setup import Setup, prepare
 from sparsekit.states import OPTIMIZER, State
 from sparsekit.stopping import Stopped, StopSignals
 from sparsekit.team import Team
+from sparsekit.testing.rules import describe
 from sparsekit.tracking import Rows, Tracker
 
 EPOCHS = 6
@@ -180,7 +181,7 @@ class _Baton(Ranks):
     def ask(self, key: str) -> Any:
         while key not in self.store:
             if "failed" in self.store:
-                raise RunError("the other rank failed")
+                raise RunError(f"the other rank failed: {self.store['failed']}")
             self._turn.release()
             time.sleep(0.001)
             self._turn.acquire()
@@ -188,7 +189,11 @@ class _Baton(Ranks):
 
 
 def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy) -> State:
-    """The finished model of a run that two ranks shared, each with an instance of its own."""
+    """The finished model of a run that two ranks shared, each with an instance of its own.
+
+    Raises:
+        RunError: the second rank failed; the text says of what.
+    """
     store: dict[str, Any] = {}
     turn = threading.Lock()
     lead, other = (replace(prepare(config(method, merge)), team=Team(i, 2)) for i, method in enumerate((first, second)))
@@ -200,9 +205,8 @@ def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy
             work.header = lambda: {"rows": rows.rows}
             try:
                 torchrun.follow(work, _Baton(1, store, turn), work.executor)
-            except Exception:
-                store["failed"] = True
-                raise
+            except Exception as error:
+                store["failed"] = describe(error)
 
     with job(lead) as running, turn:
         ranks = _Baton(0, store, turn)
@@ -210,12 +214,15 @@ def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy
         thread = threading.Thread(target=follow, args=(running.keeper.folder,), daemon=True)
         thread.start()
         try:
-            return scheduler.run(replace(running, executor=leader), scheduler.start(lead)).state
+            final = scheduler.run(replace(running, executor=leader), scheduler.start(lead)).state
         finally:
             leader.finish()
             turn.release()
             thread.join()
             turn.acquire()
+    if "failed" in store:
+        raise RunError(f"the other rank failed: {store['failed']}")
+    return final
 
 
 def state_of(parent: State, candidate: FileCandidate) -> State:

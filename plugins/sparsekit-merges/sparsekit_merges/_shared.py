@@ -49,6 +49,11 @@ def merge_changes(candidates: Sequence[Candidate], step: MergeStep, combine: Cal
 
     `combine` must map changes that are all 0 to 0: so common zeros and an unchanged parent stay. The soup has no
     coefficients, since it is no mixture of the candidates alone.
+
+    Args:
+        candidates: What is merged.
+        step: Gives the parent and the mean.
+        combine: Maps float64 [N, *shape] to [*shape].
     """
     if len(candidates) == 1:
         return only_candidate(candidates, step)

@@ -18,7 +18,10 @@ class DARE(MergeStrategy):
     value stays. Masked weights never change: the density is one over live weights.
 
     Args:
-        density: Fraction of the live weights whose change is kept, above 0 and up to 1.
+        density: Fraction of the live weights whose change is kept, above 0 and up to 1; 1 − p, p the paper's drop rate.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, density: float = 0.9) -> None:

@@ -17,7 +17,12 @@ class Fisher(MergeStrategy):
     candidate has any, as in BatchNorm's statistics and at weights that nothing passes through, it is the plain mean.
 
     Args:
-        images: Training images from which a candidate's Fisher information is estimated, 1 or more.
+        images: Training images from which a candidate's Fisher information is estimated, 1 or more: without
+            augmentation, in evaluation mode, one gradient an image; the true label in place of the paper's expectation
+            over predicted ones.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, images: int = 256) -> None:

@@ -18,6 +18,9 @@ class Likelihood(CoefficientMerge):
     Args:
         temperature: The loss in nats an image by which a candidate is worse than the best when its weight is e times
             smaller, above 0.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, temperature: float = 0.05) -> None:

@@ -13,9 +13,13 @@ class SWA(CoefficientMerge):
 
     A candidate is the mean of its weights over the optimizer steps of the segment from `start` on. With
     `--replicas.count 1` this is SWA itself, once a segment. A method that plans its own trajectory means keeps them.
+    The paper keeps the rate constant or cyclic meanwhile; here it is the method's schedule.
 
     Args:
         start: Fraction of the segment from which the trajectory is averaged, 0 to below 1.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, start: float = 0.75) -> None:

@@ -21,7 +21,11 @@ class TIES(MergeStrategy):
 
     Args:
         density: Fraction of the live weights whose change is kept, above 0 and up to 1; equal changes stay together.
+            The paper's top k %, as a fraction.
         scale: Factor λ of the merged change, above 0.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, density: float = 0.2, scale: float = 1.0) -> None:

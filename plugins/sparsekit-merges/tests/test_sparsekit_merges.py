@@ -330,6 +330,7 @@ def test_dare_keeps_its_density_and_the_expected_change() -> None:
         (lambda: Learned(steps=0), "--merge.steps is 0; give 1 or more"),
         (lambda: Learned(lr=0.0), "--merge.lr is 0; give a number above 0"),
         (lambda: Learned(lr=inf), "--merge.lr is inf; give a number above 0"),
+        (lambda: Learned(per="banana"), "--merge.per is 'banana'; give model or tensor"),  # type: ignore[arg-type]
         (lambda: Likelihood(temperature=0.0), "--merge.temperature is 0; give a number of nats above 0"),
         (lambda: SWA(start=1.0), "--merge.start is 1; give a fraction of the segment from 0 to below 1"),
         (lambda: SWA(start=nan), "--merge.start is nan; give a fraction of the segment from 0 to below 1"),

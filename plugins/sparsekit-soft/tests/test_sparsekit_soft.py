@@ -178,7 +178,8 @@ def test_effective_weights_can_be_differentiated_a_sample(cls: type[Any]) -> Non
         (lambda: STR(init=inf), "--method.init is inf; give a number from -10000 to 10000"),
         (lambda: STR(strength=-1.0), "--method.strength is -1; give a number of 0 or more"),
         (lambda: CS(strength=inf), "--method.strength is inf; give a number of 0 or more"),
-        (lambda: CS(init=101.0), "--method.init is 101; give a number from -100 to 100"),
+        (lambda: CS(init=101.0), "--method.init is 101; give a number from -80 to 100"),
+        (lambda: CS(init=-81.0), "--method.init is -81; give a number from -80 to 100"),
         (lambda: CS(beta=0.5), "--method.beta is 0.5; give a number from 1 to 1000000"),
         (lambda: DST(reset=1.0), "--method.reset is 1; give a fraction from 0 to below 1"),
         (lambda: GSM(decay=-0.1), "--method.decay is -0.1; give a weight decay of 0 or more"),
@@ -309,6 +310,12 @@ def test_cs_counts_open_gates() -> None:
         penalty = method.penalty(training({"a": torch.ones(4)}, {"a": tensor(logits)}, progress=0.5, target=0.5))
         assert penalty is not None
         assert (penalty.item() == 0.0) == resting
+
+
+@pytest.mark.parametrize("init", [-80.0, 100.0])
+def test_cs_starts_with_the_weights_as_they_are_at_the_ends_of_inits_range(init: float) -> None:
+    method, weights = CS(init=init), {"a": tensor(0.5, -2.0)}
+    close(method.effective(training(weights, method.extra(weights), progress=0.0))["a"], 0.5, -2.0)
 
 
 def test_cs_ends_with_open_gates_for_what_is_kept() -> None:

@@ -22,6 +22,9 @@ class SWAMP(PruningMethod):
         single: Rounds, the dense one first, that train one particle, 0 to `cycles`.
         average: Fraction of a round from which weights are averaged, 0 to below 1.
         rate: Learning rate from there on, as a fraction of `--optimizer.lr`, above 0 and up to 1.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(

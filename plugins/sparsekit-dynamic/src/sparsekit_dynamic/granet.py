@@ -32,6 +32,9 @@ class GraNet(PruningMethod):
         regrow: r, the fraction of a layer's kept weights exchanged at first, 0 to 1; 0 is GMP.
         freeze: T, the fraction of the budget after which the topology stays as it is, from `end` to 1.
         batches: Training batches over which the gradient is averaged, 1 to 1000 (the paper: 1).
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(

@@ -22,6 +22,9 @@ class RigL(FixedSparsity):
         interval: Fraction of the budget between two changes, 0.0001 to 1.
         end: T_end, the fraction of the budget after which the topology stays as it is, above 0, at most 1.
         batches: Training batches over which the gradient is averaged, 1 to 1000 (the paper: 1).
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, drop: float = 0.3, interval: float = 0.05, end: float = 0.75, batches: int = 1) -> None:

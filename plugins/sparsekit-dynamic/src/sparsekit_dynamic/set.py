@@ -24,6 +24,9 @@ class SET(FixedSparsity):
         interval: Fraction of the budget between two changes, 0.0001 to 1.
         end: Fraction of the budget after which the topology stays as it is, above 0, at most 1.
         decay: `cosine` lowers the fraction to 0 at `end`, as RigL does; `constant` keeps it.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(

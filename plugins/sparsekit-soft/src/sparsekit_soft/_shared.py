@@ -28,6 +28,9 @@ class TwoPhases(PruningMethod):
     Args:
         search: Fraction of the budget that searches, above 0 and up to 1.
         interval: Fraction of the budget between two merges of the searching replicas, 0.0001 to 1.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, search: float, interval: float) -> None:
@@ -56,6 +59,9 @@ class Steered(TwoPhases):
         interval: See `TwoPhases`.
         strength: Factor of the method's penalty, 0 or more.
         steer: Whether the penalty rests while the model is as sparse as it should be by now.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, search: float, interval: float, strength: float, steer: bool) -> None:
@@ -88,7 +94,10 @@ def kept_count(count: int, sparsity: float) -> int:
 
 
 def top(scores: Tensors, kept: int) -> Tensors:
-    """1 at the `kept` highest scores of all tensors together and 0 elsewhere, ties or not."""
+    """1 at the `kept` highest scores of all tensors together and 0 elsewhere, ties or not.
+
+    `kept` is 0 to the number of scores; on CUDA which of equal scores stay is not fixed.
+    """
     import torch
 
     flat = torch.cat([score.reshape(-1) for score in scores.values()])

@@ -20,10 +20,13 @@ class CS(Steered):
     Args:
         search: Fraction of the budget in which the gates learn, above 0 and up to 1.
         interval: Fraction of the budget between two merges until then, 0.0001 to 1; weights and logits are averaged.
-        init: First value of every logit, -100 to 100.
+        init: First value of every logit, -80 to 100.
         beta: Temperature at the end of the search, 1 to 1000000.
         strength: Factor of the penalty, 0 or more.
         steer: False keeps the penalty on all the time, as in the paper.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class CS(Steered):
         steer: bool = True,
     ) -> None:
         super().__init__(search, interval, strength, steer)
-        check_option("init", init, -100.0 <= init <= 100.0, "a number from -100 to 100")
+        check_option("init", init, -80.0 <= init <= 100.0, "a number from -80 to 100")
         check_option("beta", beta, 1.0 <= beta <= 1e6, "a number from 1 to 1000000")
         self.init, self.beta = init, beta
 
@@ -45,7 +48,7 @@ class CS(Steered):
 
     def effective(self, step: TrainingStep) -> Tensors:
         gates = self._gates(step) if self.searching(step) else step.masks
-        scale = 1.0 + exp(-self.init)  # 1 / σ(init): every weight starts as it is
+        scale = 1.0 + exp(-self.init)  # 1 / σ(init), below float32's largest: every weight starts as it is
         return {name: scale * w * gates[name] * step.masks[name] for name, w in step.weights.items()}
 
     def penalty(self, step: TrainingStep) -> Tensor | None:

@@ -19,11 +19,15 @@ class DNW(TwoPhases):
 
     Each layer keeps its own number of weights, as in the authors' code for ImageNet, but by the Erdős–Rényi kernel
     (arXiv 1911.11134) instead of one density. One top k over all layers takes whole layers out before they are trained:
-    a ResNet from timm, whose first and last weights start small, then never learns.
+    a ResNet from timm, whose first and last weights start small, then never learns. `--masks.allocation` rules the
+    final pruning alone.
 
     Args:
         search: Fraction of the budget in which every forward pass chooses anew, above 0 and up to 1.
         interval: Fraction of the budget between two merges until then, 0.0001 to 1; the dense weights are averaged.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "erk"

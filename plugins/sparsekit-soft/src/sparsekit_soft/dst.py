@@ -24,6 +24,9 @@ class DST(Steered):
         strength: Factor of the penalty, 0 or more.
         reset: Fraction of a layer, from 0 to below 1, of which the thresholds must keep more.
         steer: False keeps the penalty on all the time, as in the paper.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(

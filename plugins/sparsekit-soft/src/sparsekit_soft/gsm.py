@@ -22,6 +22,9 @@ class GSM(TwoPhases):
         search: Fraction of the budget that searches, above 0 and up to 1.
         interval: Fraction of the budget between two merges until then, 0.0001 to 1.
         decay: What the search adds to `--optimizer.weight_decay` on prunable weights, 0 or more.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.0) -> None:

@@ -22,6 +22,9 @@ class LC(TwoPhases):
         interval: Fraction of the budget between two merges until then, 0.0001 to 1.
         decay: What the rest gets on top of `--optimizer.weight_decay`, 0 or more; it grows linearly from 0 over the
             search, as LC's μ grows.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.0) -> None:

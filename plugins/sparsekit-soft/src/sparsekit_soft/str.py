@@ -22,6 +22,9 @@ class STR(Steered):
         init: First value of every s, -10000 to 10000; the lower, the longer the weights stay as they are.
         strength: Factor of the penalty, 0 or more; 0 leaves it to weight decay, as in the paper.
         steer: False keeps the penalty on all the time.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     def __init__(
