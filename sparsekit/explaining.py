@@ -120,7 +120,7 @@ def _expected(kind: str, value: str) -> str:
         choices = [str(choice) for choice in ast.literal_eval(kind.removeprefix("typing.Literal"))]
         return f"choose from {', '.join(choices)}.{nearest(value, choices)}"
     if kind == "<class 'float'>" and (share := re.fullmatch(r"'?([\d.]+) ?%'?", value)):
-        return f"give a fraction, such as {float(share[1]) / 100:g}"
+        return f"give a number, such as {float(share[1]) / 100:g}"
     name = kind.removeprefix("<class '").removesuffix("'>")
     return f"give {'a list such as [a, b]' if name == 'list' else _TYPES.get(name, name)}"
 
