@@ -1,4 +1,4 @@
-# Everything runs from one environment, .venv, made on first use (torch with CUDA: about 5.6 GB, some minutes)
+# Everything runs from one environment, .venv, made on first use (torch with CUDA: about 6.5 GB, some minutes)
 # and brought up to date when a pyproject.toml changes. Further options go in ARGS, as in
 #   make fit ARGS="--sparsity 0.95 --out runs/first"        make test ARGS="-k masks"
 

@@ -66,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 2
+    except Exception as error:
+        from sparsekit import blame
+
+        if debug or not (told := blame.told(error)):
+            raise
+        print(f"sparsekit: error: {told}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

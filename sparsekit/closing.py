@@ -118,14 +118,18 @@ def merges(out: Path) -> dict[str, Any]:
     return values | ({} if together is None else {"candidates.ensemble_accuracy": together})
 
 
+def page_of(out: Path) -> Path:
+    """Where `write_report` puts the page."""
+    return out / "report.html"
+
+
 def write_report(out: Path, display: Display) -> Path | None:
     """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
     from sparsekit.report import command  # only now: matplotlib takes a second
 
-    path = out / "report.html"
+    path = page_of(out)
     try:
         command.write([str(out)], path)
-        display.note(f"report: {path}")
         return path
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")

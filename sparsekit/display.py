@@ -230,6 +230,7 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     add("time", lambda s, n: f"{duration(s)}, {n} segment{'s' * (n != 1)}", "wall_seconds", "segments")
     add("run", str, "out")
     add("model", lambda out, _: str(Path(out) / "model"), "out", "model_bytes")
+    add("report", str, "report")
     urls = [place for place in wandb if place.startswith("http")]
     for url in urls:
         table.add_row("W&B", url)

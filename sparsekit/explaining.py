@@ -10,7 +10,8 @@ from typing import Any
 
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError, nearest
-from sparsekit.registry import GROUPS, Kind
+from sparsekit.registry import GROUPS, Kind, discover
+from sparsekit.signatures import options_of
 
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "dict": "a mapping"}
 _NO_PLUGIN = (
@@ -55,6 +56,10 @@ def unknown(given: Given, flag: str) -> str:
             continue
         if own in names:  # known, but not where it stands: a file behind it chooses another plugin
             return misplaced(flag, kind, name)
+        if others := sorted(other for other, plugins in discover().of(kind).items() if own in options_of(plugins[0])):
+            add = " or ".join(f"--{kind} {other}" for other in others)
+            whose = f"{kind}{'s' * (len(others) > 1)} {' and '.join(others)}"
+            return f"{flag} is no option of {kind} {name!r}, but an option of {whose}; add {add}"
         has = f"has {', '.join(f'--{kind}.{option}' for option in names)}" if names else "has no options of its own"
         hint = nearest(last, names).replace("'", f"'--{kind}.", 1) or (_only(same) if not names else "")
         return f"unknown option {flag}.{hint} {kind.capitalize()} {name!r} {has}."
@@ -114,6 +119,8 @@ def _expected(kind: str, value: str) -> str:
     if kind.startswith("typing.Literal"):
         choices = [str(choice) for choice in ast.literal_eval(kind.removeprefix("typing.Literal"))]
         return f"choose from {', '.join(choices)}.{nearest(value, choices)}"
+    if kind == "<class 'float'>" and (share := re.fullmatch(r"'?([\d.]+) ?%'?", value)):
+        return f"give a number, such as {float(share[1]) / 100:g}"
     name = kind.removeprefix("<class '").removesuffix("'>")
     return f"give {'a list such as [a, b]' if name == 'list' else _TYPES.get(name, name)}"
 

@@ -170,10 +170,11 @@ def _run(
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
                 rundir.write_json(out / "summary.json", summary)
         keeper.clear()
-        display.finish(summary, tracker.wandb_locations)
+        page = {"report": str(closing.page_of(out))} if config.evaluation.report else {}
+        display.finish(summary | page, tracker.wandb_locations)
         # when the result is on the screen and nothing can go wrong any more
-        if config.evaluation.report and (page := closing.write_report(out, display)):
-            tracker.page(page)
+        if config.evaluation.report and (written := closing.write_report(out, display)):
+            tracker.page(written)
     return summary
 
 

@@ -95,7 +95,7 @@ def help_of(plugin: Plugin) -> str:
 def options_text(plugin: Plugin, indent: int) -> list[str]:
     """A line an option: its name, type and default."""
     return [
-        f"{' ' * indent}--{plugin.kind}.{o.name}: {o.annotation}{f' = {o.default}' if o.default else ''}"
+        f"{' ' * indent}--{plugin.kind}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
         for o in options_of(plugin).values()
     ]
 
@@ -107,6 +107,6 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     for plugin, values in zip(found, rows, strict=True):
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
-        lines.append(f"        {values['summary'] or fault_of(plugin) or '(no docstring)'}")
+        lines.append(f"        {fault_of(plugin) or values['summary'] or '(no docstring)'}")
         lines += options_text(plugin, indent=10)
     return "\n".join(line.rstrip() for line in lines)

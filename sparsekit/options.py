@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import (
@@ -74,6 +74,14 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
             "--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins."
         )
     parser.add_class_arguments(of, nested_key=None)
+    for action in parser._actions:
+        choices = [
+            get_args(part) for part in get_args(getattr(action, "_typehint", None)) if get_origin(part) is Literal
+        ]
+        if choices:  # jsonargparse shows them only where there is no None beside them
+            action.metavar = f"{{{','.join(map(str, choices[0]))}}}"
+        if action.dest == "distill":
+            action.metavar, action.help = "DIR", "Short for --distill.model DIR."
     parser.set_defaults({kind: {"class_path": _DEFAULT_CLASSES[kind]} for kind in kinds})
     if kinds:
         helps = ", ".join(f"--{kind}.help NAME" for kind in kinds)

@@ -12,6 +12,7 @@ from sparsekit.errors import UserError
 from sparsekit.replicas import fork
 
 _SAMPLES = [i / 1000 for i in range(1001)]
+_POINTS = 40
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class PlannedSegment:
         lr_first: Lowest and highest rate that it can start at (at its peak, where it warms up).
         lr_last: The same for its end. The two differ where a schedule depends on the weights, as ALLR's does.
         replicas: Copies trained side by side.
+        lr_points: Lowest and highest rate at places evenly spread over the segment, from its start to its end.
     """
 
     segment: int
@@ -35,6 +37,7 @@ class PlannedSegment:
     lr_first: tuple[float, float]
     lr_last: tuple[float, float]
     replicas: int
+    lr_points: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def _row(config: FitConfig, stage: Stage) -> PlannedSegment:
         lr_first=_range(lr * _peak(schedule) for schedule in bounds),
         lr_last=_range(lr * schedule(1.0) for schedule in bounds),
         replicas=len(fork(config, stage)),
+        lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
     )
 
 

@@ -59,7 +59,8 @@ def prune(
         gradients=gradients or _no_gradients,
     )
     chosen = method.masks(step)
-    _check(type(method).__name__, chosen, parent.weights, stage, pattern)
+    maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
+    _check(type(method).__name__, maker, chosen, parent.weights, stage, pattern)
     if states.keeps_dense(method):
         pruned = replace(parent, masks=chosen)
         before, after = states.effective(method, parent).weights, states.effective(method, pruned).weights
@@ -105,12 +106,16 @@ def _no_gradients(batches: int = 1) -> Tensors:
     raise RunError("gradients are to be had only where data is at hand")
 
 
-def _check(name: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
-    where = f"method {name}, segment {stage.index + 1}: masks()"
+def _check(name: str, maker: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
+    where = f"method {name}, segment {stage.index + 1}: {maker}()"
     if not isinstance(chosen, dict):
         raise RunError(f"{where} must return masks by parameter name, got {type(chosen).__name__}")
-    if list(chosen) != list(weights):
-        raise RunError(f"{where} must return a mask for each of {list(weights)}, in that order; got {list(chosen)}")
+    for key in weights:
+        if key not in chosen:
+            raise RunError(f"{where} gives none for {key}")
+    for key, due in zip(chosen, [*weights, None], strict=False):
+        if key != due:
+            raise RunError(f"{where} gives {key!r} where {due or 'nothing'} is due; keep the order of step.weights")
     for key, mask in chosen.items():
         if mask.dtype is not torch.bool or mask.shape != weights[key].shape:
             expected = tuple(weights[key].shape)

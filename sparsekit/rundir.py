@@ -39,7 +39,8 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return path, False
     if not resume:
-        raise UserError(f"--out {path} is not empty; give a new directory, or --resume to go on with the run in it")
+        more = ", or --resume to go on with the run in it" if (path / "config.yaml").is_file() else ""
+        raise UserError(f"--out {path} is not empty; give a new directory{more}")
     if not (path / "config.yaml").is_file():
         raise UserError(f"--resume: --out {path} holds no run (no config.yaml); give the directory of a run")
     _compare(path / "config.yaml", plain)

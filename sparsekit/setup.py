@@ -216,7 +216,7 @@ def _try_forward(setup: Setup) -> None:
             shape = tuple(setup.model(images[:2]).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         size, name = setup.data.image_size, models.resolve(setup.config.model)[0]
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = str(error).splitlines()[0].rstrip(".;") if str(error) else type(error).__name__
         raise UserError(
             f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"

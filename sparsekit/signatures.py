@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,10 +38,10 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
     found = _class_of(plugin)
     for _ in range(_DEPTH):
         for item in found.node.body if found else ():
-            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                return _options(item.args)
+            if found and isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _options(found.module, item.args)
         if found and any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
-            return _fields(found.node)
+            return _fields(found.module, found.node)
         base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
         above = _resolve(found.module, base) if found and base else None
         found = above if isinstance(above, _Class) else None
@@ -54,7 +55,10 @@ def fault_of(plugin: Plugin) -> str:
     module, _, name = plugin.target.partition(":")
     if _locate(module) is None:
         return f"there is no module {module!r}"
-    return "" if _resolve(module, name) else f"{module} has no class {name!r}"
+    if not _resolve(module, name):
+        return f"{module} has no class {name!r}"
+    untyped = next((option.name for option in options_of(plugin).values() if not option.annotation), None)
+    return f"{name} has an option {untyped!r} without a type" if untyped else ""
 
 
 @dataclass(frozen=True)
@@ -65,27 +69,43 @@ class _Class:
     node: ast.ClassDef
 
 
-def _options(arguments: ast.arguments) -> dict[str, Option]:
+def _options(module: str, arguments: ast.arguments) -> dict[str, Option]:
     plain = [*arguments.posonlyargs, *arguments.args][1:]
     defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
     written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
     return {
-        a.arg: Option(a.arg, ast.unparse(a.annotation) if a.annotation else "", d or "")
+        a.arg: Option(a.arg, _annotation(module, a.annotation) if a.annotation else "", d or "")
         for a, d in zip([*plain, *arguments.kwonlyargs], written, strict=True)
     }
 
 
-def _fields(node: ast.ClassDef) -> dict[str, Option]:
+def _fields(module: str, node: ast.ClassDef) -> dict[str, Option]:
     """The options of a dataclass."""
     return {
         item.target.id: Option(
-            item.target.id, ast.unparse(item.annotation), ast.unparse(item.value) if item.value else ""
+            item.target.id, _annotation(module, item.annotation), ast.unparse(item.value) if item.value else ""
         )
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
         and "ClassVar" not in ast.unparse(item.annotation)
     }
+
+
+def _annotation(module: str, node: ast.expr, depth: int = 0) -> str:
+    """An annotation as written; of a name that stands for a few choices, the choices."""
+    tree = _parsed(module) if isinstance(node, ast.Name) and depth <= _DEPTH else None
+    for item in tree.body if tree else ():
+        if isinstance(item, ast.Assign) and [ast.unparse(target) for target in item.targets] == [ast.unparse(node)]:
+            value = ast.unparse(item.value)
+            return value if re.match(r"(\w+\.)?Literal\[", value) else ast.unparse(node)
+        if not isinstance(item, ast.ImportFrom):
+            continue
+        for alias in item.names:
+            if (alias.asname or alias.name) == ast.unparse(node):
+                written = _annotation(_absolute(module, item), ast.Name(alias.name), depth + 1)
+                return ast.unparse(node) if written == alias.name else written
+    return ast.unparse(node)
 
 
 def _class_of(plugin: Plugin) -> _Class | None:

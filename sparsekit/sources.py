@@ -193,7 +193,14 @@ def fill(model: nn.Module, source: Source) -> None:
     for name, tensor in wanted.items():
         found = source.read(name)
         if found.shape != tensor.shape:
-            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}")
+            sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
+            kinds = {1: "grey", 3: "colour"}
+            hint = ""
+            if len(sizes) == 2 and set(sizes) == set(kinds):
+                hint = (
+                    f"; {kinds[sizes[0]]} against {kinds[sizes[1]]} images: give a model of this data's, or other data"
+                )
+            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}{hint}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise UserError(f"{where}: {name} is not finite")
         tensor.copy_(found)

@@ -155,7 +155,7 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{subject.folder}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
-            f"({(str(error) or '?').splitlines()[0]}); set --data.image_size"
+            f"({(str(error) or '?').splitlines()[0].rstrip('.;')}); set --data.image_size"
         ) from error
     return bench
 

@@ -31,6 +31,7 @@ def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, *
         {
             "segment": i, "start_epoch": i * each, "epochs": each, "sparsity": sparsity * (i + 1) / segments,
             "lr_first": [0.2, 0.2], "lr_last": [0.1, 0.1], "replicas": 3,
+            "lr_points": [[0.0, 0.0], [0.1, 0.2], [0.1, 0.1]],
         }
         for i in range(segments)
     ]  # fmt: skip

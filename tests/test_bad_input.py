@@ -200,6 +200,8 @@ PLAN = rows(
     ("--method.strat 0.2", "--method.strat|'--method.start'", "--method.start 0.2"),
     ("--method imp --method.start 0.2", "--method.start", "--method imp --method.dense 0.2"),
     ("--merge greedy --merge.steps 3", "--merge.steps", "--merge greedy"),
+    ("--method.cycles 3", "--method.cycles is no option of method 'gmp'|bimp|imp|add --method bimp or",
+     "--method imp --method.cycles 3"),
     ("sparsity=0.5", "'sparsity'|--name value", "--sparsity=0.5"),
     # sparsity and epochs
     ("--sparsity 1", "--sparsity|1.0|0 to below 1", "--sparsity 0.999"),
@@ -207,7 +209,8 @@ PLAN = rows(
     ("--sparsity -0.1", "--sparsity|-0.1|0 to below 1", "--sparsity 0.1"),
     ("--sparsity .nan", "--sparsity|nan|0 to below 1", "--sparsity 1e-05"),
     ("--sparsity nan", "--sparsity|'nan'|number", "--sparsity .5"),
-    ("--sparsity 90%", "--sparsity|'90%'|number", "--sparsity 9e-1"),
+    ("--sparsity 90%", "--sparsity|'90%'|number, such as 0.9", "--sparsity 9e-1"),
+    ("--sparsity 95", "--sparsity|95|such as 0.95", "--sparsity 0.95"),
     ("--sparsity true", "--sparsity|number", "--sparsity 0.5"),
     ("--sparsity", "--sparsity needs a value", "--sparsity 0.5"),
     ("--epochs 0", "--epochs|0|1 or more", "--epochs 6"),

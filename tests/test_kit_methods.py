@@ -182,7 +182,7 @@ METHODS: list[tuple[str, type[Any], str]] = [
         method(masks=lambda s, step: {n: w * 0 for n, w in step.weights.items()}),
         "must be a bool tensor",
     ),
-    ("prunes_exactly", method(masks=lambda s, step: {}), "must return a mask for each"),
+    ("prunes_exactly", method(masks=lambda s, step: {}), r"masks\(\) gives none for"),
     ("handles_ties", method(masks=by_threshold), "all weights equal: .* must prune"),
     ("handles_non_finite", method(masks=fails_on_nan), "two weights nan: ValueError: cannot convert"),
     (

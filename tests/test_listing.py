@@ -37,6 +37,21 @@ def rows(capsys: Capture, *arguments: str) -> tuple[list[dict[str, str]], list[s
     return json.loads(out), err
 
 
+def test_an_option_without_a_type_is_malformed_as_fit_says(site: Path, capsys: Capture) -> None:
+    source = METHOD.replace("share: float = 0.25", "share=0.25")
+    assert source != METHOD
+    distribution(site, "untyped", entry("untyped", "made_up_untyped:Thing"), {"made_up_untyped": source})
+    out = run(capsys, "plugins", "list")[1]
+    assert "untyped 1.2  [malformed]\n        Thing has an option 'share' without a type\n" in out
+    assert "--method.share = 0.25" in out
+
+
+def test_choices_under_another_name_are_shown(capsys: Capture) -> None:
+    choices = "Literal['ft', 'lrw', 'slr', 'clr', 'llr', 'allr']"
+    assert f"--method.retrain: {choices} = 'allr'" in run(capsys, "plugins", "list")[1]
+    assert f"--method.retrain: {choices} = 'llr'" in run(capsys, "fit", "--method.help", "imp")[1]
+
+
 def test_json_rows_are_plain_and_whole(site: Path, capsys: Capture) -> None:
     name = "a_very_long_name_" * 8 + "indeed"
     distribution(site, "wide_load", entry(name, "made_up_thing:Thing"), {"made_up_thing": METHOD})

@@ -263,6 +263,13 @@ def test_help_of_a_plugin(capsys: pytest.CaptureFixture[str], flag: list[str]) -
         assert "Fraction of the budget at which pruning starts." in out
 
 
+def test_help_says_what_a_group_takes_and_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--distill DIR Short for --distill.model DIR." in text
+    assert "--masks.allocation {global,uniform,erk,lamp} How" in text
+
+
 def test_help_names_every_option_and_every_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--help"]) == 0
     out, err = capsys.readouterr()

@@ -132,6 +132,7 @@ def test_the_rows_of_gmp_follow_one_schedule() -> None:
     assert [row.lr_first[0] for row in plan.segments] == pytest.approx([0.2, 0.16, 0.14, 0.12, 0.1, 0.08, 0.06])
     assert [row.lr_last[0] for row in plan.segments] == pytest.approx([0.16, 0.14, 0.12, 0.1, 0.08, 0.06, 0.0])
     assert all(row.lr_first[0] == row.lr_first[1] for row in plan.segments)
+    assert [row.lr_points[len(row.lr_points) // 2][0] for row in plan.segments[:2]] == pytest.approx([0.18, 0.15])
 
 
 def test_a_schedule_that_depends_on_the_weights_is_given_by_its_bounds() -> None:
@@ -185,7 +186,7 @@ def test_plan_json_has_every_row_and_the_cost() -> None:
     assert stored["critical_epochs"] == pytest.approx(60.0)
     assert stored["total_epochs"] == pytest.approx(180.0)
     assert set(stored["segments"][0]) == {
-        "segment", "start_epoch", "epochs", "sparsity", "lr_first", "lr_last", "replicas",
+        "segment", "start_epoch", "epochs", "sparsity", "lr_first", "lr_last", "replicas", "lr_points",
     }  # fmt: skip
     assert [row["sparsity"] for row in stored["segments"]] == pytest.approx([0, 0.53584, 0.78456, 0.9], abs=1e-5)
 

@@ -117,6 +117,41 @@ def test_a_third_party_plugin_works_everywhere(install: Install, capsys: pytest.
     )
 
 
+FIT = ("--epochs", "2", "--wandb.mode", "disabled", "--model.kwargs", "{channels: [4, 4, 8, 8]}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook", "segment"),
+    [
+        ("method", "scores", "segment 2: scores()"),
+        ("method", "learning_rate", "segment 1: learning_rate()"),
+        ("method", "plan", "plan()"),
+        ("merge", "merge", "segment 1: merge()"),
+    ],
+)
+def test_a_plugin_that_raises_is_told_in_a_line(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, hook: str, segment: str
+) -> None:
+    base = (
+        SHARE
+        if kind == "method"
+        else "from sparsekit.merges.uniform import Uniform\n\nclass Share(Uniform):\n    'x'\n"
+    )
+    source = f"{base}\ndef helper():\n    return [].nothing\n\ndef broken(self, *given):\n    return helper()\n"
+    source += f"\nbroken.__code__ = broken.__code__.replace(co_name={hook!r})\nShare.{hook} = broken\n"
+    install("sparsekit_boom", entry(kind, "boom", "made_up_boom:Share"), "0.1.0", made_up_boom=source)
+    line = ("fit", f"--{kind}", "boom", *FIT, "--replicas.start", "0", "--out", str(tmp_path / "o"))
+    code, _, err = run(capsys, *line)
+    assert code == 1
+    place = source.splitlines().index("    return [].nothing") + 1
+    assert len(err) == 1
+    assert err[0].startswith(f"sparsekit: error: {kind} 'boom' of sparsekit-boom 0.1.0")
+    assert f"{segment} raised AttributeError: 'list' object has no attribute 'nothing' at " in err[0]
+    assert err[0].endswith(f"made_up_boom.py:{place}; --debug shows all")
+    with pytest.raises(AttributeError):
+        cli.main([*line[:-1], str(tmp_path / "p"), "--debug"])
+
+
 def test_plugins_list_reads_the_source_and_imports_nothing(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:

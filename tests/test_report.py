@@ -118,7 +118,7 @@ def test_the_numbers_are_those_of_the_files(tmp_path: Path) -> None:
 
 def test_every_section_and_plot_is_there_with_its_data(tmp_path: Path) -> None:
     page = report(write_run(tmp_path / "first"), out=tmp_path / "r.html")
-    for title in ("What happened", "Plan against what happened", "What was lost elsewhere", "Cost", "Configuration"):
+    for title in ("What happened", "Plan against what happened", "On the test images", "Cost", "Configuration"):
         assert title in page.text
     assert page.tags.count("svg") == page.tags.count("figure") == 8
     assert page.text.count("Data") >= 8
@@ -136,6 +136,19 @@ def test_every_section_and_plot_is_there_with_its_data(tmp_path: Path) -> None:
         "2", "2 – 4", "45.00 %", "45.00 %", "3", "3 of 3", "62.00 %", "−5.00", "−0.125", "lost", "62.00 %",
     ]  # fmt: skip
     assert ["replicas.count", "3"] in [row for table in page.tables for row in table]
+
+
+def test_the_planned_rate_is_drawn_as_it_is_planned(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "first")
+    drawn = report(folder, out=tmp_path / "r.html").text
+    assert "and the plan: a band where it depends on the weights" in drawn
+    plan = json.loads((folder / "plan.json").read_text())
+    for row in plan["segments"]:
+        del row["lr_points"]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    older = report(folder, out=tmp_path / "o.html").text
+    assert "what the first replica used." in older
+    assert "and the plan:" not in older
 
 
 def test_a_lost_merge_is_named(tmp_path: Path) -> None:
@@ -312,11 +325,13 @@ def test_files_of_another_version_never_break_it(tmp_path: Path, seed: int) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "RUN"),
+        ("", "RUN must be given"),
         ("{tmp}/nowhere", "no run directory"),
         ("~nosuchuser/run", "~nosuchuser/run is no run directory"),
         ("{tmp}", "no run directory"),
-        ("{run} -o {tmp}/a/\0", "--output"),
+        ("{run} -o {tmp}/a/\0", "--out"),
+        ("{run} --outt {tmp}/a", "unknown option --outt; see sparsekit report --help"),
+        ("{run} --out", "-o/--out needs a value"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
@@ -328,6 +343,11 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_out_is_taken_too_and_its_folder_is_made(tmp_path: Path) -> None:
+    assert cli.main(["report", str(write_run(tmp_path / "run")), "--out", str(tmp_path / "a" / "b.html")]) == 0
+    assert (tmp_path / "a" / "b.html").read_text().startswith("<!doctype html>")
 
 
 # --- several runs ---------------------------------------------------------------------------------------------
@@ -351,6 +371,13 @@ def test_runs_are_grouped_by_what_differs_with_standard_errors_over_seeds(tmp_pa
     assert curve[1] == ["merge uniform", "95.00 %", f"{mean(values):.2f} %", f"{stdev(values) / 3**0.5:.2f}", "3"]
     assert len(page.table("run", "status")) == 12
     assert "Accuracy against sparsity" in page.text
+
+
+def test_one_seed_has_no_error_bars(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"{sparsity}", sparsity=sparsity) for sparsity in (0.9, 0.95)]
+    text = report(*runs, out=tmp_path / "r.html").text
+    assert text.count("One seed: no error bars") == 2
+    assert "tandard error over" not in text
 
 
 def test_options_that_a_version_does_not_know_make_no_group(tmp_path: Path) -> None:
@@ -389,7 +416,9 @@ def test_fit_writes_the_report_of_its_run(tmp_path: Path, capsys: pytest.Capture
     assert page.keyed["nonzero"] == f"{summary['nonzero']:,}"
     assert page.keyed["test.ece"] == f"{summary['test.ece']:.4f}"
     assert "could not be read" not in page.text
-    assert capsys.readouterr().out.endswith(f"report: {tmp_path / 'run' / 'report.html'}\n")
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[0] for line in last] == ["model", "report"]
+    assert last[1].split() == ["report", str(tmp_path / "run" / "report.html")]
 
 
 def test_a_report_that_fails_leaves_the_run_done(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -110,6 +111,50 @@ def test_a_signal_reaches_the_runs_and_starts_no_more(sweep: Path, signum: signa
     assert len(list(sweep.glob("o/*/told"))) == len(starts(sweep / "o")) == 2
     statuses = [cell["status"] for cell in state(sweep / "o").values()]
     assert statuses == ["stopped", "stopped", "waiting", "waiting"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_while_all_is_imported(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    line = [sys.executable, "-m", "sparsekit", "sweep", "s.yaml", "--out", "o", "--jobs", "2"]
+    process = subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not (tmp_path / "o" / "logs").is_dir():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(process.pid, signum)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert err == ""
+    assert "0 of 4 done; the same command goes on" in out
+    assert not list(tmp_path.glob("o/*/summary.json"))
+    assert {cell["status"] for cell in state(tmp_path / "o").values()} == {"stopped", "waiting"}
+
+
+def test_a_signal_ends_the_wait_for_a_run_that_is_in_use(sweep: Path) -> None:
+    for name in ("method=gmp,seed=0", "method=gmp,seed=1"):
+        (sweep / "o" / name).mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-m", "sparsekit", "sweep", "s.yaml", "--out", "o"])
+    with (sweep / "o" / "method=gmp,seed=0" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        while process.poll() is None and not (sweep / "o" / "sweep.json").is_file():
+            time.sleep(0.02)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    assert not (sweep / "o" / "logs").exists()
+
+
+def test_what_is_done_is_written_down_once(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sweep / "mended").touch()
+    assert cli.main(["sweep", "s.yaml", "--out", "o"]) == 0
+    written = []
+    monkeypatch.setattr("sparsekit.sweep.state.write_whole", lambda path, data: written.append(data))
+    assert cli.main(["sweep", "s.yaml", "--out", "o"]) == 0
+    assert len(written) == 2
+    assert json.loads(written[-1]) == json.loads((sweep / "o" / "sweep.json").read_text())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
@@ -254,8 +299,6 @@ def test_twenty_four_runs_killed_twice_are_each_run_once(tmp_path: Path) -> None
 
 def _locked(lock: Path) -> bool:
     """Whether a process holds a run."""
-    import fcntl
-
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

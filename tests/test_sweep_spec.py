@@ -64,6 +64,15 @@ def test_whole_ranges_are_values_of_a_grid() -> None:
     assert Parameter("seed", {"min": 1, "max": 4}).all() == [1, 2, 3, 4]
     steps = Parameter("sparsity", {"distribution": "q_uniform", "min": 0.5, "max": 0.8, "q": 0.1})
     assert steps.all() == [0.5, 0.6, 0.7, 0.8]
+    odd = Parameter("seed", {"distribution": "q_uniform", "min": 1, "max": 9, "q": 2}).all()
+    assert odd == [1, 3, 5, 7, 9]
+    assert all(type(value) is int for value in odd)
+
+
+@pytest.mark.parametrize("law", [{"min": 0, "max": 10**12}, {"distribution": "q_uniform", "min": 0, "max": 1e9}])
+def test_a_range_of_too_many_values_is_refused_before_it_is_written_out(law: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"parameter seed has more than 10,000 values"):
+        Parameter("seed", law).all()
 
 
 def test_nested_parameters_get_dotted_names(tmp_path: Path) -> None:
@@ -91,6 +100,7 @@ def test_nested_parameters_get_dotted_names(tmp_path: Path) -> None:
         {"x": "a b"},
         {".x": "."},
         {"x": "é"},
+        {"x": "é" * 100},
     ],
 )
 def test_a_name_is_one_folder_and_tells_values_apart(values: dict[str, Any]) -> None:
@@ -196,6 +206,7 @@ def test_every_run_is_a_fit_that_can_go_on(tmp_path: Path, text: str, expected: 
         ("method: gird", "'gird'|grid, random"),
         ("method: grid", "no parameters"),
         ("parameters: []", "no parameters"),
+        ("methods: random\nparameters: {seed: {value: 1}}", "unknown key 'methods'|Did you mean 'method'?"),
         ("[1]", "no options"),
         ("a: [", "line 1"),
         ("parameters: {seed: 3}", "seed is 3|value"),

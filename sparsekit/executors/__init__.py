@@ -16,7 +16,7 @@ AUTO_PIXELS = 64 * 64
 def choose(setup: Setup) -> tuple[Executor, str]:
     """The executor that `--replicas.executor` asks for, and why where it is not simply that."""
     wanted = setup.config.replicas.executor
-    if wanted == "sequential" or setup.config.replicas.count == 1:
+    if wanted == "sequential" or all(row.replicas <= 1 for row in setup.plan.segments):
         return sequential.train_replicas, ""
     if wanted == "auto":
         if setup.device.type != "cuda":

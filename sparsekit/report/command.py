@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,10 @@ DETAILED = 4
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+        message = re.sub(r"argument (-o/--out|\S+): expected one argument", r"\1 needs a value", message)
+        message = re.sub(r"unrecognized arguments: (\S+).*", r"unknown option \1", message)
+        message = re.sub(r"the following arguments are required: (.*)", r"\1 must be given", message)
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +33,14 @@ def main(arguments: Sequence[str]) -> int:
         prog="sparsekit report", description="One page about one run, or several compared.", allow_abbrev=False
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    parser.add_argument("-o", "--output", metavar="FILE", help="by default RUN/report.html, or for several report.html")
+    parser.add_argument(
+        "-o",
+        "--out",
+        "--output",
+        dest="output",
+        metavar="FILE",
+        help="by default RUN/report.html, or for several report.html",
+    )
     options = parser.parse_args(list(arguments))
     default = Path(options.runs[0], "report.html") if len(options.runs) == 1 else Path("report.html")
     path = Path(options.output) if options.output else default
@@ -42,9 +53,10 @@ def write(paths: Sequence[str], output: Path) -> None:
     """Make the page about these runs; raises UserError where one is none, or the file cannot be written."""
     text = make([read(path) for path in paths])
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, text.encode())
     except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}; give a file that can be written") from error
+        raise UserError(f"--out {output}: {error.strerror}; give a file that can be written") from error
 
 
 def make(runs: Sequence[Run]) -> str:

@@ -108,9 +108,11 @@ def _means(found: Sequence[Group]) -> Html:
             )
         )
     head = (*(keys or ["runs"]), "n", "reached sparsity", *(title for _, title in shown))
+    several = any(len(group.runs) > 1 for group in found)
+    over = "Mean ± standard error over the runs of a group, which differ in their seeds alone"
     note = (
-        "Mean ± standard error over the runs of a group, which differ in their seeds alone; groups by the options that "
-        "differ. Unfinished, stopped and failed runs are left out."
+        f"{over if several else 'One seed: no error bars'}; groups by the options that differ. "
+        "Unfinished, stopped and failed runs are left out."
     )
     return join([element("p", note, class_="dim"), table(Table(head, rows))])
 
@@ -164,7 +166,8 @@ def _curves(found: Sequence[Group]) -> Html | None:
     ]
     more = f" The legend names the first 12 of {len(curves)} curves." if len(curves) > 12 else ""
     head = ("runs", "sparsity", "accuracy", "standard error, points", "n")
-    note = f"Bars are standard errors over seeds.{more}"
+    several = any(row[3] > 1 for rows in curves.values() for row in rows)
+    note = f"{'Bars are standard errors over seeds.' if several else 'One seed: no error bars.'}{more}"
     return element("div", figure("Accuracy against sparsity.", svg, Table(head, data), note), class_="figures")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from sparsekit.display import percent
 from sparsekit.report.html import Html, Table, figure
 from sparsekit.report.runs import Run, number, numbers
@@ -56,6 +58,7 @@ def progress(run: Run) -> Html | None:
         return None
     with Plot(2.3, 1.2) as plot:
         top, low = plot.panels
+        top.grid(axis="x", visible=False)
         for row in rows:
             top.axvline(row["epoch"], color=GRID, linewidth=0.8, zorder=0)
         spots = [(row["epoch"], 100 * a) for row in rows if len(row["candidates"]) > 1 for a in row["candidates"]]
@@ -90,7 +93,7 @@ def progress(run: Run) -> Html | None:
         )
         for r in rows
     ]
-    note = "Held-out accuracy at every merge (grey lines), and the test split’s after it."
+    note = "Held-out accuracy at every merge (a vertical line each), and the test split’s after it."
     return figure("Accuracy and sparsity over time.", svg, Table(head, data), note)
 
 
@@ -167,25 +170,34 @@ def rates(run: Run) -> Html | None:
     ]
     planned = []
     for row in run.segments():
-        first, last = numbers(row.get("lr_first")), numbers(row.get("lr_last"))
-        if first and last and row["epochs"] > 0:
-            planned.append((row["start_epoch"], first[-1], row["start_epoch"] + row["epochs"], last[-1]))
+        pairs = [pair for point in row.get("lr_points") or [] if len(pair := numbers(point)) == 2]
+        if pairs and row["epochs"] > 0:
+            width = row["epochs"] / max(len(pairs) - 1, 1)
+            planned.append([(row["start_epoch"] + i * width, *pair) for i, pair in enumerate(pairs)])
     if not used:
         return None
     used = used[:: -(-len(used) // POINTS)]
     with Plot(3.0) as plot:
         (panel,) = plot.panels
-        for i, (left, first_lr, right, last_lr) in enumerate(planned):
-            panel.plot([left, right], [first_lr, last_lr], color=RED, label="planned" if i == 0 else None)
+        panel.grid(axis="x", visible=False)
+        for row in run.segments():
+            panel.axvline(row["start_epoch"], color=GRID, linewidth=0.8, zorder=0)
+        for i, line in enumerate(planned):
+            epochs, low, high = zip(*line, strict=True)
+            panel.fill_between(epochs, low, high, color=RED, alpha=0.2, linewidth=0.0)
+            panel.plot(epochs, high, color=RED, label="planned" if i == 0 else None)
         panel.plot(*zip(*used, strict=True), "o", color=BLUE, markersize=3.0, label="used by replica 1")
         panel.set_ylim(bottom=0.0)
+        panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
         panel.set_ylabel("learning rate")
         panel.set_xlabel("epochs")
         legend(panel)
         svg = plot.svg("Learning rate")
     return figure(
         "Learning rate.", svg, Table(("epoch", "rate"), [(f"{e:.4g}", f"{lr:.4g}") for e, lr in used[:200]]),
-        "Each segment’s planned start (at its peak) and end, and what the first replica used.",
+        "A vertical line where a segment starts; what the first replica used"
+        + (", and the plan: a band where it depends on the weights." if planned else "."),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def sections(run: Run, level: str = "h2") -> Html:
     for title, content in (
         ("What happened", _figures(figures)),
         ("Plan against what happened", _both(guarded(planned, run), _figures([guarded(plots.rates, run)]))),
-        ("What was lost elsewhere", _both(guarded(_numbers, run), _figures(measured))),
+        ("On the test images", _both(guarded(_numbers, run), _figures(measured))),
         ("Cost", guarded(cost, run)),
         ("Configuration", guarded(configuration, run)),
     ):

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -96,12 +96,13 @@ class Sweep:
         tasks = []
         for cell in self._cells:
             if cell.name in self._wrong:
-                self._state.end(cell.name, "failed", self._wrong[cell.name])
+                self._state.mark(cell.name, "failed", self._wrong[cell.name])
                 self._tell(cell.name, f"failed: {self._wrong[cell.name]}")
             elif rundir.finished(self._out / cell.name):
-                self._state.end(cell.name, "done")
+                self._state.mark(cell.name, "done")
             else:
                 tasks.append(self._task(cell))
+        self._state.write()
         _say(f"{self._out}: {len(self._cells)} runs, {self._state.count('done')} done before, {self._jobs} at a time")
         environment = {
             "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self._out.name),
@@ -129,10 +130,11 @@ class Sweep:
         return pool.Task(cell.name, self._spec.arguments(cell, folder), self._out / "logs" / f"{cell.name}.log")
 
     def _begin(self, name: str) -> None:
-        _wait_for(self._out / name / ".lock")
+        _wait_for(self._out / name / ".lock", lambda: self._signal is not None)
         log = self._out / "logs" / f"{name}.log"
         self._began[name] = (time.monotonic(), rundir.size(log))
-        self._state.begin(name)
+        if self._signal is None:
+            self._state.begin(name)
 
     def _end(self, task: pool.Task, code: int) -> None:
         began, offset = self._began[task.name]
@@ -195,13 +197,13 @@ def _wrong(sweep: spec.Spec, cells: Sequence[spec.Cell]) -> dict[str, str]:
     return found
 
 
-def _wait_for(lock: Path) -> None:
+def _wait_for(lock: Path, stopped: Callable[[], bool]) -> None:
     """Wait while a process that a killed sweep left behind still holds a run; `fit` itself says who, if it stays."""
     if not lock.is_file():
         return
     deadline = time.monotonic() + _LOCK_SECONDS
     with lock.open("a") as file:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not stopped():
             try:
                 return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -12,6 +12,9 @@ from typing import Any
 
 from sparsekit.errors import UserError
 
+MAX_CELLS = 10_000
+"""The most runs of a sweep, and so the most values of a parameter in a grid."""
+
 Draw = Callable[[random.Random, Mapping[str, Any]], float]
 
 
@@ -71,11 +74,18 @@ class Parameter:
             return [self._spec["value"]]
         if self.kind == "categorical":
             return list(self._spec["values"])
-        if self.kind == "int_uniform":
-            return list(range(int(self._spec["min"]), int(self._spec["max"]) + 1))
-        if self.kind == "q_uniform":
+        if self.kind in ("int_uniform", "q_uniform"):
             low, high, step = (self._spec[key] for key in ("min", "max", "q"))
-            return [_step(low + index * step, step) for index in range(math.floor((high - low) / step + 1e-9) + 1)]
+            if self.kind == "int_uniform":
+                low, high, step = int(low), int(high), 1
+            if (high - low) / step >= MAX_CELLS:
+                raise UserError(
+                    f"sweep: parameter {self.name} has more than {MAX_CELLS:,} values; give fewer, or method: random"
+                )
+            # from the least value on, as W&B's grid; without the noise of a product of floats
+            number = int if isinstance(low, int) and (isinstance(step, int) or step == 1.0) else float
+            count = math.floor((high - low) / step + 1e-9) + 1
+            return [number(float(f"{low + index * step:.12g}")) for index in range(count)]
         raise UserError(f"sweep: parameter {self.name}: a grid cannot hold {self.kind}; give values, or method: random")
 
     def draw(self, chance: random.Random) -> Any:

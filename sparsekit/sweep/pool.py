@@ -62,9 +62,10 @@ class Pool:
                 if slot not in self._running and waiting and self._signal is None:
                     task = waiting.pop(0)
                     self._begin(task.name)
-                    self._running[slot] = (task, self._start(task, slot))
-                    if self._signal is not None:  # it came in between
-                        self._running[slot][1].send_signal(self._signal)
+                    if process := self._started(task, slot):
+                        self._running[slot] = (task, process)
+                        if self._signal is not None:  # it came in between
+                            process.send_signal(self._signal)
             time.sleep(_POLL_SECONDS)
             for slot, (task, process) in list(self._running.items()):
                 if (code := process.poll()) is not None:
@@ -74,9 +75,22 @@ class Pool:
     def stop(self, signum: int) -> None:
         """Start nothing any more, and pass a signal on; a second one has the children leave at once."""
         self._signal = signum
+        if not self._running:
+            warm.abandon()
         for _, process in list(self._running.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signum)
+
+    def _started(self, task: Task, slot: int) -> warm.Running | None:
+        """The task's process; None where the stop came first, or took along what was to fork it."""
+        try:
+            if self._signal is None:
+                return self._start(task, slot)
+        except (EOFError, ConnectionError):
+            if self._signal is None:
+                raise
+        self._end(task, -(self._signal or 0))
+        return None
 
     def _start(self, task: Task, slot: int) -> warm.Running:
         task.log.parent.mkdir(parents=True, exist_ok=True)

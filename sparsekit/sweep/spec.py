@@ -18,10 +18,15 @@ from sparsekit.agentargs import as_flags
 from sparsekit.errors import UserError, nearest
 from sparsekit.explaining import GROUPED
 from sparsekit.registry import GROUPS
-from sparsekit.sweep.drawing import Parameter
+from sparsekit.sweep.drawing import MAX_CELLS, Parameter
 
 METHODS = ("grid", "random")
-MAX_CELLS = 10_000
+# the top level of W&B's schema, github.com/wandb/sweeps, with `launch` of `wandb launch-sweep` and an old `early_stop`
+_KEYS = (
+    *("method", "parameters", "metric", "metrics", "name", "description", "program", "command", "project", "entity"),
+    *("early_terminate", "early_stop", "run_cap", "job", "image_uri", "controller", "scheduler", "launch"),
+    *("apiVersion", "kind"),
+)
 _OURS = {"out", "resume", "config"}
 _MACRO = re.compile(r"\$\{(\w+)\}")
 _VALUES = {
@@ -130,7 +135,7 @@ class Spec:
 def name_of(values: Mapping[str, Any]) -> str:
     """A folder's name for values: `method=gmp,sparsity=0.9`, with a hash where that says too little or too much."""
     plain = ",".join(f"{key}={value}" for key, value in values.items())
-    safe = re.sub(r"[^\w.,=+-]+", "_", plain)
+    safe = re.sub(r"[^\w.,=+-]+", "_", plain, flags=re.ASCII)  # a folder's name may have 255 bytes
     if safe == plain and len(plain) <= 120 and not plain.startswith("."):
         return plain
     digest = hashlib.sha256(json.dumps(dict(values), sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -147,6 +152,9 @@ def read(path: Path) -> Spec:
         found = configfile.read(str(path))
     except UserError as error:
         raise UserError(str(error).replace("--config", "sweep file", 1).partition(";")[0]) from error
+    for key in found:
+        if key not in _KEYS:
+            raise UserError(f"sweep: {path} has an unknown key {key!r}.{nearest(key, _KEYS)}")
     method = found.get("method", "grid")
     if method == "bayes":
         raise UserError("sweep: method: bayes needs W&B (`wandb sweep`, `wandb agent`) or Optuna; here grid and random")

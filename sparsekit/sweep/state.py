@@ -65,9 +65,13 @@ class State:
         self.write()
 
     def end(self, name: str, status: str, error: str | None = None) -> None:
-        """It ended, or need not start."""
-        self.entries[name].status, self.entries[name].error = status, error
+        """It ended."""
+        self.mark(name, status, error)
         self.write()
+
+    def mark(self, name: str, status: str, error: str | None = None) -> None:
+        """It need not start; one `write` follows many of these, since each waits for the disk."""
+        self.entries[name].status, self.entries[name].error = status, error
 
     def count(self, status: str) -> int:
         """How many cells are there."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import runpy
 import signal
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 _OURS = [sys.executable, "-m", "sparsekit"]
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _IMPORTED = ["sparsekit.fit", "sparsekit.report.command", "torch.utils.flop_counter", "torchmetrics", "wandb"]
 
 
@@ -61,7 +64,8 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", before or "1")  # read as torch is imported
     try:
-        process = context.Process(target=_run, args=(list(arguments[3:]), dict(environment), str(log)))
+        _serve()
+        process = context.Process(target=_run, args=(list(arguments[3:]), dict(environment), str(log), _server()))
         process.start()
     finally:
         if before is None:
@@ -71,19 +75,48 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -
     return Warm(process)
 
 
+def _serve() -> None:
+    """Start the process that forks, if there is none, with the signals blocked that a whole process group gets: it
+    stays until the runs have ended, which get them from the pool. One that comes while a run starts waits for it.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # unblocks signals, so that it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def abandon() -> None:
+    """Kill the process that forks while nothing runs in it: its imports may take long. Waiting for it is EOFError."""
+    if server := _server():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+def _server() -> int | None:
+    return multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
+
+
 def die_with_parent() -> None:
     """In the child: SIGTERM, which keeps a checkpoint, when the sweep's own process is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _run(arguments: list[str], environment: dict[str, str], log: str, server: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # Ctrl-C at a terminal reaches every process in front, and one that gets it twice keeps nothing
-    die_with_parent()  # the process that forks it goes with the sweep's own
+    # The process that forks them goes with the sweep's own, but not while one of them holds this open.
+    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    die_with_parent()
+    if os.getppid() != server:  # it went before that
+        os._exit(128 + signal.SIGTERM)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["sparsekit", *arguments]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     runpy.run_module("sparsekit", run_name="__main__")
