@@ -123,7 +123,7 @@ FIT = ("--epochs", "2", "--wandb.mode", "disabled", "--model.kwargs", "{channels
 @pytest.mark.parametrize(
     ("kind", "hook", "segment"),
     [
-        ("method", "scores", "segment 2: scores()"),
+        ("method", "scores", "segment 1: scores()"),
         ("method", "learning_rate", "segment 1: learning_rate()"),
         ("method", "plan", "plan()"),
         ("merge", "merge", "segment 1: merge()"),

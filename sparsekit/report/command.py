@@ -21,7 +21,7 @@ DETAILED = 4
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"argument (-o/--out|\S+): expected one argument", r"\1 needs a value", message)
+        message = re.sub(r"argument (?:-o/)?(--\w+)\S*: expected one argument", r"\1 needs a value", message)
         message = re.sub(r"unrecognized arguments: (\S+).*", r"unknown option \1", message)
         message = re.sub(r"the following arguments are required: (.*)", r"\1 must be given", message)
         raise UserError(f"{message}; see {self.prog} --help")
