@@ -107,8 +107,6 @@ def die_with_parent() -> None:
 def _run(arguments: list[str], environment: dict[str, str], log: str, server: int | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # Ctrl-C at a terminal reaches every process in front, and one that gets it twice keeps nothing
-    # The process that forks them goes with the sweep's own, but not while one of them holds this open.
-    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     die_with_parent()
     if os.getppid() != server:  # it went before that
         os._exit(128 + signal.SIGTERM)
