@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Subject:
 
 def find(path: str, option: str = "") -> Subject:
     """Look at a directory; raises UserError that says what is missing in it."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     said = f"{option} {path}".strip()
     if not folder.is_dir():
         raise UserError(f"{said}: no such directory; give a run, or a model that sparsekit or timm saved")

@@ -28,7 +28,7 @@ def find_keys(base_url: str) -> list[str]:
 
 def _netrc_keys(hosts: tuple[str, ...]) -> list[str | None]:
     named = os.environ.get("NETRC")
-    paths = [Path(name).expanduser() for name in ([named] if named else ["~/.netrc", "~/_netrc"])]
+    paths = [Path(os.path.expanduser(name)) for name in ([named] if named else ["~/.netrc", "~/_netrc"])]
     path = next((path for path in paths if path.is_file()), None)
     try:
         entries = netrc.netrc(path) if path else None
