@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sparsekit import cli
+from sparsekit import cli, rundir
 from sparsekit.sweep import command, pool, spec
 
 Capture = pytest.CaptureFixture[str]
@@ -174,6 +174,26 @@ def test_runs_do_not_outlive_a_sweep_that_is_killed(sweep: Path) -> None:
     while not list(sweep.glob("o/*/told")) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list(sweep.glob("o/*/told"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+def test_forked_runs_keep_a_checkpoint_and_leave_when_their_sweep_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "parameters:\n  seed: {value: 1}\n  epochs: {value: 300}\n  wandb.mode: {value: disabled}\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "sparsekit", "sweep", "s.yaml", "--out", "o"], cwd=tmp_path)
+    run, log = tmp_path / "o" / "seed=1", tmp_path / "o" / "logs" / "seed=1.log"
+    while process.poll() is None and not rundir.size(run / "metrics.jsonl"):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while "stopped by SIGTERM" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "stopped by SIGTERM" in log.read_text()
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+    assert list((run / "checkpoints").glob("*.json"))
 
 
 def test_other_values_under_the_same_names_are_refused(sweep: Path, capsys: Capture) -> None:

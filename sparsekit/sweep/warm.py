@@ -12,8 +12,10 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import runpy
+import select
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -65,7 +67,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -
     os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", before or "1")  # read as torch is imported
     try:
         _serve()
-        process = context.Process(target=_run, args=(list(arguments[3:]), dict(environment), str(log), _server()))
+        process = context.Process(target=_run, args=(list(arguments[3:]), dict(environment), str(log), os.getpid()))
         process.start()
     finally:
         if before is None:
@@ -104,12 +106,24 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: str, server: int | None) -> None:
+def die_with(sweep: int) -> None:
+    """In a forked child, whose parent is not the sweep's process: the same."""
+    try:
+        ended = os.pidfd_open(sweep)
+    except OSError:  # it went before that
+        os._exit(128 + signal.SIGTERM)
+
+    def watch() -> None:
+        select.select([ended], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(arguments: list[str], environment: dict[str, str], log: str, sweep: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # Ctrl-C at a terminal reaches every process in front, and one that gets it twice keeps nothing
-    die_with_parent()
-    if os.getppid() != server:  # it went before that
-        os._exit(128 + signal.SIGTERM)
+    die_with(sweep)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
