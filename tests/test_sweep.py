@@ -180,7 +180,7 @@ def test_runs_do_not_outlive_a_sweep_that_is_killed(sweep: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
 def test_forked_runs_keep_a_checkpoint_and_leave_when_their_sweep_is_killed(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(
-        "parameters:\n  seed: {value: 1}\n  epochs: {value: 300}\n  wandb.mode: {value: disabled}\n"
+        "parameters:\n  seed: {values: [1, 2]}\n  epochs: {value: 300}\n  wandb.mode: {value: disabled}\n"
     )
     process = subprocess.Popen([sys.executable, "-m", "sparsekit", "sweep", "s.yaml", "--out", "o"], cwd=tmp_path)
     run, log = tmp_path / "o" / "seed=1", tmp_path / "o" / "logs" / "seed=1.log"
