@@ -57,9 +57,8 @@ def unknown(given: Given, flag: str) -> str:
         if own in names:  # known, but not where it stands: a file behind it chooses another plugin
             return misplaced(flag, kind, name)
         if others := sorted(other for other, plugins in discover().of(kind).items() if own in options_of(plugins[0])):
-            add = " or ".join(f"--{kind} {other}" for other in others)
-            whose = f"{kind}{'s' * (len(others) > 1)} {' and '.join(others)}"
-            return f"{flag} is no option of {kind} {name!r}, but an option of {whose}; add {add}"
+            whose = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+            return f"{flag} is no option of {kind} {name!r}, but of {whose}; add --{kind} {others[0]}"
         has = f"has {', '.join(f'--{kind}.{option}' for option in names)}" if names else "has no options of its own"
         hint = nearest(last, names).replace("'", f"'--{kind}.", 1) or (_only(same) if not names else "")
         return f"unknown option {flag}.{hint} {kind.capitalize()} {name!r} {has}."

@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from image_files import binary, write
 from safetensors.torch import load_file, save_file
-from test_data import binary, write
 from tiny import assert_equal, rows, tiny_config, tiny_setup
 from torch import Tensor
 
