@@ -252,6 +252,7 @@ class CoefficientMerge(MergeStrategy):
         """One finite number a candidate, summing up to 1."""
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
+        """The average with these coefficients; raises RunError where they are not such."""
         weights = tuple(float(weight) for weight in self.coefficients(candidates, step))
         tensors = step.average(candidates, weights)  # first: it says what is wrong with the weights
         used = tuple(c.index for c, weight in zip(candidates, weights, strict=True) if weight)

@@ -13,7 +13,7 @@ def check(config: FitConfig) -> None:
     """Check what needs neither torch nor data; raises UserError naming the option, the value and the fix."""
     o, d, r, t = config.optimizer, config.data, config.replicas, config.distill
     below_one = "a fraction from 0 to below 1"
-    meant = config.sparsity / 100 if 1.0 < config.sparsity < 100.0 else 0.9
+    meant = config.sparsity / 100 if 2.0 <= config.sparsity < 100.0 else 0.9
     rules = [
         ("sparsity", config.sparsity, 0.0 <= config.sparsity < 1.0, f"{below_one}, such as {meant:g}"),
         ("epochs", config.epochs, config.epochs >= 1, "1 or more"),

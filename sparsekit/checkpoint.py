@@ -106,10 +106,6 @@ class Keeper:
 
     # --- reading
 
-    def newest(self, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, StoredFile]] | None:
-        """The newest good checkpoint as it is; see `restored`."""
-        return self.restored(warn, lambda body, files: (body, files))
-
     def restored(
         self, warn: Callable[[str], None], read: Callable[[dict[str, Any], dict[str, StoredFile]], T]
     ) -> T | None:

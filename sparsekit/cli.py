@@ -112,11 +112,11 @@ def _plan(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from sparsekit import evaluating
+    from sparsekit import evaluate_command
     from sparsekit.display import Display
 
     with Display() as display:
-        return evaluating.main(arguments, display)
+        return evaluate_command.main(arguments, display)
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -143,19 +143,19 @@ def _configure(command: str, description: str, arguments: Sequence[str]) -> FitC
 
 
 def _merge(arguments: Sequence[str]) -> int:
-    from sparsekit import listing, offline
+    from sparsekit import listing, model_commands
 
     _warn_of_plugins()
     if (text := listing.asked_help(arguments)) is not None:
         print(text)
         return 0
-    return offline.merge_command(arguments)
+    return model_commands.merge_command(arguments)
 
 
 def _export(arguments: Sequence[str]) -> int:
-    from sparsekit import offline
+    from sparsekit import model_commands
 
-    return offline.export_command(arguments)
+    return model_commands.export_command(arguments)
 
 
 def _plugins(arguments: Sequence[str]) -> int:

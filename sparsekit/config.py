@@ -23,7 +23,7 @@ class ReplicasConfig:
             By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
             `subsample` is 0.8 for all.
         start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
-            earlier is not forked. Replicas that part from random weights do not average well.
+            earlier is not forked. Replicas that part from random weights do not average well at first.
         executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
             `auto` stacks small models on CUDA. Under `torchrun`, ranks share the replicas out first.
         batchnorm: BatchNorm statistics of replicas and soups: measured again on up to 10,000 training images, without

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 10_000
@@ -88,10 +88,11 @@ def read(path: str) -> dict[str, Any]:
         UserError: it cannot be read, is no YAML, or holds something other than options by name.
     """
     try:
-        if not Path(path).is_file():
-            state = "is no file" if Path(path).exists() else "does not exist"
+        found = expanded(path)
+        if not found.is_file():
+            state = "is no file" if found.exists() else "does not exist"
             raise UserError(f"--config {path!r} {state}; give a YAML file of options")
-        with Path(path).open("rb") as file:
+        with found.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except UserError:
         raise

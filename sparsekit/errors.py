@@ -17,5 +17,6 @@ class RunError(RuntimeError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ready-made hint, `" Did you mean 'x'?"`, or nothing where no known name is close."""
     by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    close = difflib.get_close_matches(name.lower(), list(by_lower))
+    close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # letters that changed places come first
     return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

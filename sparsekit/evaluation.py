@@ -18,6 +18,9 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocas
     """Accuracy, 0 to 1, and mean cross-entropy in nats, summed in float64, in evaluation mode.
 
     A model with a non-finite output scores an infinite loss.
+
+    Raises:
+        RunError: there are no batches.
     """
     model.eval()
     count = 0
@@ -47,7 +50,11 @@ def logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor
 def measure(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
 ) -> tuple[Metrics, Tensor]:
-    """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU."""
+    """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU.
+
+    Raises:
+        RunError: there are no batches.
+    """
     model.eval()
     tally: Tally | None = None
     predicted = []

@@ -105,13 +105,20 @@ def explain(given: Given, message: str) -> str:
         named = found[found.lastindex or 0]
         return f"{option} {named!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
     if found := re.search(r"Unable to load config '([^'\n]*)'", message):
-        return f"--{keys[0]} is {found[1]!r}; give a mapping"
+        return no_mapping(keys[0], found[1])
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if found := re.match(r'Parser key "(\w+)": unknown option --([^ ]*)[.;]', text):
         return unknown(given, f"--{found[1]}.{found[2]}")
     if found := re.match(rf'Parser key "({"|".join(GROUPS)})": (.*--.*)', text):
         return found[2].replace("--", f"--{found[1]}.")  # said by the parser of the plugin's own options
     return re.sub(r'^Parser key "([^"]+)":?', lambda m: f"--{m[1]}:", text)
+
+
+def no_mapping(group: str, value: object) -> str:
+    """What to say where a group of options is given one value, as a plugin's name would be."""
+    likely = {"model": "name", "data": "name", "optimizer": "name", "replicas": "count", "wandb": "mode"}.get(group)
+    hint = f" Did you mean --{group}.{likely} {value}?" if likely else ""
+    return f"--{group} is {value!r}; it is a group of options, written --{group}.NAME VALUE.{hint}"
 
 
 def _expected(kind: str, value: str) -> str:

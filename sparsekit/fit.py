@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from sparsekit import closing, places, rundir
+from sparsekit import closing, places, rundir, threads
 from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.config import FitConfig, describe, flatten
 from sparsekit.display import Display
@@ -49,7 +50,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
-        setup = join(prepare(config), ranks)  # without waiting for anyone
+        with signals.minded():
+            setup = join(prepare(config), ranks)  # without waiting for anyone
         for rank in ranks.others:
             if wrong := ranks.ask(f"ready/{rank}"):
                 raise UserError(f"rank {rank}: {wrong}")
@@ -72,19 +74,22 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
     """A rank that does not lead: it trains its share, and what it has to say goes through the leader."""
     with StopSignals() as signals:
         try:
-            setup = join(prepare(config), ranks)
+            with signals.minded():
+                setup = join(prepare(config), ranks)
         except UserError as error:
             ranks.tell(f"ready/{ranks.rank}", str(error))
             raise
         ranks.tell(f"ready/{ranks.rank}", "")
         if out := ranks.ask("run"):
             setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
+            with signals.minded():
+                executor, _ = choose(setup)
             rows, keeper = Rows(ranks.rank), Keeper(Path(out) / "checkpoints", torchrun.prefix(ranks.rank))
             with Path(os.devnull).open("w") as nowhere, Display(Console(file=nowhere)) as display:
-                job = Job(setup, rows, display, keeper, choose(setup)[0], signals, config.checkpoint.minutes)
+                job = Job(setup, rows, display, keeper, executor, signals, config.checkpoint.minutes)
                 job.header = lambda: {"rows": rows.rows}
                 try:
-                    torchrun.follow(job, ranks, job.executor)
+                    torchrun.follow(job, ranks, executor)
                 except (OSError, SafetensorError) as error:
                     raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
     return {}
@@ -112,31 +117,16 @@ def _run(
 ) -> dict[str, Any]:
     """The run inside its locked directory, to its result on the screen; its summary."""
     config, keeper = setup.config, Keeper(out / "checkpoints")
-    fresh = start(setup)
-
-    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
-        if not {"metrics", "seconds"} <= body.keys():
-            raise Damaged("it does not say what was done")
-        return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
-
-    found = keeper.restored(display.warn, read) if goes_on else None
-    body, place = found or ({"metrics": 0, "seconds": 0.0}, fresh)
-    if goes_on and body["metrics"] > rundir.size(out / "metrics.jsonl"):
-        raise RunError(
-            f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
-        )
-    if found:
-        display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
-    else:
-        if config.resume:
-            display.note(f"{out}: no checkpoint to go on from; starting at the beginning")
-        rundir.write_yaml(out / "config.yaml", plain)
-        rundir.write_json(out / "plan.json", setup.plan.to_json())
-        display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
-    executor, why = choose(setup)
+    with signals.deferred():  # what a signal breaks off here would look like a damaged checkpoint
+        body, place = _origin(setup, plain, out, goes_on, keeper, display)
+    signals.stop()
+    with signals.minded():  # and here like a model that vmap cannot take
+        executor, why = choose(setup)
     if why:
         display.note(why)
     leader = torchrun.Leader(ranks, executor)
+    if setup.device.type == "cpu" and (slow := threads.crowded()):
+        display.warn(slow)
     display.begin(_steps_left(setup, place))
     summary = closing.begun(setup, plain, out)
 
@@ -148,20 +138,21 @@ def _run(
         out, config.wandb, flatten(plain), out.name, warn=display.warn, offset=body["metrics"], rank=rank
     ) as tracker:
         job = Job(setup, tracker, display, keeper, executor, signals, config.checkpoint.minutes)
-        job.header = lambda: {"metrics": tracker.offset, "seconds": seconds()}
+        job.header = lambda: {"metrics": tracker.offset, "seconds": seconds(), "threads": torch.get_num_threads()}
         if ranks.size > 1:
             job.executor = leader
         try:
-            place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
-            result = run(job, place)
-            leader.finish()
-            summary |= closing.finish(setup, result, out)
-            done = summary | {"status": "done"}
-            row = {key: value for key, value in done.items() if key not in closing.MEASURED_ANEW}
-            tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
-            tracker.summary(done | {"wall_seconds": seconds()})
-            tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
-            summary = done
+            with signals.minded():
+                place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
+                result = run(job, place)
+                leader.finish()
+                summary |= closing.finish(setup, result, out)
+                done = summary | {"status": "done"}
+                row = {key: value for key, value in done.items() if key not in closing.MEASURED_ANEW}
+                tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
+                tracker.summary(done | {"wall_seconds": seconds()})
+                tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
+                summary = done
         except Stopped:
             summary["status"] = "stopped"
             raise
@@ -176,6 +167,36 @@ def _run(
         if config.evaluation.report and (written := closing.write_report(out, display)):
             tracker.page(written)
     return summary
+
+
+def _origin(
+    setup: Setup, plain: dict[str, Any], out: Path, goes_on: bool, keeper: Keeper, display: Display
+) -> tuple[dict[str, Any], places.Place]:
+    """What the last sound checkpoint says, and its place; without one the beginning, with config and plan written."""
+    fresh = start(setup)
+
+    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
+        if not {"metrics", "seconds"} <= body.keys():
+            raise Damaged("it does not say what was done")
+        return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
+
+    if found := keeper.restored(display.warn, read) if goes_on else None:
+        body, place = found
+        if body["metrics"] > rundir.size(out / "metrics.jsonl"):
+            raise RunError(
+                f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
+            )
+        display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
+        if setup.device.type == "cpu" and (differs := threads.changed(body.get("threads"))):
+            display.warn(differs)
+        return found
+    if setup.config.resume:
+        lacks = "no checkpoint" if goes_on else "no run there"
+        display.note(f"{out}: {lacks} to go on from; starting at the beginning")
+    rundir.write_yaml(out / "config.yaml", plain)
+    rundir.write_json(out / "plan.json", setup.plan.to_json())
+    display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
+    return {"metrics": 0, "seconds": 0.0}, fresh
 
 
 def _file_error(error: Exception, out: Path) -> str:

@@ -15,7 +15,7 @@ from sparsekit.places import Place
 from sparsekit.replicas import Replica
 from sparsekit.setup import Setup
 from sparsekit.stopping import StopSignals
-from sparsekit.tracking import Tracker
+from sparsekit.tracking import Log
 
 TOGETHER = 5
 """Steps after which the ranks of a team look whether one of them is to stop."""
@@ -38,7 +38,7 @@ class Job:
     """
 
     setup: Setup
-    tracker: Tracker
+    tracker: Log
     display: Display
     keeper: Keeper
     executor: Executor

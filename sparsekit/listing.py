@@ -7,12 +7,12 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from sparsekit.errors import UserError
 from sparsekit.registry import GROUPS, Kind, Plugin, discover, find
 from sparsekit.signatures import fault_of, options_of, summary_of
+from sparsekit.userpath import expanded
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "new":
         from sparsekit.scaffold import create
 
-        print(create(options.name, options.kind, Path(options.out)))
+        print(create(options.name, options.kind, expanded(options.out)))
         return 0
     found = [plugin for plugin in discover().plugins if plugin.kind in kinds]
     rows = [row(plugin) for plugin in found]

@@ -31,17 +31,16 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     # these centre their weights in every forward pass, where masked ones would come back
     centred = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
-    parameters = dict(model.named_parameters())  # names each shared parameter once
+    every = dict(model.named_parameters(remove_duplicate=False))  # without weights that are reparametrized
     names = [
         f"{path}.weight" if path else "weight"
         for path, m in model.named_modules()
         if isinstance(m, kinds) and not isinstance(m, centred)
     ]
-    again = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name not in parameters}
-    matrices = {id(model.get_parameter(name)) for name in names if name in parameters or name in again}
-    if shared := [name for name, parameter in again.items() if id(parameter) in matrices]:
+    names = [name for name in names if name in every]
+    matrices, once = {id(every[name]) for name in names}, dict(model.named_parameters())
+    if shared := [name for name, parameter in every.items() if name not in once and id(parameter) in matrices]:
         raise UserError(f"--model.name: two layers share {shared[0]}, which cannot be pruned here; choose another")
-    names = [name for name in names if name in parameters]  # those that are reparametrized are not
     if not names:
         raise UserError("--model.name: the model has no Conv or Linear weight that can be pruned; choose another")
     for pattern in exclude:

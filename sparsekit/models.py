@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sparsekit import networks  # noqa: F401  (its models are timm's from here o
 from sparsekit.atomic import sync
 from sparsekit.config import ModelConfig
 from sparsekit.errors import RunError, UserError, nearest
-from sparsekit.sources import Source, fill, open_source
+from sparsekit.sources import Source, described, fill, open_source
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
@@ -40,7 +41,12 @@ def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         return source.name, {**source.kwargs, **config.kwargs}
     if config.name is None:
         return DEFAULT_NAME, {**DEFAULT_KWARGS, **config.kwargs}
-    return config.name, dict(config.kwargs)
+    own: dict[str, Any] = {}
+    if config.name.startswith("local-dir:"):  # timm before 1.0.31 reads it there, and does not hand it on when it saves
+        directory = Path(config.name.removeprefix("local-dir:"))
+        with suppress(UserError):  # whoever makes the model of it says what is wrong
+            _, own, _ = described("--model.name", directory, directory)
+    return config.name, {**own, **config.kwargs}
 
 
 def initial(config: ModelConfig) -> Source | None:
@@ -113,7 +119,12 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
 
 
 def save(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
-    """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`."""
+    """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`.
+
+    Raises:
+        OSError: the disk refused.
+        RunError: timm wrote no safetensors file.
+    """
     _, kwargs = resolve(config)
     size = (inputs.channels, inputs.image_size, inputs.image_size)
     given: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from sparsekit import agentargs, configfile, yamlforms
 from sparsekit.checking import check
 from sparsekit.config import FitConfig
 from sparsekit.errors import UserError
-from sparsekit.explaining import Given, explain, misplaced, unknown
+from sparsekit.explaining import GROUPED, Given, explain, misplaced, no_mapping, unknown
 from sparsekit.registry import GROUPS, Kind, discover, name_of
 from sparsekit.signatures import options_of
 
@@ -32,13 +32,8 @@ DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
 _DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
 _MODE = "sparsekit"
-_LONG = {
-    "--resume": "--resume=true",
-    "--measure": "--measure=true",
-    "--distill": "--distill.model",
-    "--prune-again": "--prune_again",
-    "-o": "--out",
-}
+_WHOLE = {"--resume": "--resume=true", "--measure": "--measure=true", "--distill": "--distill.model"}
+_LONG = {"--prune-again": "--prune_again", "-o": "--out"}
 _ALONE = ("-h", "--help", "--resume", "--measure", "--print_config")
 T = TypeVar("T")
 
@@ -80,6 +75,8 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
         ]
         if choices:  # jsonargparse shows them only where there is no None beside them
             action.metavar = f"{{{','.join(map(str, choices[0]))}}}"
+        if action.dest in GROUPED:
+            action.metavar, action.help = "MAPPING", f"All of --{action.dest}.… at once, in YAML or as a file of it."
         if action.dest == "distill":
             action.metavar, action.help = "DIR", "Short for --distill.model DIR."
     parser.set_defaults({kind: {"class_path": _DEFAULT_CLASSES[kind]} for kind in kinds})
@@ -173,7 +170,7 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
         if value is None and type(None) not in get_args(types[item.name]):
             raise UserError(f"{prefix}{item.name} has no value; give one, or leave it out")
         if group and not isinstance(value, Namespace):
-            raise UserError(f"{prefix}{item.name} is {value!r}; give a mapping")
+            raise UserError(no_mapping(item.name, value))
         if group:
             _no_value_missing(value, item.default_factory, f"{prefix}{item.name}.")
 
@@ -183,7 +180,8 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
 
 def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
     """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = [_LONG.get(argument, argument) for argument in argv]
+    rest = [_WHOLE.get(argument, argument) for argument in argv]
+    rest = [_LONG.get(flag, flag) + equals + value for flag, equals, value in (a.partition("=") for a in rest)]
     rest = [re.sub(r"^--distill=(?!\{)", "--distill.model=", argument) for argument in rest]
     for kind in GROUPS:
         kept: list[str] = []

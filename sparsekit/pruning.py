@@ -69,7 +69,8 @@ def prune(
         after, squares = {}, []
         for name, weight in parent.weights.items():  # layer by layer: one more model in memory is enough
             # numpy asks for huge pages, which torch does not: half the time for a large model
-            after[name] = torch.from_numpy(np.multiply(weight.numpy(), chosen[name].numpy()))
+            with np.errstate(invalid="ignore"):  # an infinite weight that is pruned is NaN, and told of below
+                after[name] = torch.from_numpy(np.multiply(weight.numpy(), chosen[name].numpy()))
             squares.append(_squares(weight, after[name]))
         pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
@@ -90,7 +91,8 @@ def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
     old, new = before.numpy().reshape(-1), after.numpy().reshape(-1)
     for start in range(0, len(old), _BLOCK):
         part = slice(start, start + _BLOCK)
-        wide, lost = old[part].astype(np.float64), (old[part] - new[part]).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of infinite weights it is NaN, which needs no warning
+            wide, lost = old[part].astype(np.float64), (old[part] - new[part]).astype(np.float64)
         whole += float(np.dot(wide, wide))
         change += float(np.dot(lost, lost))
     return whole, change

@@ -43,7 +43,11 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """What torchrun's environment says; one rank without it."""
+        """What torchrun's environment says; one rank without it.
+
+        Raises:
+            RunError: the ranks do not find one another.
+        """
         if size() == 1:
             return cls()
         from torch.distributed.rendezvous import rendezvous
@@ -76,7 +80,12 @@ class Ranks:
         while not self._safely(lambda: self.store.check([f"sparsekit/{key}"])):
             time.sleep(_POLL_SECONDS)
             self._look_after(range(self.size) if self.leads else range(1))
-        return json.loads(self._safely(lambda: self.store.get(f"sparsekit/{key}")))
+        return self.heard(key)
+
+    def heard(self, key: str) -> Any:
+        """A message, without waiting; None where there is none yet."""
+        value = self._safely(partial(self._value, f"sparsekit/{key}"))
+        return json.loads(value) if value else None
 
     def beat(self) -> None:
         """Give a sign of life now and then, for as long as the store is there."""

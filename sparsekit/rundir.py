@@ -18,6 +18,7 @@ import yaml
 from sparsekit.atomic import write_whole
 from sparsekit.config import FREE, flatten
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 
 def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:
@@ -33,7 +34,7 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
             raise UserError("--resume needs --out, the directory of the run that is to go on")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         return Path("runs", f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"), False
-    path = Path(out)
+    path = expanded(out)
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file; give a new directory")
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):

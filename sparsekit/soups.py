@@ -19,18 +19,20 @@ from sparsekit import evaluation, masks, merging, models, states
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
 from sparsekit.atomic import write_whole
-from sparsekit.commands import MergeConfig
 from sparsekit.config import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
+from sparsekit.diagnostics import has_lost
 from sparsekit.display import percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.exporting.subject import architecture, sizes
 from sparsekit.kitchen import Kitchen, SavedCandidate
 from sparsekit.methods.gmp import GMP
+from sparsekit.model_options import MergeConfig
 from sparsekit.overlap import Overlap, survey
 from sparsekit.registry import name_of
 from sparsekit.setup import Setup, prepare
-from sparsekit.sources import Source, open_source
+from sparsekit.sources import Source, open_source, without_sizes
 from sparsekit.states import State
+from sparsekit.userpath import expanded
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -66,7 +68,9 @@ def merge(sources: Sequence[Source], config: MergeConfig, data: DataConfig | Non
     if setup and len(soup.ingredients) > 1:
         tensors = merging.recalibrated(setup, State(tensors, {n: kept[n] for n in setup.prunable})).tensors
     masks.check(tensors, kept, "the soup")
-    told = _summary(name, sources, soup, tensors, kept, setup)
+    told = _summary(name, sources, soup, tensors, kept)
+    if setup:
+        told |= _scored(setup, candidates, tensors)
     try:
         _write(out, tensors, kept, told, sources, known, setup)
     except OSError as error:
@@ -89,7 +93,7 @@ def _return_freed_memory() -> None:
 def _new(out: str | None) -> Path:
     if not out:
         raise UserError("-o must be given: the directory for the merged model")
-    path = Path(out)
+    path = expanded(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"-o {path} exists already; give a new directory")
     return path
@@ -111,12 +115,11 @@ def _setup(known: tuple[Source, ModelConfig] | None, config: MergeConfig, data: 
     """The model and the data for merges that look at images."""
     if known is None:
         raise UserError("the models do not say which architecture they are; give --model.name and --model.kwargs")
-    kwargs = {key: value for key, value in known[1].kwargs.items() if key not in ("in_chans", "num_classes")}
     return prepare(
         FitConfig(
             GMP(),
             config.merge,
-            model=ModelConfig(known[1].name, kwargs=kwargs),
+            model=ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)),
             data=data,
             replicas=ReplicasConfig(batchnorm=config.batchnorm),
             wandb=WandbConfig("disabled"),
@@ -133,9 +136,8 @@ def _prunable(known: tuple[Source, ModelConfig] | None, first: Source) -> Sequen
     if known is None:
         return [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
     channels, classes = sizes(known[0], known[1], None)
-    kwargs = {key: value for key, value in known[1].kwargs.items() if key not in ("in_chans", "num_classes")}
     with torch.device("meta"):  # shapes are all that is needed
-        model = models.build(ModelConfig(known[1].name, kwargs=kwargs), classes, channels, 0)
+        model = models.build(ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0)
     _same_names(model.state_dict(), first)
     return masks.prunable_names(model)
 
@@ -185,11 +187,9 @@ def _masked(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple[Tens
     return tensors, kept
 
 
-def _summary(
-    name: str, sources: Sequence[Source], soup: Soup, tensors: Tensors, kept: Tensors, setup: Setup | None
-) -> dict[str, Any]:
-    """What merge.json says."""
-    told: dict[str, Any] = {
+def _summary(name: str, sources: Sequence[Source], soup: Soup, tensors: Tensors, kept: Tensors) -> dict[str, Any]:
+    """What merge.json says without having seen an image."""
+    return {
         "merge": name,
         "models": [str(source.path) for source in sources],
         "coefficients": soup.coefficients and list(soup.coefficients),
@@ -198,12 +198,21 @@ def _summary(
         "nonzero": sum(int(torch.count_nonzero(tensors[key])) for key in kept),
         "prunable": sum(mask.numel() for mask in kept.values()),
     }
-    if setup:
-        setup.model.load_state_dict(tensors)
-        for split in ("held_out", "test"):
-            score = setup.score(split)
-            told |= {f"{split}.accuracy": score.accuracy, f"{split}.loss": score.loss}
-    return told
+
+
+def _scored(setup: Setup, candidates: Sequence[SavedCandidate], tensors: Tensors) -> dict[str, Any]:
+    """Held-out scores of the models as they are, and both scores of the soup."""
+    accuracies = [candidate.score.accuracy for candidate in candidates]
+    setup.model.load_state_dict(tensors)
+    held_out, test = setup.score("held_out"), setup.score("test")
+    return {
+        "candidates": accuracies,
+        "held_out.accuracy": held_out.accuracy,
+        "held_out.loss": held_out.loss,
+        "test.accuracy": test.accuracy,
+        "test.loss": test.loss,
+        "soup.lost": has_lost(held_out.accuracy, accuracies, setup.config.evaluation.margin),
+    }
 
 
 def _write(
@@ -239,6 +248,12 @@ def _lines(
             f"{percent(told['held_out.accuracy'], 2)} held out, {percent(told['test.accuracy'], 2)} on the test split"
         )
         lines.append(("accuracy", accuracies))
+        each = told["candidates"]
+        models = f"{percent(sum(each) / count, 2)} held out in the mean, {percent(max(each), 2)} the best"
+        lines.append(("models", models))
+        if told["soup.lost"]:
+            lost = f"{100 * (max(each) - told['held_out.accuracy']):.2f} points below the best model"
+            lines.append(("lost", f"{lost}: only models that were trained from a common one average well"))
     lines.append(("sparsity", f"{percent(told['sparsity'], 2)} of the prunable weights"))
     lines.append(("nonzero", f"{told['nonzero']:,} of {told['prunable']:,} prunable weights"))
     if not overlap.same:

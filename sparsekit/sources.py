@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from sparsekit import sparsefile
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OF_DATA = ("in_chans", "num_classes")
+"""Arguments of `timm.create_model` that follow from the data, and are handed over apart from the others."""
 KINDS = "a run directory, a directory that timm saved, a safetensors file or a state dict"
 
 
@@ -32,7 +35,7 @@ class Source:
         path: As it was given.
         file: Where the weights are.
         name: timm's name of the architecture; None where nothing says so.
-        kwargs: Arguments of `timm.create_model` that belong to it, without `in_chans` and `num_classes`.
+        kwargs: Arguments of `timm.create_model` that belong to it, but `OF_DATA`.
         config: The whole `config.json`; empty without one.
         run: The options of the sparsekit run that made it, as plain data; empty where it is no run.
     """
@@ -149,7 +152,7 @@ def open_source(option: str, path: Path | str) -> Source:
     Raises:
         UserError: there is no saved model.
     """
-    path = Path(path)
+    path = expanded(str(path))
     if path.is_file():
         return Source(option, path, path)
     if not path.is_dir():
@@ -165,12 +168,22 @@ def open_source(option: str, path: Path | str) -> Source:
         raise UserError(f"{option} {path}: neither {' nor '.join(WEIGHTS)} is there; give {KINDS}")
     if not (base / "config.json").is_file():
         return Source(option, path, files[0], run=run)
+    name, kwargs, config = described(option, path, base)
+    return Source(option, path, files[0], name, kwargs, config, run)
+
+
+def described(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What config.json in `base` says: architecture, arguments but `OF_DATA`, and all of it; raises UserError."""
     config = _mapping(option, base / "config.json", json.loads, ValueError)
     name, kwargs = config.get("architecture"), config.get("model_args") or {}
     if not isinstance(name, str) or not isinstance(kwargs, dict):
         raise UserError(f"{option} {path}: config.json names no timm architecture; give {KINDS}")
-    kwargs = {key: value for key, value in kwargs.items() if key not in ("in_chans", "num_classes")}
-    return Source(option, path, files[0], name, kwargs, config, run)
+    return name, without_sizes(kwargs), config
+
+
+def without_sizes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `timm.create_model` but those that follow from the data."""
+    return {key: value for key, value in kwargs.items() if key not in OF_DATA}
 
 
 def fill(model: nn.Module, source: Source) -> None:

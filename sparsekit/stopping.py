@@ -37,7 +37,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._deferring, self._since = False, 0.0
+        self._deferring, self._struck, self._since = False, False, 0.0
         self._before: dict[int, object] = {}
 
     @contextmanager
@@ -48,6 +48,21 @@ class StopSignals:
             yield
         finally:
             self._deferring = False
+
+    @contextmanager
+    def minded(self) -> Iterator[None]:
+        """Raise Stopped again where the code inside lost it: libraries turn what is raised in a call of theirs into an
+        error of their own (torch, where it looks what an object holds), or try something else instead.
+        """
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as lost:
+            if not self._struck or isinstance(lost, (Stopped, GeneratorExit)):  # the latter ends what Stopped has left
+                raise
+            error = lost
+        if self._struck and self.requested is not None:
+            raise Stopped(self.requested) from error
 
     def stop(self) -> None:
         """Raise Stopped for the signal that came."""
@@ -61,6 +76,7 @@ class StopSignals:
             os._exit(128 + signum)
         self.requested, self._since = signum, time.monotonic()
         if not self._deferring:
+            self._struck = True
             raise Stopped(signum)
 
     def __enter__(self) -> StopSignals:

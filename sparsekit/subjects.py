@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 
 from sparsekit.config import DataConfig
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Subject:
 
 def find(path: str, option: str = "") -> Subject:
     """Look at a directory; raises UserError that says what is missing in it."""
-    folder = Path(os.path.expanduser(path))
+    folder = expanded(path)
     said = f"{option} {path}".strip()
     if not folder.is_dir():
         raise UserError(f"{said}: no such directory; give a run, or a model that sparsekit or timm saved")
@@ -66,14 +66,17 @@ def find(path: str, option: str = "") -> Subject:
         if is_run:
             raise UserError(f"{said}: this run has no finished model; go on with it by `sparsekit fit --resume`")
         raise UserError(f"{said}: no config.yaml of a run there, and no config.json and model.safetensors of a model")
+    file = model / "config.json"
     try:
-        card = json.loads((model / "config.json").read_text("utf-8"))
+        card = json.loads(file.read_text("utf-8"))
         size, classes = card["pretrained_cfg"]["input_size"], int(card["num_classes"])
         if len(size) != 3 or classes < 2 or not {"mean", "std"} <= set(card["pretrained_cfg"]):
             raise ValueError("no image classifier")
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) if is_run else {}
+        file = folder / "config.yaml"
+        config = yaml.safe_load(file.read_text("utf-8")) if is_run else {}
         if not isinstance(config, dict):
-            raise ValueError("config.yaml holds no options")
+            raise ValueError("it holds no options")
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{said}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UserError(f"{said}: {file.name} cannot be read ({why}); give another, or mend the file") from error
     return Subject(folder, model, config, card)

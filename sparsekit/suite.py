@@ -144,7 +144,9 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     try:
         model = timm.create_model(f"local-dir:{subject.model}", pretrained=True).to(device)
     except Exception as error:  # timm passes on whatever the model's constructor or the weights raise
-        raise UserError(f"{subject.model}: timm cannot load it: {(str(error) or '?').splitlines()[0]}") from error
+        raise UserError(
+            f"{subject.model}: timm cannot load it: {(str(error) or '?').splitlines()[0]}; train or save it again"
+        ) from error
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory)
     normalise = Normaliser(tuple(inputs["mean"]), tuple(inputs["std"]), device, memory)

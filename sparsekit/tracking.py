@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,46 @@ _STOP_SECONDS = 4.0
 """How long W&B may take where a signal ends the run, which leaves 10 s for everything."""
 
 
-class Tracker:
-    """The rows of one run, written to `metrics.jsonl` and mirrored to one W&B run. A context manager.
+class Log(ABC):
+    """Takes rows.
+
+    Args:
+        rank: Goes into the rows of replicas, where there are several ranks.
+    """
+
+    def __init__(self, rank: int | None) -> None:
+        self._rank = rank
+
+    def log(
+        self,
+        event: str,
+        values: Mapping[str, object] | None = None,
+        *,
+        step: int,
+        segment: int | None = None,
+        replica: int | None = None,
+    ) -> None:
+        """Take one row.
+
+        Args:
+            event: What happened: `train`, `segment`, `candidate`, `merge`, `evaluate`, `done`, ….
+            values: Plain JSON values; NaN and infinity are written as null.
+            step: Optimizer steps along the critical path.
+            segment: The segment's number, where there is one.
+            replica: The replica's number, where there is one.
+        """
+        where = {"step": step, "segment": segment, "replica": replica}
+        where["rank"] = self._rank if replica is not None else None
+        row = {"event": event, **{key: value for key, value in where.items() if value is not None}}
+        self.extend([row | {key: _finite(value) for key, value in (values or {}).items()}])
+
+    @abstractmethod
+    def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Take rows that are made already."""
+
+
+class Tracker(Log):
+    """The rows of one run, written at once to `metrics.jsonl` and mirrored to one W&B run. A context manager.
 
     Args:
         out: The run directory; W&B's files go to its `wandb/`.
@@ -42,35 +81,12 @@ class Tracker:
         offset: int = 0,
         rank: int | None = None,
     ) -> None:
-        self._rank = rank
+        super().__init__(rank)
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
         self._count = (out / "metrics.jsonl").read_bytes().count(b"\n") if offset else 0
         mode = wanted_mode(wandb_config.mode)
         self._mirror = None if mode == "disabled" else WandbMirror(out, mode, wandb_config, run_config, name, warn)
-
-    def log(
-        self,
-        event: str,
-        values: Mapping[str, object] | None = None,
-        *,
-        step: int,
-        segment: int | None = None,
-        replica: int | None = None,
-    ) -> None:
-        """Write one row at once.
-
-        Args:
-            event: What happened: `train`, `segment`, `candidate`, `merge`, `evaluate`, `done`, ….
-            values: Plain JSON values; NaN and infinity are written as null.
-            step: Optimizer steps along the critical path.
-            segment: The segment's number, where there is one.
-            replica: The replica's number, where there is one.
-        """
-        where = {"step": step, "segment": segment, "replica": replica}
-        where["rank"] = self._rank if replica is not None else None
-        row = {"event": event, **{key: value for key, value in where.items() if value is not None}}
-        self.extend([row | {key: _finite(value) for key, value in (values or {}).items()}])
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write rows that are made already."""
@@ -131,7 +147,7 @@ class Tracker:
         self.close(0 if kind is None else 1, _STOP_SECONDS if hurried else None)
 
 
-class Rows(Tracker):
+class Rows(Log):
     """The rows of a rank that does not lead: they wait for the leader to write them.
 
     Attributes:
@@ -139,7 +155,8 @@ class Rows(Tracker):
     """
 
     def __init__(self, rank: int) -> None:
-        self._rank, self.rows = rank, list[Mapping[str, object]]()
+        super().__init__(rank)
+        self.rows: list[Mapping[str, object]] = []
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Keep rows."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import netrc
 import os
-from pathlib import Path
 from urllib.parse import urlsplit
+
+from sparsekit.userpath import expanded
 
 _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """Two names of one service; `wandb login` has written netrc entries under either."""
@@ -28,7 +29,7 @@ def find_keys(base_url: str) -> list[str]:
 
 def _netrc_keys(hosts: tuple[str, ...]) -> list[str | None]:
     named = os.environ.get("NETRC")
-    paths = [Path(os.path.expanduser(name)) for name in ([named] if named else ["~/.netrc", "~/_netrc"])]
+    paths = [expanded(name) for name in ([named] if named else ["~/.netrc", "~/_netrc"])]
     path = next((path for path in paths if path.is_file()), None)
     try:
         entries = netrc.netrc(path) if path else None

@@ -46,7 +46,10 @@ def visible(site: Path) -> Iterator[Path]:
 
 
 def offline(site: Path) -> dict[str, str]:
-    """An environment in which `pip install PATH` needs no network and installs into `site`, where all look first."""
+    """An environment in which `pip install [-e] PATH` needs no network and installs into `site`, which comes first."""
+    site.mkdir(parents=True, exist_ok=True)
+    # what is installed with -e is a .pth file, which Python reads in folders of sites alone
+    (site / "sitecustomize.py").write_text("import os, site\nsite.addsitedir(os.path.dirname(__file__))\n")
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sparsekit.checkpoint import Keeper, StoredFile
 
 OPTIONS: dict[str, Any] = {
     "method": {"name": "gmp", "start": 0.1},
@@ -87,3 +90,8 @@ def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, *
 def accuracy(seed: int, sparsity: float) -> float:
     """What write_run writes as the test accuracy."""
     return round(0.99 - 0.1 * sparsity - 0.01 * (seed % 3), 6)
+
+
+def newest(keeper: Keeper, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, StoredFile]] | None:
+    """A run's newest good checkpoint as it is."""
+    return keeper.restored(warn, lambda body, files: (body, files))

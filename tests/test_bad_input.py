@@ -197,6 +197,7 @@ PLAN = rows(
     ("--epoch 12", "--epoch|'--epochs'", "--epochs 12"),
     ("--modle.name x", "--modle.name|'--model.name'", "--model.name x"),
     ("--replicas.cout 2", "--replicas.cout|'--replicas.count'", "--replicas.count 2"),
+    ("--method gpm", "--method 'gpm'|mean 'gmp'?", "--method gmp"),
     ("--method.strat 0.2", "--method.strat|'--method.start'", "--method.start 0.2"),
     ("--method imp --method.start 0.2", "--method.start", "--method imp --method.dense 0.2"),
     ("--merge greedy --merge.steps 3", "--merge.steps", "--merge greedy"),
@@ -211,6 +212,7 @@ PLAN = rows(
     ("--sparsity nan", "--sparsity|'nan'|number", "--sparsity .5"),
     ("--sparsity 90%", "--sparsity|'90%'|number, such as 0.9", "--sparsity 9e-1"),
     ("--sparsity 95", "--sparsity|95|such as 0.95", "--sparsity 0.95"),
+    ("--sparsity 1.5", "--sparsity|1.5|such as 0.9", "--sparsity 0.9"),
     ("--sparsity true", "--sparsity|number", "--sparsity 0.5"),
     ("--sparsity", "--sparsity needs a value", "--sparsity 0.5"),
     ("--epochs 0", "--epochs|0|1 or more", "--epochs 6"),
@@ -233,7 +235,9 @@ PLAN = rows(
      "--replicas.vary lr --replicas.values [0.1,0.1,0.1]"),
     ("--replicas.start 1", "--replicas.start|1.0|below 1", "--replicas.start 0.5"),
     ("--replicas.start .nan", "--replicas.start|nan|below 1", "--replicas.start 0"),
-    ("--replicas 3", "--replicas|'3'|mapping", '--replicas {"count":3}'),
+    ("--replicas 3", "--replicas|3|group of options|--replicas.count 3", '--replicas {"count":3}'),
+    ("--model resnet18", "--model|'resnet18'|--model.name resnet18", "--model.name resnet18"),
+    ("--checkpoint runs/x", "--checkpoint|'runs/x'|--checkpoint.NAME VALUE", "--checkpoint.minutes 1"),
     # the plugins' own options
     ("--method.start 0.9", "--method.end|0.7|--method.start (0.9)", "--method.start 0.6"),
     ("--method.start .nan", "--method.start|nan|fraction", "--method.start 0"),
@@ -281,7 +285,7 @@ PLAN = rows(
     ("--config empty", "--config|empty", "--config good.yaml"),
     ("--config option.yaml", "--sparsty|'--sparsity'|(in option.yaml)", "--config good.yaml"),
     ("--config nested.yaml", "--replicas.cout|'--replicas.count'", "--config good.yaml"),
-    ("--config group.yaml", "--replicas|3|mapping", "--config good.yaml"),
+    ("--config group.yaml", "--replicas|3|group of options|--replicas.count 3", "--config good.yaml"),
     ("--config plugin.yaml", "--method|'oneshoot'|'oneshot'", "--config good.yaml"),
     ("--config own.yaml", "--method.cycels|'--method.cycles'", "--config good.yaml"),
     ("--config number.yaml", "--method|'3'|plugins list", "--config good.yaml"),
@@ -451,7 +455,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 204
+    assert len(CASES) == len({row[:2] for row in CASES}) == 208
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

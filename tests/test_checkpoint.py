@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import newest
 
 from sparsekit.checkpoint import Damaged, Keeper, StoredFile
 from sparsekit.errors import RunError
@@ -44,7 +45,7 @@ def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
 def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
     filled(tmp_path)
     keeper, said = Keeper(tmp_path), []
-    found = keeper.newest(said.append)
+    found = newest(keeper, said.append)
     assert found is not None
     body, files = found
     assert body["segment"] == 2
@@ -55,7 +56,7 @@ def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:
-    assert Keeper(tmp_path / "none").newest(pytest.fail) is None
+    assert newest(Keeper(tmp_path / "none"), pytest.fail) is None
 
 
 def test_every_flipped_byte_is_detected(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_every_flipped_byte_is_detected(tmp_path: Path) -> None:
             bad[place] ^= 1 << chance.randrange(8)
             path.write_bytes(bytes(bad))
             said: list[str] = []
-            found = Keeper(tmp_path).newest(said.append)
+            found = newest(Keeper(tmp_path), said.append)
             assert found is not None
             assert found[0]["segment"] == 1, f"{path.name}, byte {place}"
             assert len(said) == 1
@@ -82,7 +83,7 @@ def test_truncated_files_are_detected(tmp_path: Path, cut: int) -> None:
     filled(tmp_path)
     path = tmp_path / "000003-parent.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    found = Keeper(tmp_path).newest(lambda text: None)
+    found = newest(Keeper(tmp_path), lambda text: None)
     assert found is not None
     assert found[0]["segment"] == 1
 
@@ -93,7 +94,7 @@ def test_all_damaged_says_so_and_touches_nothing(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(b"segment", b"sagment"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RunError, match=r"all checkpoints in .* are damaged; nothing was changed"):
-        Keeper(tmp_path).newest(lambda text: None)
+        newest(Keeper(tmp_path), lambda text: None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -111,7 +112,7 @@ def test_a_pickle_in_a_tensor_files_place_is_refused(tmp_path: Path, monkeypatch
     path = next((tmp_path / "checkpoints").glob("*.safetensors"))
     path.write_bytes(pickle.dumps(Payload()))
     with pytest.raises(RunError, match="damaged"):
-        Keeper(tmp_path / "checkpoints").newest(lambda text: None)
+        newest(Keeper(tmp_path / "checkpoints"), lambda text: None)
     assert not (tmp_path / "PAYLOAD_RAN").exists()
 
 
@@ -125,7 +126,7 @@ def test_a_cut_off_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         keeper.store("parent", {"w": torch.ones(2)})
     monkeypatch.undo()
-    found = Keeper(tmp_path).newest(pytest.fail)
+    found = newest(Keeper(tmp_path), pytest.fail)
     assert found is not None
     assert found[0]["segment"] == 0
 

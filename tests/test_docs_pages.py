@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,7 @@ sys.path.insert(0, str(DOCS))  # its scripts are no package
 import plot_merges  # noqa: E402
 import plots  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _path() -> Iterator[None]:
-    yield
-    sys.path.remove(str(DOCS))
+sys.path.remove(str(DOCS))
 
 
 # --- methods.md and merges.md ---------------------------------------------------------------------------

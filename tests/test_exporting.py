@@ -20,7 +20,6 @@ from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
 from sparsekit import cli, exporting, masks, sparsefile, states
-from sparsekit.commands import ArchitectureConfig, ExportConfig
 from sparsekit.config import DataConfig, ReplicasConfig
 from sparsekit.data import load
 from sparsekit.errors import RunError
@@ -29,6 +28,7 @@ from sparsekit.exporting.formats import Loaded
 from sparsekit.exporting.subject import Subject, subject_of
 from sparsekit.fit import fit
 from sparsekit.methods.gmp import GMP
+from sparsekit.model_options import ArchitectureConfig, ExportConfig
 from sparsekit.sources import open_source
 
 Capture = pytest.CaptureFixture[str]

@@ -21,6 +21,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from run_files import newest
 from tiny import assert_equal, pruned, tiny_config
 
 from sparsekit import cli, places, scheduler
@@ -213,7 +214,7 @@ def test_any_damage_is_refused(name: str, data: st.DataObject) -> None:
         del files[name]
     if name == "000001.json" and damage == "remove":
         with as_folder(files) as keeper:
-            assert keeper.newest(pytest.fail) is None
+            assert newest(keeper, pytest.fail) is None
         return
     assert loaded(files) is None
 

@@ -235,6 +235,18 @@ def test_check_of_a_faulty_plugin_says_so_and_harms_nothing(
     assert FAULTS[target] in out or target == "made_up_nothing"
 
 
+def test_where_one_exception_that_breaks_many_rules_comes_from_is_told_once(
+    site: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raising = MERGE.replace("return [1.0]", "return [1.0 / 0]")
+    distribution(site, "faulty", entry("odd", "made_up_thing:Thing", "merge"), {"made_up_thing": raising})
+    code, out, _ = run(capfd, "plugins", "check", "odd")
+    assert code == 1
+    assert out.count("ZeroDivisionError: float division by zero") > 3, out
+    assert out.count("raised through ") == 1, out
+    assert "made_up_thing.py:9, coefficients()" in out
+
+
 def test_check_goes_through_every_rule(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
     distribution(site, "sound", entry("fine", "made_up_thing:Thing", "merge"), {"made_up_thing": MERGE})
     code, out, err = run(capfd, "plugins", "check", "fine")

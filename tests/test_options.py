@@ -262,7 +262,7 @@ def test_help_of_a_plugin(capsys: pytest.CaptureFixture[str], flag: list[str]) -
         assert "Gradual magnitude pruning" in out
         for option in ("start", "end", "interval", "initial"):
             assert f"--method.{option}" in out
-        assert "Fraction of the budget at which pruning starts." in out
+        assert "Fraction of the budget at which the ramp starts" in out
 
 
 def test_help_says_what_a_group_takes_and_every_choice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from sparsekit import ranks
 from sparsekit.errors import RunError
+from sparsekit.executors import torchrun
 from sparsekit.ranks import Ranks
+from sparsekit.stopping import Stopped, StopSignals
+from sparsekit.team import Team
 
 
 def pair() -> tuple[Ranks, Ranks]:
@@ -40,6 +46,32 @@ def test_a_silent_rank_is_lost_and_one_that_beats_is_not(asker: int, monkeypatch
     threading.Timer(1.5, lambda: silent.tell("at last", 7)).start()
     assert asking.ask("at last") == 7
     assert time.monotonic() - began > 1.2
+
+
+def member(ranks: Ranks) -> Any:
+    """What `_together` looks at, of one of two members of a team that no signal has reached."""
+    return SimpleNamespace(setup=SimpleNamespace(team=Team(0, 1, ranks.rank, 2)), signals=StopSignals())
+
+
+@pytest.mark.parametrize("torch_says", ["Connection closed by peer [127.0.0.1]:8", "[gloo/transport/tcp/pair.cc:561]"])
+def test_a_team_is_stopped_by_the_signal_that_one_of_it_left_for(torch_says: str) -> None:
+    one, other = pair()
+    with pytest.raises(Stopped), torchrun._together(member(other), other):
+        raise Stopped(signal.SIGTERM)
+    with pytest.raises(Stopped) as stop, torchrun._together(member(one), one):
+        raise RuntimeError(torch_says)
+    assert stop.value.signum == signal.SIGTERM
+
+
+def test_one_of_a_team_that_died_without_a_word_is_told() -> None:
+    one, _ = pair()
+    with (
+        pytest.raises(RunError, match=r"a rank of this team is gone .*; go on with --resume"),
+        torchrun._together(member(one), one),
+    ):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), torchrun._together(member(one), one):
+        raise RuntimeError("shape mismatch")
 
 
 def test_one_process_alone_leads_and_tells_nobody() -> None:

@@ -389,6 +389,26 @@ def test_options_that_a_version_does_not_know_make_no_group(tmp_path: Path) -> N
     assert [len(group.runs) for group in found] == [2]
 
 
+def test_curves_at_one_sparsity_stand_beside_one_another(tmp_path: Path) -> None:
+    aside = compare._aside([[90.0, 95.0], [90.001, 95.0], [90.0]])
+    assert aside == pytest.approx([-0.15, 0.0, 0.15])  # 3 % of the gap of five points
+    assert compare._aside([[90.0], [95.0]]) == [0.0, 0.0]
+    runs = [write_run(tmp_path / name, merge={"name": name}) for name in ("none", "uniform")]
+    assert "Curves are moved sideways a little" in report(*runs, out=tmp_path / "r.html").text
+
+
+@pytest.mark.filterwarnings("error:.*axes sizes collapsed")
+def test_long_values_leave_room_for_the_curves(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"run-{n}", sparsity=0.5 + n / 100, model={"init": f"/{'long/' * 25}{n}/models/of/before"})
+        for n in range(14)
+    ]
+    page = report(*runs, out=tmp_path / "r.html")
+    assert "The legend names the first 12 of 14 curves." in page.text
+    assert re.search(r"…[long/]{20}/3/models/of/before", page.text)
+    assert f"/{'long/' * 25}3/models/of/before" in page.text  # whole in the tables
+
+
 @pytest.mark.slow
 def test_fifty_runs_make_a_page_of_less_than_3_mb_within_20_s(tmp_path: Path) -> None:
     runs = [

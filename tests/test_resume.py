@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import torch
 
 from sparsekit import rundir
 from sparsekit.cli import main
@@ -154,6 +155,22 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
     assert fit(out, *case, "--resume") == 0
     assert contents(out) == whole["outside"]
+
+
+def test_another_number_of_threads_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        strike(patch, 30)
+        assert fit(tmp_path / "out") == 143
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert fit(tmp_path / "out", "--resume") == 0
+    finally:
+        torch.set_num_threads(threads)
+    said = f"it had OMP_NUM_THREADS={threads} before, and {threads + 1} now: its weights will differ in rounding"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_signal_while_preparing_leaves_nothing(

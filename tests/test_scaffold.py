@@ -170,7 +170,7 @@ def test_the_guide_does_what_it_says(tmp_path: Path) -> None:
 def test_the_guide_covers_the_way_of_a_plugin() -> None:
     commands = [command for command, _ in steps()]
     for start in (
-        "pip install ./",
+        "pip install -e ./",
         "sparsekit plugins list",
         "sparsekit fit --method.help saliency",
         "sparsekit fit --method saliency --method.round 5",

@@ -209,15 +209,30 @@ def test_greedy_looks_at_held_out_images_and_averages_batchnorm_where_asked(runs
     assert merge(*runs, "--merge", "greedy", "--batchnorm", "average", "-o", tmp_path / "soup") == 0
     told = json.loads((tmp_path / "soup" / "merge.json").read_text())
     data = load(DataConfig(image_size=8), torch.device("cpu"), channels_last=False)
-    best = 0.0
+    each = []
     for run in runs:
         model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
         split = data.evaluation_batches("held_out")
-        best = max(best, evaluation.evaluate(model, split, torch.autocast("cpu", enabled=False)).accuracy)
-    assert told["held_out.accuracy"] >= best - 1e-9
+        each.append(evaluation.evaluate(model, split, torch.autocast("cpu", enabled=False)).accuracy)
+    assert told["candidates"] == pytest.approx(each)
+    assert told["held_out.accuracy"] >= max(each) - 1e-9
+    assert told["soup.lost"] is False
     used = [runs[i] for i in told["ingredients"]]
     three = [states.load(run / "model" / "model.safetensors") for run in used]
     assert close(states.load(tmp_path / "soup" / "model.safetensors"), by_hand(three, [1 / len(used)] * len(used)))
+
+
+def test_a_soup_that_lost_says_so(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    """The other model has its last layer the wrong way round, three times over: so has their mean, once."""
+    tensors = states.load(runs[0] / "model" / "model.safetensors")
+    wrong = tmp_path / "wrong.safetensors"
+    states.save(wrong, {name: -3.0 * t if name.startswith("fc.") else t for name, t in tensors.items()})
+    assert merge(runs[0], wrong, "-o", tmp_path / "soup") == 0
+    told, out = json.loads((tmp_path / "soup" / "merge.json").read_text()), capsys.readouterr().out
+    best = max(told["candidates"])
+    assert told["soup.lost"] is True
+    assert f"{100 * (best - told['held_out.accuracy']):.2f} points below the best model" in out
+    assert f"{100 * sum(told['candidates']) / 2:.2f} % held out in the mean, {100 * best:.2f} % the best" in out
 
 
 def test_foreign_models_with_data_given_become_a_directory_that_timm_loads(runs: list[Path], tmp_path: Path) -> None:

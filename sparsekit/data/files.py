@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsekit.errors import UserError, nearest
+from sparsekit.userpath import expanded
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -102,7 +103,7 @@ def _find(name: str, data_set: _DataSet, root: str | None) -> tuple[_Layout, Pat
     wanted = f"give the folder with {data_set.layouts[0].train[0]}(.gz) and its companions ({data_set.source})"
     if root is None:
         raise UserError(f"--data.root: {name} is read from files and no folder is given; {wanted}")
-    base = Path(os.path.expanduser(root))  # unlike Path's, leaves an unknown ~user as it is
+    base = expanded(root)
     if not os.path.isdir(base):  # unlike Path.is_dir, also False where a parent may not be read
         state = "is not a folder" if os.path.exists(base) else "does not exist"
         raise UserError(f"--data.root: '{root}' {state}; {wanted}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sparsekit.data.images import resized
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 SEVERITIES = 5
 _BATCH = 500
@@ -36,7 +36,7 @@ class Published:
     @classmethod
     def open(cls, folder: str, classes: int) -> Published:
         """Find the files, and check all but the images' values; raises UserError naming the file and what is wrong."""
-        base = Path(os.path.expanduser(folder))  # unlike Path's, leaves an unknown ~user as it is
+        base = expanded(folder)
         if not (base / "labels.npy").is_file():
             raise UserError(f"--corruption_files {folder}: no labels.npy there; give the unpacked folder of CIFAR-10-C")
         files = {path.stem: path for path in sorted(base.glob("*.npy")) if path.name != "labels.npy"}
@@ -69,7 +69,11 @@ class Published:
     def batches(
         self, kind: str, severity: int, size: int, channels: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 [B, C, S, S] resized to `size`, and labels [B], of one kind at severity 1 to 5."""
+        """Images uint8 [B, C, S, S] resized to `size`, and labels [B], of one kind at severity 1 to 5.
+
+        Raises:
+            UserError: the file cannot be read, or its images have other than `channels` channels.
+        """
         images = _array(self.files[kind])
         if images.shape[3] != channels:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from timm.data import create_dataset  # type: ignore[attr-defined]
@@ -10,6 +9,7 @@ from timm.data import create_dataset  # type: ignore[attr-defined]
 from sparsekit.config import DataConfig
 from sparsekit.data.stream import Sample
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 
 def listed(config: DataConfig) -> tuple[list[Sample], list[Sample] | None, list[str]]:
@@ -20,7 +20,7 @@ def listed(config: DataConfig) -> tuple[list[Sample], list[Sample] | None, list[
     wanted = "give the folder with train/ and val/, each with one folder of images a class"
     if config.root is None:
         raise UserError(f"--data.root: imagefolder is read from files and no folder is given; {wanted}")
-    root = Path(os.path.expanduser(config.root))  # unlike Path's, leaves an unknown ~user as it is
+    root = expanded(config.root)
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"--data.root: '{config.root}' {state}; {wanted}")

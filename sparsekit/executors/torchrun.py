@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from sparsekit.places import Place
 from sparsekit.ranks import Ranks
 from sparsekit.replicas import Replica, fork
 from sparsekit.scheduler import start
+from sparsekit.stopping import Stopped
 from sparsekit.tracking import Rows
 from sparsekit.training import Fault, Training, train
 
@@ -59,7 +60,7 @@ class Leader:
         for rank in self.ranks.others:
             if wrong := self.ranks.ask(f"taken/{number}/{rank}"):
                 raise RunError(f"rank {rank}: {wrong}")
-        with _together(job):
+        with _together(job, self.ranks):
             at = self.own(job, stage, [r for r in replicas if r.index in shares[0]], at)
         for rank in self.ranks.others:
             if told := self.ranks.ask(f"over/{number}/{rank}"):
@@ -75,25 +76,30 @@ class Leader:
 
 def follow(job: Job, ranks: Ranks, own: Executor) -> None:
     """What every rank but the leader does: train its share of each segment until there are no more orders."""
-    number, team = 0, job.setup.team
-    while order := ranks.ask(f"order/{number}"):
-        try:
-            stage, at = _take(job, order)
-        except (Damaged, RunError, OSError) as error:
-            ranks.tell(f"taken/{number}/{ranks.rank}", str(error))
-            raise RunError(str(error)) from error
-        ranks.tell(f"taken/{number}/{ranks.rank}", "")
-        share = [r for r in fork(job.setup.config, stage) if r.index in order["shares"][team.index]]
-        at = replace(at, underway={r.index: at.underway[r.index] for r in share if r.index in at.underway})
-        manifest = None
-        with _together(job):
-            if not team.heads:
-                assist(job, stage, share, at)
-            elif share:
-                manifest = job.keep(own(job, stage, share, at))
-        ranks.tell(f"over/{number}/{ranks.rank}", manifest)
-        number += 1
+    number = 0
+    with _together(job, ranks):
+        while order := ranks.ask(f"order/{number}"):
+            try:
+                with job.signals.minded():
+                    stage, at = _take(job, order)
+            except (Damaged, RunError, OSError) as error:
+                ranks.tell(f"taken/{number}/{ranks.rank}", str(error))
+                raise RunError(str(error)) from error
+            ranks.tell(f"taken/{number}/{ranks.rank}", "")
+            ranks.tell(f"over/{number}/{ranks.rank}", _obey(job, own, stage, at, order["shares"]))
+            number += 1
     ranks.over = True
+
+
+def _obey(job: Job, own: Executor, stage: Stage, at: Place, shares: list[list[int]]) -> str | None:
+    """Train this rank's share; the name of the checkpoint that keeps it, of a team's first member."""
+    team = job.setup.team
+    share = [r for r in fork(job.setup.config, stage) if r.index in shares[team.index]]
+    at = replace(at, underway={r.index: at.underway[r.index] for r in share if r.index in at.underway})
+    if team.heads:
+        return job.keep(own(job, stage, share, at)) if share else None
+    assist(job, stage, share, at)
+    return None
 
 
 def assist(job: Job, stage: Stage, replicas: Sequence[Replica], at: Place) -> None:
@@ -166,16 +172,28 @@ def _take(job: Job, order: dict[str, Any]) -> tuple[Stage, Place]:
 
 
 @contextmanager
-def _together(job: Job) -> Iterator[None]:
-    """Where ranks train one replica together: one that leaves is met as an error of torch's in the others."""
+def _together(job: Job, ranks: Ranks) -> Iterator[None]:
+    """Where ranks train one replica together: one that leaves is met as an error of torch's in the others.
+
+    One that a signal strikes outside of its training loop says so before it leaves, and the others stop for it too.
+    """
     try:
-        yield
+        with job.signals.minded():
+            yield
+    except Stopped as stop:
+        with suppress(RunError):
+            ranks.tell(f"stopped/{ranks.rank}", stop.signum)
+        raise
     except RuntimeError as error:
+        team = job.setup.team
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         gone = isinstance(error, dist.DistError) or re.search("onnection|peer|ocket|imed out|gloo", text)
-        if job.setup.team.size == 1 or isinstance(error, RunError) or not gone:
+        if team.size == 1 or isinstance(error, RunError) or not gone:
             raise
         job.signals.stop()
+        for member in range(team.size):
+            if signum := ranks.heard(f"stopped/{team.index * team.size + member}"):
+                raise Stopped(signum) from error
         raise RunError(f"a rank of this team is gone ({text}); go on with --resume") from error
 
 

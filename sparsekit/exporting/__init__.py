@@ -13,13 +13,14 @@ import torch
 from rich.filesize import decimal
 
 from sparsekit._types import Tensors
-from sparsekit.commands import ExportConfig
 from sparsekit.config import DataConfig
 from sparsekit.errors import RunError, UserError
 from sparsekit.exporting import measuring, onnx_file, program, semi_structured, sparse, timm_directory
 from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.subject import Subject, subject_of
+from sparsekit.model_options import ExportConfig
 from sparsekit.sources import Source
+from sparsekit.userpath import expanded
 
 FORMATS: Mapping[str, Format] = {
     "timm": timm_directory.FORMAT,
@@ -59,7 +60,7 @@ def export(source: Source, config: ExportConfig, data: DataConfig | None) -> lis
         raise UserError(f"--format must be given; choose from {', '.join(FORMATS)}")
     if not config.out:
         raise UserError("-o must be given: the file or directory to write")
-    form, out = FORMATS[config.format], Path(config.out)
+    form, out = FORMATS[config.format], expanded(config.out)
     if out.exists():
         raise UserError(f"-o {out} exists already; give a new path")
     subject = subject_of(source, config.model, data)

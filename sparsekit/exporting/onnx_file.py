@@ -30,7 +30,11 @@ def check(subject: Subject) -> None:
 
 
 def write(subject: Subject, out: Path) -> None:
-    """Export without optimisation: initialisers are the model's tensors, under its names."""
+    """Export without optimisation: initialisers are the model's tensors, under its names.
+
+    Raises:
+        RunError: torch cannot convert the model.
+    """
     program = traced(subject)
     with _quiet():
         try:

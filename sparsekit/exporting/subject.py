@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit import models
-from sparsekit.commands import ArchitectureConfig
 from sparsekit.config import DataConfig, ModelConfig
 from sparsekit.data import Data, load
 from sparsekit.errors import UserError
+from sparsekit.model_options import ArchitectureConfig
 from sparsekit.models import InputConfig
-from sparsekit.sources import Source
+from sparsekit.sources import OF_DATA, Source, without_sizes
 
 IMAGES = 1_000
 _RANDOM = 64
@@ -68,7 +68,7 @@ def subject_of(source: Source, given: ArchitectureConfig, data: DataConfig | Non
     config = architecture(source, given)
     images_of = load(data, torch.device("cpu"), channels_last=False) if data else None
     channels, classes = sizes(source, config, images_of)
-    plain = {key: value for key, value in config.kwargs.items() if key not in ("in_chans", "num_classes")}
+    plain = without_sizes(config.kwargs)
     config = ModelConfig(config.name, kwargs=plain)
     model = models.load(Source(source.option, source.path, source.file, config.name, plain), classes, channels)
     if images_of is None:
@@ -88,13 +88,17 @@ def subject_of(source: Source, given: ArchitectureConfig, data: DataConfig | Non
 
 
 def sizes(source: Source, config: ModelConfig, data: Data | None) -> tuple[int, int]:
-    """Channels and classes of a model: of the data, else by its arguments, its config.json, or timm's defaults."""
+    """Channels and classes of a model: of the data, else by its arguments, its config.json, or timm's defaults.
+
+    Raises:
+        UserError: the data has others than the model.
+    """
     found: list[int] = []
     of_data = (data.channels, data.num_classes) if data else (None, None)
     known = (source.channels, source.num_classes)
     about = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
     timms = (3, about.num_classes if about else 1000)
-    for option, default, mine, said in zip(("in_chans", "num_classes"), timms, of_data, known, strict=True):
+    for option, default, mine, said in zip(OF_DATA, timms, of_data, known, strict=True):
         value = config.kwargs.get(option, said)
         if mine is not None and value is not None and value != mine:
             raise UserError(

@@ -8,7 +8,7 @@ from sparsekit.api import Candidate, CoefficientMerge, MergeStep
 
 
 class Greedy(CoefficientMerge):
-    """Add candidates, best first, while held-out accuracy does not fall (Wortsman et al., arXiv 2203.05482)."""
+    """Add each candidate, best first, that does not lower held-out accuracy (Wortsman et al., arXiv 2203.05482)."""
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
         order = sorted(range(len(candidates)), key=lambda i: (-candidates[i].score.accuracy, candidates[i].score.loss))

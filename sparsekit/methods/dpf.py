@@ -15,7 +15,7 @@ class DPF(PruningMethod):
     every segment and stays fixed within it, so that replicas share it (the paper: every 16 iterations).
 
     Args:
-        start: Fraction of the budget at which pruning starts.
+        start: Fraction of the budget at which the ramp starts; its first pruning is an interval later.
         end: Fraction of the budget at which the target sparsity is reached.
         interval: Fraction of the budget between two choices of the mask.
         freeze: Fraction of the budget after which the mask stays as it is.

@@ -12,7 +12,8 @@ class GMP(PruningMethod):
     Prunes the smallest weights at regular intervals while one learning-rate schedule goes on over the whole budget.
 
     Args:
-        start: Fraction of the budget at which pruning starts.
+        start: Fraction of the budget at which the ramp starts; with `initial` 0 its first pruning is an
+            interval later.
         end: Fraction of the budget at which the target sparsity is reached.
         interval: Fraction of the budget between two pruning steps.
         initial: Sparsity of the step at `start`, as a fraction of the target; 0 starts the ramp without a jump.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ from sparsekit.errors import UserError
 from sparsekit.report import compare, single
 from sparsekit.report.html import Html, element, join, page
 from sparsekit.report.runs import Run, read
+from sparsekit.userpath import expanded
 
 DETAILED = 4
 """Up to so many runs, each gets its own sections below the comparison."""
@@ -42,21 +44,25 @@ def main(arguments: Sequence[str]) -> int:
         help="by default RUN/report.html, or for several report.html",
     )
     options = parser.parse_args(list(arguments))
-    default = Path(options.runs[0], "report.html") if len(options.runs) == 1 else Path("report.html")
-    path = Path(options.output) if options.output else default
-    write(options.runs, path)
+    default = expanded(options.runs[0]) / "report.html" if len(options.runs) == 1 else Path("report.html")
+    path = expanded(options.output) if options.output else default
+    for run in write(options.runs, path):
+        if run.problems:
+            print(f"sparsekit: warning: {run.path}: {'; '.join(run.problems)}", file=sys.stderr)
     print(f"written: {path}")
     return 0
 
 
-def write(paths: Sequence[str], output: Path) -> None:
+def write(paths: Sequence[str], output: Path) -> list[Run]:
     """Make the page about these runs; raises UserError where one is none, or the file cannot be written."""
-    text = make([read(path) for path in paths])
+    runs = [read(path) for path in paths]
+    text = make(runs)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, text.encode())
     except OSError as error:
         raise UserError(f"--out {output}: {error.strerror}; give a file that can be written") from error
+    return runs
 
 
 def make(runs: Sequence[Run]) -> str:

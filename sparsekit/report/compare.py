@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +26,8 @@ METRICS = (
     ("test.worst_class_accuracy", "worst class"),
 )
 _PLACES = FREE | {"seed", "device"}
+_NAMED = 12
+"""How many curves a legend has room for."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +139,16 @@ def _curves(found: Sequence[Group]) -> Html | None:
             curves.setdefault(label, []).append((mean(sparsity), *with_error(accuracy), len(accuracy)))
     if not curves:
         return None
-    with Plot(3.2) as plot:
+    aside = _aside([[100 * row[0] for row in rows] for rows in curves.values()])
+    named = [_shortened(label) for label in curves][:_NAMED]
+    columns = 1 if max(map(len, named)) > 30 else 2
+    with Plot(3.2 + 0.17 * max(0, -(-len(named) // columns) - 4)) as plot:  # a legend takes none of the panel's height
         (panel,) = plot.panels
-        for index, (label, rows) in enumerate(curves.items()):
+        for index, rows in enumerate(curves.values()):
             rows.sort()
-            x, y = [100 * row[0] for row in rows], [100 * row[1] for row in rows]
+            x, y = [100 * row[0] + aside[index] for row in rows], [100 * row[1] for row in rows]
             errors = [100 * (row[2] or 0.0) for row in rows]
             style = ("-", "--", ":")[index // 6 % 3]
-            name = label if index < 12 else None
             panel.errorbar(
                 x,
                 y,
@@ -152,23 +157,39 @@ def _curves(found: Sequence[Group]) -> Html | None:
                 color=PALETTE[index % 6],
                 linestyle=style,
                 capsize=3,
-                label=name,
+                label=named[index] if index < len(named) else None,
             )
         panel.set_xlabel("sparsity of the prunable weights, %")
         panel.set_ylabel("test accuracy, %")
         if len(curves) > 1:
-            legend(panel, 1 if max(len(label) for label in curves) > 30 else 2)
+            legend(panel, columns)
         svg = plot.svg("Test accuracy against sparsity")
     data = [
         (label, percent(s, 2), percent(a, 2), "–" if e is None else f"{100 * e:.2f}", str(n))
         for label, rows in curves.items()
         for s, a, e, n in rows
     ]
-    more = f" The legend names the first 12 of {len(curves)} curves." if len(curves) > 12 else ""
+    more = f" The legend names the first {_NAMED} of {len(curves)} curves." if len(curves) > _NAMED else ""
     head = ("runs", "sparsity", "accuracy", "standard error, points", "n")
     several = any(row[3] > 1 for rows in curves.values() for row in rows)
+    more += " Curves are moved sideways a little, so that none hides another." if any(aside) else ""
     note = f"{'Bars are standard errors over seeds.' if several else 'One seed: no error bars.'}{more}"
     return element("div", figure("Accuracy against sparsity.", svg, Table(head, data), note), class_="figures")
+
+
+def _aside(curves: Sequence[Sequence[float]]) -> list[float]:
+    """How far to move each curve along x, so that marks at one sparsity do not hide one another."""
+    places = sorted({round(x, 2) for curve in curves for x in curve})
+    gap = min((right - left for left, right in pairwise(places)), default=1.0)
+    if len(places) == sum(map(len, curves)):
+        return [0.0] * len(curves)
+    step = gap * min(0.03, 0.4 / len(curves))
+    return [step * (index - (len(curves) - 1) / 2) for index in range(len(curves))]
+
+
+def _shortened(label: str, most: int = 60) -> str:
+    """A label that leaves room for the plot: its beginning and its end, where paths and options differ."""
+    return label if len(label) <= most else f"{label[: most // 3]}…{label[-(most - most // 3 - 1) :]}"
 
 
 def _list(runs: Sequence[Run]) -> Html:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import yaml
 
 from sparsekit.config import flatten
 from sparsekit.errors import UserError
+from sparsekit.userpath import expanded
 
 FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
 
@@ -119,7 +119,7 @@ def numbers(values: object) -> list[float]:
 
 def read(path: str) -> Run:
     """Read a run directory; raises UserError where there is no run at all."""
-    folder = Path(os.path.expanduser(path))  # unlike Path's, leaves an unknown ~user as it is
+    folder = expanded(path)
     if not folder.is_dir() or not any((folder / name).is_file() for name in FILES):
         raise UserError(f"report: {path} is no run directory (none of {', '.join(FILES)}); give what --out named")
     problems: list[str] = []

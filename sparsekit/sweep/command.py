@@ -19,6 +19,7 @@ from sparsekit import options, rundir
 from sparsekit.errors import UserError
 from sparsekit.sweep import pool, spec
 from sparsekit.sweep.state import State
+from sparsekit.userpath import expanded
 
 _TRIED = 500
 """So many cells have their options tried before anything starts; the rest tell what is wrong when they run."""
@@ -54,13 +55,13 @@ def main(arguments: Sequence[str]) -> int:
         "--out", metavar="DIR", help="where the runs go, and went before (default: runs/NAME of file); DIR/NAME of many"
     )
     given = parser.parse_args(list(arguments))
-    paths = [Path(file) for file in given.files]
+    paths = [expanded(file) for file in given.files]
     if len({path.stem for path in paths}) < len(paths):
         raise UserError(f"sweep: {', '.join(given.files)} would share directories; give files of different names")
     read = [(path, *_read(path, given.count)) for path in paths]  # nothing starts where one of them is wrong
     worst = 0
     for path, sweep, cells, wrong in read:
-        base = Path(given.out) if given.out else None
+        base = expanded(given.out) if given.out else None
         out = Path("runs", path.stem) if base is None else base / path.stem if len(paths) > 1 else base
         with rundir.locked(out):
             worst = max(worst, Sweep(sweep, cells, out, given.jobs, wrong).run())
@@ -146,7 +147,7 @@ class Sweep:
             self._tell(task.name, f"done: {reached}{time.monotonic() - began:.0f} s")
         elif self._signal is not None:
             self._state.end(task.name, "stopped")
-            self._tell(task.name, "stopped")
+            _say(f"{task.name}  stopped")
         else:
             error = pool.last_word(task.log, offset, code)
             self._state.end(task.name, "failed", error)

@@ -73,7 +73,11 @@ class Spec:
     notes: tuple[str, ...]
 
     def cells(self, count: int | None) -> list[Cell]:
-        """The first `count` cells, the same ones every time; all of a grid without it."""
+        """The first `count` cells, the same ones every time; all of a grid without it.
+
+        Raises:
+            UserError: there are too many of them, or nothing says how many a random search has.
+        """
         limit = min([number for number in (count, self.cap) if number is not None], default=None)
         if self.method == "grid":
             values = [parameter.all() for parameter in self.parameters]

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 Case = TypeVar("Case")
 PACKAGE = Path(__file__).parents[1]
+THROUGH = "raised through "
 
 
 class ContractError(AssertionError):
@@ -76,7 +77,7 @@ def describe(error: BaseException) -> str:
     """An exception, and the last place outside sparsekit's and torch's own code that it came through."""
     text = f"{type(error).__name__}: {error}"
     places = [f for f in traceback.extract_tb(error.__traceback__) if _is_authors(f.filename)]
-    return f"{text}\nraised through {places[-1].filename}:{places[-1].lineno}, {places[-1].name}()" if places else text
+    return f"{text}\n{THROUGH}{places[-1].filename}:{places[-1].lineno}, {places[-1].name}()" if places else text
 
 
 def _is_authors(filename: str) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsekit.errors import UserError
 from sparsekit.evaluate_options import parse
+from sparsekit.userpath import expanded
 
 if TYPE_CHECKING:
     from sparsekit.display import Display
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str], display: Display) -> int:
     for table in tables.evaluation(found):
         display.show(table)
     own = subject.is_run and found["data"]["name"] == subject.config.get("data", {}).get("name")
-    path = Path(output) if output else subject.folder / "evaluation.json" if own else None
+    path = expanded(output) if output else subject.folder / "evaluation.json" if own else None
     if path:
         try:
             rundir.write_json(path, found)

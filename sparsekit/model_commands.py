@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsekit import options
-from sparsekit.commands import ExportConfig, MergeConfig
 from sparsekit.config import DataConfig
 from sparsekit.errors import UserError
+from sparsekit.model_options import ExportConfig, MergeConfig
 
 if TYPE_CHECKING:
     from sparsekit.sources import Source

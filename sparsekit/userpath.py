@@ -1,0 +1,11 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def expanded(path: str) -> Path:
+    """The path with a home directory in place of `~` or `~user`; an unknown user's stays, where Path's own raises."""
+    return Path(os.path.expanduser(path))
