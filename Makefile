@@ -41,11 +41,11 @@ fuzz: $(STAMP) ## the property tests on thousands of new examples
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-studies-digits: $(STAMP) ## train the studies on digits (hours; they resume), and write docs/results/ from them
+studies-digits: $(STAMP) ## train the studies on digits (3 hours on two cores; they resume), and write docs/results/ from them
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
-studies-fashion: $(STAMP) ## the study on Fashion-MNIST (about an hour on two cores)
-	$(BIN)/python benchmarks/studies.py fashion $(ARGS)
+studies-fashion: $(STAMP) ## the studies on Fashion-MNIST (two, about an hour each on two cores)
+	$(BIN)/python benchmarks/studies.py fashion fashion-bimp $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

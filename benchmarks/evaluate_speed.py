@@ -1,21 +1,21 @@
 """`evaluate` with the whole corruption suite against bare forward passes over as many images, with a ResNet-18.
 
-    python benchmarks/evaluate_speed.py [--images 10000] [--rounds 3] [--kinds KIND …] [--size 32]
+python benchmarks/evaluate_speed.py [--quick]
 
-Takes turns: the suite on some images, then forward passes alone over as many ready batches. Prints the median ratio of
-their speeds, which does not depend on how fast the machine is, and the time of each kind in parts of a forward pass.
-The whole of 10,000 images and 81 passes takes some minutes on a GPU and hours on a CPU; fewer images give the same
-ratio.
+Takes turns: the suite on some images, then forward passes alone over as many ready batches. Fewer images than a data
+set's 10,000 give the same ratio on a CPU, in minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import timm
 import torch
+from _measure import Section, main, ratio
 
 from sparsekit.corruptions import KINDS, SEVERITIES, Corruption
 from sparsekit.data import ImageData
@@ -23,10 +23,12 @@ from sparsekit.data.images import Normaliser
 from sparsekit.setup import autocast, choose_device, choose_dtype
 from sparsekit.suite import Bench
 
+SIDE = 32
 
-def data(images: int, size: int, device: torch.device) -> ImageData:
+
+def data(images: int, device: torch.device) -> ImageData:
     """Random colour images; the training and held-out splits are not used."""
-    pixels = torch.randint(256, (images, 3, size, size), dtype=torch.uint8)
+    pixels = torch.randint(256, (images, 3, SIDE, SIDE), dtype=torch.uint8)
     labels = torch.arange(images) % 10
     few = (pixels[:20], labels[:20])
     splits = {"train": few, "held_out": few, "test": (pixels, labels)}
@@ -35,22 +37,23 @@ def data(images: int, size: int, device: torch.device) -> ImageData:
     )  # fmt: skip
 
 
-def seconds(work: object, device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     """How long a call takes, the device's work included."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 
-def measure(images: int, rounds: int, size: int, kinds: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """The suite's speed as a share of the bare speed, and each kind's own."""
+def measure(quick: bool = False) -> Section:
+    """A row a kind of corruption, all five severities of it, and one for the whole suite."""
     device = choose_device("auto")
+    images, rounds = (200, 2) if quick else (10_000 if device.type == "cuda" else 1_000, 5)
     context = autocast(device, choose_dtype("auto", device))
-    source = data(images, size, device)
+    source = data(images, device)
     model = timm.create_model("resnet18", num_classes=10).to(device).to(memory_format=torch.channels_last).eval()
     bench = Bench(model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, 10)
     ready = [bench.normalise(raw) for raw, _ in source.raw_batches("test")]
@@ -60,35 +63,30 @@ def measure(images: int, rounds: int, size: int, kinds: tuple[str, ...]) -> tupl
             for batch in ready:
                 model(batch)
 
-    found: dict[str, list[float]] = {kind: [] for kind in ("clean", *kinds)}
-    everything = []
+    def suite(corruption: Corruption | None) -> object:
+        return bench.measure(source.raw_batches("test"), corruption)
+
+    passes = [("clean", None), *((k, Corruption(k, level, 0, device)) for k in KINDS for level in SEVERITIES)]
+    found: dict[str, list[tuple[float, float]]] = {"whole suite": []}
     bare()
     for _ in range(rounds):
-        suite = forward = 0.0
-        for kind in found:
-            for severity in SEVERITIES if kind != "clean" else (0,):
-                corruption = Corruption(kind, severity, 0, device) if severity else None
-                alone = seconds(bare, device)
-                ours = seconds(lambda c=corruption: bench.measure(source.raw_batches("test"), c), device)
-                found[kind].append(alone / ours)
-                suite, forward = suite + ours, forward + alone
-        everything.append(forward / suite)
-    return median(everything), {kind: median(values) for kind, values in found.items()}
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    options = parser.parse_args()
-    ratio, each = measure(options.images, options.rounds, options.size, tuple(options.kinds))
-    for kind, value in each.items():
-        print(f"{kind.replace('_', ' '):16} {value:.2f}")
-    print(f"{'whole suite':16} {ratio:.2f} of the speed of bare forward passes ({options.images:,} images)")
+        turn = [(k, (seconds(bare, device), seconds(partial(suite, c), device))) for k, c in passes]
+        for kind, pair in turn:
+            found.setdefault(kind, []).append(pair)
+        found["whole suite"].append((sum(pair[0] for _, pair in turn), sum(pair[1] for _, pair in turn)))
+    header = ["what", "images/s", "bare forward passes", "ratio [95 % interval]", "pairs"]
+    section = Section(f"Evaluation under corruptions (ResNet-18, {SIDE}×{SIDE}, {device.type})", header)
+    for kind, pairs in found.items():
+        alone, ours = zip(*pairs, strict=True)
+        seen = images * (len(passes) if kind == "whole suite" else 1)
+        speeds = [f"{seen / median(times):,.0f}" for times in (ours, alone)]
+        share = ratio(alone, ours)
+        section.add(kind.replace("_", " "), *speeds, f"{share} of its images/s", share.pairs)
+    section.notes.append(
+        f"{images:,} images a pass. A corruption is all five severities of it, made by the batch on the device."
+    )
+    return section
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__)

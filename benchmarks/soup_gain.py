@@ -1,6 +1,6 @@
 """What averaging at every pruning step brings on digits: paired over seeds, soup against one model.
 
-    python benchmarks/soup_gain.py [--seeds 10] [--sparsity 0.95] [--starts 0.0 0.5] [--json FILE]
+    python benchmarks/soup_gain.py [--method gmp] [--seeds 10] [--sparsity 0.95] [--starts 0.0 0.5] [--json FILE]
 
 Each run is a real `sparsekit fit`, single-threaded, two at a time. Prints, for every `--replicas.start`, the mean
 test accuracy of one model, of the soup and of the soup's own candidates, the paired gain with its 95 % interval
@@ -40,9 +40,9 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), float(half)
 
 
-def measure(seeds: int, sparsity: float, starts: list[float], epochs: int | None = None) -> list[dict[str, float]]:
+def measure(method: str, seeds: int, sparsity: float, starts: list[float]) -> list[dict[str, float]]:
     """One row a start: accuracies and gains in points, with half intervals."""
-    common = ["--sparsity", str(sparsity), *(["--epochs", str(epochs)] if epochs else [])]
+    common = ["--method", method, "--sparsity", str(sparsity)]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
 
         def runs(*options: str) -> list[dict[str, float]]:
@@ -74,13 +74,14 @@ def measure(seeds: int, sparsity: float, starts: list[float], epochs: int | None
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="gmp")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--starts", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = measure(options.seeds, options.sparsity, options.starts)
-    print(f"digits, sparsity {options.sparsity}, seeds 0 to {options.seeds - 1}, test accuracy in %")
+    rows = measure(options.method, options.seeds, options.sparsity, options.starts)
+    print(f"digits, {options.method}, sparsity {options.sparsity}, seeds 0 to {options.seeds - 1}, test accuracy in %")
     print("fork from | single |  soup | candidates |    gain over single | gain over candidates | cost")
     for r in rows:
         print(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import study_pages
+import study_index
 from study_tables import Row
 
 from sparsekit import cli
@@ -28,10 +28,18 @@ STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
 RUNS = ROOT / "runs" / "studies"
 """Under the project: a study's files name runs of another by it."""
 DIGITS = (
-    *("digits-gmp", "digits-fork", "digits-late", "digits-vary", "digits-robust", "digits-apart"),
-    *("digits-methods", "digits-bimp"),
+    "digits-gmp",
+    "digits-fork",
+    "digits-late",
+    "digits-vary",
+    "digits-robust",
+    "digits-apart",
+    "digits-methods",
+    "digits-bimp",
 )
-FASHION = ("fashion",)
+FASHION = ("fashion", "fashion-bimp")
+FULL = ("fashion-full", "fashion-full-bimp")
+"""For a CUDA device."""
 KEPT = (
     "test.accuracy",
     "test.loss",
@@ -84,12 +92,13 @@ def measured(run: Path) -> Row:
     row = {key: summary[key] for key in KEPT if key in summary}
     events = list(read_jsonl(run / "metrics.jsonl"))
     merges = [event for event in events if event["event"] == "merge" and len(event["candidates"]) > 1]
+    if merges:  # the least and the most that the plan lets replicas begin with
+        planned = json.loads((run / "plan.json").read_text("utf-8"))["segments"]
+        row["first.lr"] = planned[merges[0]["segment"]]["lr_first"]
     for when, merge in zip(("first", "last"), (merges[:1], merges[-1:]), strict=True):
         for each in merge:
             row[f"{when}.barrier"] = each["barrier"]
             row |= {f"{when}.{key}": each[key] for key in ("distance.mean", "turn.mean") if key in each}
-            trained = (e for e in events if e["event"] == "train" and e["segment"] == each["segment"])
-            row[f"{when}.lr"] = next(trained)["lr"]
     return row
 
 
@@ -125,7 +134,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def committed() -> dict[str, list[Row]]:
     """All studies' rows under docs/results/."""
-    found = {name: RESULTS / f"{name}.jsonl" for name in (*DIGITS, *FASHION)}
+    found = {name: RESULTS / f"{name}.jsonl" for name in (*DIGITS, *FASHION, *FULL)}
     return {name: list(read_jsonl(path)) for name, path in found.items() if path.exists()}
 
 
@@ -133,17 +142,19 @@ def tell() -> None:
     """Pages and plots from the rows, and the page that leads to them."""
     every = committed()
     for name in every:
-        page, plots = study_pages.page(name, every)
-        (RESULTS / f"{name}.md").write_text(page, "utf-8")
-        for plot, svg in plots.items():
+        page = study_index.page(name, every)
+        (RESULTS / f"{name}.md").write_text(page.text, "utf-8")
+        for plot, svg in page.plots.items():
             (RESULTS / plot).write_text(svg, "utf-8")
-    (RESULTS / "index.md").write_text(study_pages.index(every), "utf-8")
+    (RESULTS / "index.md").write_text(study_index.index(every), "utf-8")
 
 
 def main() -> int:
     """Train, collect, tell."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION))}; all of digits")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION, *FULL))}; all of digits"
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--collect", action="store_true", help="take the runs that are there; train nothing")
     parser.add_argument("--tell", action="store_true", help="write the pages from the committed rows alone")

@@ -2,166 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from study_plots import bars
+from study_soups import ACCURACY, CANDIDATES, MEAN, READ, Page, Rows, baselines, count, images, over_candidates
+from study_tables import Arm, Row, against, mean, select, table
 
-from study_plots import bars, lines
-from study_soups import ACCURACY, READ, Page, Rows, count, images, soup_arms, soups, verdict
-from study_tables import Arm, against, differences, mean, select, table
-
-
-def page(name: str, every: Rows) -> Page:
-    """A study's page and plots from all studies' rows."""
-    make: Callable[[str, Rows], Page] = {
-        "digits-gmp": soups,
-        "digits-bimp": soups,
-        "fashion": soups,
-        "digits-fork": fork,
-        "digits-late": late,
-        "digits-vary": vary,
-        "digits-robust": robust,
-        "digits-apart": apart,
-        "digits-methods": methods,
-    }[name]
-    text, plots = make(name, every)
-    command = "make studies-fashion" if name == "fashion" else "make studies-digits"
-    made = f"\nMade from [{name}.jsonl]({name}.jsonl) by `{command}`; the sweep files are in `configs/studies/`.\n"
-    return text + made, {f"{name}-{plot}.svg": svg for plot, svg in plots.items()}
-
-
-def fork(name: str, every: Rows) -> Page:
-    """Barrier and gain against the learning rate at the fork."""
-    rows, body = every[name], []
-    starts = sorted({row["replicas.start"] for row in rows})
-    none = Arm("", select(every.get("digits-gmp", []), part="1-single", sparsity=0.95)).values(ACCURACY)
-    gains, accuracies = [], []
-    for start in starts:
-        arm = Arm(str(start), select(rows, replicas__start=start))
-        ours = arm.values(ACCURACY)
-        gain = differences(ours, arm.values("candidates.mean_accuracy"))
-        gains.append([100 * value for value in gain])
-        accuracies.append([100 * value for value in ours.values()])
-        body.append(
-            [
-                f"{start:g}",
-                f"{arm.rows[0]['first.lr']:.3g}",
-                images(arm.rows),
-                mean(list(arm.values("first.barrier").values()), 1.0, 3),
-                mean(list(arm.values("first.turn.mean").values()), 1.0, 0) + "°",
-                mean(list(arm.values("last.barrier").values()), 1.0, 3),
-                mean(list(ours.values())),
-                against(ours, arm.values("candidates.mean_accuracy")),
-                against(ours, none),
-            ]
-        )
-    columns = [
-        "fork at",
-        "learning rate there",
-        "training images",
-        "barrier of the first merge",
-        "angle of its replicas' ways",
-        "barrier of the last",
-        "accuracy",
-        "− mean candidate",
-        "− one model",
-    ]
-    text = f"""# How early it pays to fork
-
-GMP to 95 % on digits, uniform soups of three, {count(rows)} seeds. A fork at 0.3 means that one model trains alone for
-the first 30 % of the budget; the learning rate falls all the while (cosine), and no restart brings it back. The barrier
-is loss(soup) − mean loss of its candidates, held out: below 0 where averaging helps at once.
-
-{READ}
-{table(columns, body)}
-![Accuracy by the fraction of the budget at which replicas fork]({name}-start.svg)
-![Gain over the mean candidate]({name}-gain.svg)
-"""
-    return text, {
-        "start": lines(starts, {"soup": accuracies}, "fraction of the budget before the fork", "test accuracy, %"),
-        "gain": lines(starts, {"soup less mean candidate": gains}, "fraction of the budget before the fork", "points"),
-    }
-
-
-LATE = {56: 90, 94: 150}
-"""Epochs of one model that see as many images as a run of so many epochs with three replicas in its last segment."""
-
-
-def late(name: str, every: Rows) -> Page:
-    """Soups of the last segment alone, at the compute of one model trained longer."""
-    rows, parts, drawn = every[name], [], []
-    for sparsity in sorted({row["sparsity"] for row in rows}):
-        body = []
-        for epochs, longer in LATE.items():
-            plain = Arm("", select(every.get("digits-gmp", []), part="3-longer", sparsity=sparsity, epochs=longer))
-            body.append(
-                [f"one model, {longer} epochs", images(plain.rows), mean(list(plain.values(ACCURACY).values()))]
-            )
-            body[-1] += ["", "", ""]
-            label = f"{100 * sparsity:g} %, "
-            drawn.append((f"{label}one model, {longer} epochs", list(plain.values(ACCURACY).values())))
-            for axis in ("seed", "lr"):
-                arm = Arm("", select(rows, sparsity=sparsity, epochs=epochs, replicas__vary=axis))
-                ours, what = arm.values(ACCURACY), f"soup of 3, `{axis}`, {epochs} epochs"
-                gains = [against(ours, plain.values(ACCURACY))]
-                gains += [against(ours, arm.values(f"candidates.{key}_accuracy")) for key in ("mean", "ensemble")]
-                body.append([what, images(arm.rows), mean(list(ours.values())), *gains])
-                drawn.append((label + what.replace("`", ""), list(ours.values())))
-        columns = ["what", "training images", "accuracy", "− one model", "− mean candidate", "− ensemble"]
-        parts += [f"## {100 * sparsity:g} % sparse\n", table(columns, body)]
-    text = f"""# A late soup against longer training, at the same compute
-
-GMP on digits, {count(rows)} seeds. The budget of one model that trains for 90 or 150 epochs goes into a shorter run
-instead, whose last segment (30 % of it) trains three replicas and ends in their uniform soup. They differ in batch
-order and augmentation (`seed`), or in learning rate too (`lr`, half to twice the base value).
-
-{READ}
-"""
-    return text + "\n".join(parts) + f"\n![Accuracy at equal compute]({name}-compute.svg)\n", {
-        "compute": bars(drawn, "test accuracy, %")
-    }
+VARIED = (
+    "`--replicas.vary`",
+    "training images",
+    "accuracy",
+    "− `seed`",
+    "mean candidate",
+    "soup − mean candidate",
+    "soup − ensemble",
+    "soup − best candidate",
+    "soup − 3 times as long",
+    "soup − 3 times the batch",
+    "distance of candidates",
+)
 
 
 def vary(name: str, every: Rows) -> Page:
     """What replicas differ in."""
-    rows = every[name]
-    axes = sorted({row["replicas.vary"] for row in rows}, key=lambda axis: (axis != "seed", axis))
-    arms = {axis: Arm(axis, select(rows, replicas__vary=axis)) for axis in axes}
-    plain, body = arms["seed"].values(ACCURACY), []
-    for axis, arm in arms.items():
-        ours = arm.values(ACCURACY)
-        body.append(
-            [
-                f"`{axis}`",
-                images(arm.rows),
-                mean(list(ours.values())),
-                "" if axis == "seed" else against(ours, plain),
-                mean(list(arm.values("candidates.mean_accuracy").values())),
-                against(ours, arm.values("candidates.mean_accuracy")),
-                against(ours, arm.values("candidates.ensemble_accuracy")),
-                mean(list(arm.values("last.distance.mean").values()), 1.0, 2),
-            ]
-        )
-    columns = [
-        "`--replicas.vary`",
-        "training images",
-        "accuracy",
-        "− `seed`",
-        "mean candidate",
-        "soup − mean candidate",
-        "soup − ensemble",
-        "distance of candidates",
-    ]
+    parts, found, drawn = [], [], []
+    for method, part in (("GMP", "1-gmp"), ("BIMP", "2-bimp")):
+        rows, body = select(every[name], part=part), []
+        axes = sorted({row["replicas.vary"] for row in rows}, key=lambda axis: (axis != "seed", axis))
+        arms = {axis: Arm(axis, select(rows, replicas__vary=axis)) for axis in axes}
+        plain = arms["seed"].values(ACCURACY)
+        _, *larger = baselines(every, f"digits-{method.lower()}")
+        for axis, arm in arms.items():
+            ours = arm.values(ACCURACY)
+            body.append(
+                [
+                    f"`{axis}`",
+                    images(arm.rows),
+                    mean(list(ours.values())),
+                    "" if axis == "seed" else against(ours, plain),
+                    mean(list(arm.values(MEAN).values())),
+                    *over_candidates(arm),
+                    *(against(ours, other) for other in larger),
+                    mean(list(arm.values("last.distance.mean").values()), 1.0, 2),
+                ]
+            )
+            drawn.append((f"{method}, {axis}", list(ours.values())))
+        gains = [f"`{axis}` {against(arm.values(ACCURACY), plain)}" for axis, arm in arms.items() if axis != "seed"]
+        found.append(f"{method}, over batch order and augmentation alone: {', '.join(gains)}.")
+        parts.append(f"## {method}, {count(rows)} seeds\n\n{table(VARIED, body)}")
     text = f"""# What replicas should differ in
 
-GMP to 95 % on digits, uniform soups of three, {count(rows)} seeds, each axis at its default values. Replicas always
-differ in batch order and augmentation (`seed`); the other axes add to it.
+Digits, 95 %, uniform soups of three, forked at the default 0.2, each axis at its default values. Replicas always differ
+in batch order and augmentation (`seed`); the other axes add to it. One model trained three times as long, or with three
+times the batch, sees 36,000 images; those runs are of [digits-gmp](digits-gmp.md) and [digits-bimp](digits-bimp.md).
 
 {READ}
-{table(columns, body)}
-![Accuracy by axis]({name}-axes.svg)
 """
-    return text, {
-        "axes": bars([(a, list(arm.values(ACCURACY).values())) for a, arm in arms.items()], "test accuracy, %")
-    }
+    text += "\n".join(parts) + f"\n![Accuracy by axis]({name}-axes.svg)\n"
+    return Page(text, {"axes": bars(drawn, "test accuracy, %")}, found)
 
 
 MEASURES = {
@@ -176,40 +72,38 @@ MEASURES = {
 
 def robust(name: str, every: Rows) -> Page:
     """Which measures the soup moves."""
-    rows, parts = every[name], []
-    for sparsity in sorted({row["sparsity"] for row in rows}):
-        at = select(rows, sparsity=sparsity)
-        single = Arm("one model", select(at, part="1-single", epochs=30))
-        longer = Arm("three times as long", select(at, part="1-single", epochs=90))
-        soup = Arm("soup of three", select(at, part="2-soup"))
-        body = []
-        for label, (key, scale, digits) in MEASURES.items():
+    parts, found, drawn = [], [], []
+    columns = ["measure", "one model", "three times as long", "soup of three", "soup − one model", "soup − longer"]
+    studies = (("GMP", "1-single", "2-soup"), ("BIMP", "3-bimp-single", "4-bimp-soup"))
+    at = [(row, sparsity) for row in studies for sparsity in sorted({row["sparsity"] for row in every[name]})]
+    for (method, alone, averaged), sparsity in at:
+        single, longer = (Arm("", select(every[name], part=alone, sparsity=sparsity, epochs=e)) for e in (30, 90))
+        soup, label = Arm("", select(every[name], part=averaged, sparsity=sparsity)), f"{method}, {100 * sparsity:g} %"
+        body, moved = [], []
+        for measure, (key, scale, digits) in MEASURES.items():
             values = [arm.values(key) for arm in (single, longer, soup)]
             cells = [mean(list(found.values()), scale, digits) for found in values]
             gains = [against(values[2], other, scale, digits) for other in values[:2]]
-            body.append([label, *cells, *gains])
-        columns = [
-            "measure",
-            "one model",
-            "three times as long",
-            "soup of three",
-            "soup − one model",
-            "soup − three times as long",
-        ]
-        parts += [f"## {100 * sparsity:g} % sparse, {count(at)} seeds\n", table(columns, body)]
+            body.append([measure, *cells, *gains])
+            moved += [f"{measure} {gains[0]}"] if gains[0].startswith("**") else []
+        arms = (("one model", single), ("longer", longer), ("soup", soup))
+        drawn += [(f"{label}, {what}", list(arm.values(MEASURES["corrupted"][0]).values())) for what, arm in arms]
+        found.append(f"{label}: told apart from one model in {', '.join(moved) or 'no measure'}.")
+        parts.append(f"## {label}, {count(soup.rows)} seeds\n\n{table(columns, body)}")
     text = f"""# What else the soup moves: calibration, worst class, corruptions
 
-GMP on digits; a soup of three forked at the default 0.2. *Corrupted* is the mean accuracy over sixteen kinds of
-corruption at five severities. For NLL, ECE and Brier less is better.
+Digits; a soup of three forked at the default 0.2, beside one model and one trained three times as long. *Corrupted* is
+the mean accuracy over sixteen kinds of corruption at five severities. For NLL, ECE and Brier less is better.
 
 {READ}
 """
-    return text + "\n".join(parts), {}
+    text += "\n".join(parts) + f"\n![Accuracy under corruptions]({name}-corrupted.svg)\n"
+    return Page(text, {"corrupted": bars(drawn, "mean test accuracy under corruptions, %")}, found)
 
 
 def apart(name: str, every: Rows) -> Page:
     """Averaging at every pruning step against averaging once."""
-    rows, body = every[name], []
+    rows, body, found, drawn = every[name], [], [], []
     for sparsity in sorted({row["sparsity"] for row in select(rows, part="2-apart")}):
         averaged = Arm("", select(rows, part="3-averaged", sparsity=sparsity))
         soup = Arm("", select(every.get("digits-robust", []), part="2-soup", sparsity=sparsity)).values(ACCURACY)
@@ -218,6 +112,9 @@ def apart(name: str, every: Rows) -> Page:
             alone.setdefault(int(str(row["model.init"]).rpartition("=")[2]), []).append(row[ACCURACY])
         means = {seed: sum(values) / len(values) for seed, values in alone.items() if values}
         ours = averaged.values(ACCURACY)
+        arms = {"one of the three": means, "averaged once": ours, "averaged at every step": soup}
+        drawn += [(f"{100 * sparsity:g} %, {what}", list(values.values())) for what, values in arms.items()]
+        found.append(f"{100 * sparsity:g} %: averaging at every step over averaging once {against(soup, ours)}.")
         body.append(
             [
                 f"{100 * sparsity:g} %",
@@ -243,56 +140,52 @@ itself to a mask of its own in the other 24, and their mean, under the union of 
 sparsity wanted and gets its BatchNorm measured again. As many images as the soup of three forked at 0.2.
 
 {READ}
-{table(columns, body)}"""
-    return text, {}
+{table(columns, body)}
+![Accuracy of a model pruned alone, of the mean of three, and of the soup]({name}-once.svg)
+"""
+    return Page(text, {"once": bars(drawn, "test accuracy, %")}, found)
 
 
 def methods(name: str, every: Rows) -> Page:
-    """All methods, alone and as a soup."""
+    """All methods, alone, as a soup, and alone with three times the compute."""
     rows, body, drawn = every[name], [], []
+    means: list[list[float]] = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        alone = Arm(method, select(rows, method=method, merge="none"))
-        soup = Arm(method, select(rows, method=method, merge="uniform"))
-        if not alone.rows or not soup.rows:
+        arms = [Arm(label, select(rows, method=method, **wanted)) for label, wanted in METHOD_ARMS.items()]
+        if not all(arm.rows for arm in arms):
             continue
-        ours = soup.values(ACCURACY)
-        cells = [mean(list(alone.values(ACCURACY).values())), mean(list(ours.values()))]
-        gains = [against(ours, alone.values(ACCURACY)), against(ours, soup.values("candidates.mean_accuracy"))]
-        body.append([f"`{method}`", count(soup.rows), *cells, *gains])
-        drawn += [(f"{method}", list(alone.values(ACCURACY).values())), (f"{method} soup", list(ours.values()))]
-    columns = ["method", "seeds", "one model", "soup of three", "soup − one model", "soup − mean candidate"]
+        one, soup, *larger = (arm.values(ACCURACY) for arm in arms)
+        others = [one, *larger, *(arms[1].values(key) for key in CANDIDATES)]
+        cells = [mean(list(values.values())) for values in (one, *larger, soup)]
+        body.append([f"`{method}`", count(arms[1].rows), *cells, *(against(soup, other) for other in others)])
+        means.append([sum(a.values()) / len(a) for a in (soup, *others)])
+        drawn += [(f"{method}{arm.name}", list(arm.values(ACCURACY).values())) for arm in arms]
+    middle, *others = (dict(enumerate(column)) for column in zip(*means, strict=True))
+    pooled = [against(middle, other) for other in others]
+    shown = [mean(list(values.values())) for values in (*others[:3], middle)]
+    body.append(["all, a mean each", "", *shown, *pooled])
+    alone = ["one model", "3 times as long", "3 times the batch"]
+    over = [*alone, "mean candidate", "ensemble", "best candidate"]
+    columns = ["method", "seeds", *alone, "soup of three", *(f"soup − {other}" for other in over)]
     text = f"""# Other methods
 
-95 % on digits, uniform soups of three forked at 0.2, defaults otherwise. Three seeds say little: read the large
-differences only.
+95 % on digits, uniform soups of three forked at 0.2, defaults otherwise; beside them one model trained three times as
+long, and one with three times the batch for as many steps. Three seeds say little of any one method. The last line
+takes each method's means as one observation; methods share their seeds, so that its p is rather too small.
 
 {READ}
 {table(columns, body)}
 ![Accuracy of each method, alone and as a soup]({name}-methods.svg)
 """
-    return text, {"methods": bars(drawn, "test accuracy, %")}
+    said = ", ".join(f"over {other} {gain}" for other, gain in zip(over, pooled, strict=True))
+    return Page(
+        text, {"methods": bars(drawn, "test accuracy, %")}, [f"Over {len(means)} methods, a mean each: {said}."]
+    )
 
 
-def index(every: Rows) -> str:
-    """The page that leads to the others, with what the soups' tables say."""
-    parts = [
-        "# Results\n",
-        "What averaging at every pruning step brings, measured with this tool, at equal compute too, the disappointing "
-        "cells included. Each page is made from rows that lie beside it; `make studies-digits` trains them anew.\n",
-        table(
-            ["study", "runs"],
-            [[f"[{title(page(name, every)[0])}]({name}.md)", len(rows)] for name, rows in every.items()],
-        ),
-    ]
-    for name in ("digits-gmp", "digits-bimp", "fashion"):
-        for sparsity in sorted({row["sparsity"] for row in every.get(name, [])}):
-            at = select(every[name], sparsity=sparsity)
-            words = verdict(Arm("", select(at, part="1-single")), soup_arms(at))
-            if words.strip():
-                parts.append(f"**{title(page(name, every)[0])}, {100 * sparsity:g} %**\n\n{words}")
-    return "\n".join(parts)
-
-
-def title(text: str) -> str:
-    """A page's heading."""
-    return text.partition("\n")[0].removeprefix("# ")
+METHOD_ARMS: dict[str, Row] = {
+    "": {"part": "1-methods", "merge": "none"},
+    " soup": {"part": "1-methods", "merge": "uniform"},
+    ", 3 times as long": {"part": "2-longer"},
+    ", 3 times the batch": {"part": "3-batch3"},
+}

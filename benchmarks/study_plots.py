@@ -45,14 +45,15 @@ def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
         return svg(figure)
 
 
-def lines(x: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], across: str, up: str) -> str:
-    """Means with standard errors along x."""
+def lines(curves: Mapping[str, Sequence[tuple[float, Sequence[float]]]], across: str, up: str) -> str:
+    """Means with standard errors along x, of the values at each x."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.5, 2.8))
         axes = figure.subplots()
-        for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
-            told = [with_error(each) for each in values]
+        for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+            told = [with_error(values) for _, values in points]
             middle, spread = [mean for mean, _ in told], [error or 0.0 for _, error in told]
+            x = [place for place, _ in points]
             axes.errorbar(x, middle, yerr=spread, fmt="o-", color=colour, capsize=3, markersize=4.5, label=name)
         axes.set_xlabel(across)
         axes.set_ylabel(up)

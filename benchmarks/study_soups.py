@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from study_plots import bars
 from study_tables import SPACE, Arm, Row, against, differences, mean, p_value, select, signed, table, told
 
-Page = tuple[str, dict[str, str]]
-"""Markdown, and SVG by file name."""
 Rows = Mapping[str, Sequence[Row]]
 
-ACCURACY = "test.accuracy"
+ACCURACY, MEAN = "test.accuracy", "candidates.mean_accuracy"
+CANDIDATES = (MEAN, "candidates.ensemble_accuracy", "candidates.best_accuracy")
 LAST = {0.0: "from the start", 0.5: "half-way", 0.7: "in the last segment"}
 READ = (
     "Points of test accuracy, mean ± standard error over the seeds; differences are paired by seed, with a two-sided "
@@ -20,6 +20,20 @@ READ = (
     "candidate is chosen with the test images themselves, so no one could have chosen it. BatchNorm was measured again "
     "on the training images for every model here, averaged or not.\n"
 )
+
+
+class Page(NamedTuple):
+    """A study told.
+
+    Attributes:
+        text: Markdown.
+        plots: SVG by file name.
+        found: What it says, a line each.
+    """
+
+    text: str
+    plots: dict[str, str]
+    found: list[str]
 
 
 def count(rows: Sequence[Row]) -> str:
@@ -34,9 +48,9 @@ def images(rows: Sequence[Row]) -> str:
 
 def soups(name: str, every: Rows) -> Page:
     """Merges, replicas and forks, beside one model of as much compute."""
-    rows, plots = every[name], {}
+    rows, plots, found = every[name], {}, list[str]()
     method = str(rows[0]["method"]).upper()
-    data = "Fashion-MNIST" if name == "fashion" else "digits"
+    data = "Fashion-MNIST" if name.startswith("fashion") else "digits"
     text = [f"# Soups at every pruning step: {method} on {data}\n", READ]
     for sparsity in sorted({row["sparsity"] for row in rows if "sparsity" in row}):
         at = select(rows, sparsity=sparsity)
@@ -53,19 +67,24 @@ def soups(name: str, every: Rows) -> Page:
                     mean(list(ours.values())),
                     "" if arm is single else against(ours, single.values(ACCURACY)),
                     against(ours, longer) if several > 1 else "",
-                    *(
-                        against(ours, arm.values(f"candidates.{key}_accuracy")) if several > 1 else ""
-                        for key in ("mean", "ensemble", "best")
-                    ),
+                    *(over_candidates(arm) if several > 1 else [""] * len(CANDIDATES)),
                 ]
             )
         names = ("one model", "one m times as long", "mean candidate", "ensemble", "best candidate")
         columns = ["what", "training images", "seeds", "accuracy", *(f"− {other}" for other in names)]
-        text += [f"## {100 * sparsity:g} % sparse\n", table(columns, body), verdict(single, arms)]
+        text += [f"## {100 * sparsity:g} % sparse\n", table(columns, body)]
+        says = verdict(single, arms)
+        text.append("".join(f"- {line}\n" for line in says))
+        found += [f"{100 * sparsity:g} %. {line}" for line in says]
         plot = f"{100 * sparsity:g}"
         plots[plot] = bars([(a.name, list(a.values(ACCURACY).values())) for a in (single, *arms)], "test accuracy, %")
         text.append(f"![Accuracy of every arm at {100 * sparsity:g} %]({name}-{plot}.svg)\n")
-    return "\n".join(text), plots
+    return Page("\n".join(text), plots, found)
+
+
+def over_candidates(arm: Arm) -> list[str]:
+    """A soup against the mean, the ensemble and the best of its candidates."""
+    return [against(arm.values(ACCURACY), arm.values(key)) for key in CANDIDATES]
 
 
 def soup_arms(at: Sequence[Row]) -> list[Arm]:
@@ -81,14 +100,21 @@ def soup_arms(at: Sequence[Row]) -> list[Arm]:
     return [arm for arm in arms if arm.rows]
 
 
+def baselines(every: Rows, study: str) -> list[dict[int, float]]:
+    """Accuracies at 95 % of one model, of one trained three times as long, and of one with three times the batch."""
+    rows = select(every.get(study, []), sparsity=0.95)
+    wanted: list[Row] = [{"part": "1-single"}, {"part": "3-longer", "epochs": 90}, {"part": "4-batch3"}]
+    return [Arm("", select(rows, **each)).values(ACCURACY) for each in wanted]
+
+
 def base(at: Sequence[Row]) -> int:
     """Epochs of the study's plain run."""
     longer = [row["epochs"] for row in at if row.get("part") == "3-longer"]
     return min(longer) // 3 if longer else 0
 
 
-def verdict(single: Arm, arms: Sequence[Arm]) -> str:
-    """What the table says of the soup of three, in words."""
+def verdict(single: Arm, arms: Sequence[Arm]) -> list[str]:
+    """What the table says of the soups of three, in words."""
     lines = []
     longer = next((arm for arm in arms if "3 times as long" in arm.name), None)
     for arm in arms:
@@ -99,8 +125,8 @@ def verdict(single: Arm, arms: Sequence[Arm]) -> str:
         parts.append(won("its mean candidate", ours, arm.values("candidates.mean_accuracy")))
         if longer:
             parts.append(won("the model trained three times as long", ours, longer.values(ACCURACY)))
-        lines.append(f"- The {arm.name}: " + "; ".join(parts) + ".")
-    return "\n".join(lines) + "\n"
+        lines.append(f"The {arm.name}: " + "; ".join(parts) + ".")
+    return lines
 
 
 def won(whom: str, ours: dict[int, float], theirs: dict[int, float]) -> str:

@@ -10,7 +10,15 @@ soup_gain = load("soup_gain")
 
 @pytest.mark.slow
 def test_the_soup_beats_one_model_and_its_own_candidates() -> None:
-    (row,) = soup_gain.measure(seeds=10, sparsity=0.95, starts=[0.2])
+    (row,) = soup_gain.measure("gmp", seeds=10, sparsity=0.95, starts=[0.2])
     assert row["gain"] >= 0.4
     assert row["gain"] - row["gain_half"] > 0.0
     assert row["over_candidates"] > 0.0
+
+
+@pytest.mark.slow
+def test_where_the_learning_rate_restarts_it_does_so_clearly() -> None:
+    """Three replicas in the last segment alone, half a training more."""
+    (row,) = soup_gain.measure("bimp", seeds=10, sparsity=0.95, starts=[0.7])
+    assert row["gain"] - row["gain_half"] > 0.0
+    assert row["over_candidates"] - row["over_candidates_half"] > 0.0
