@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from sparsekit.replicas import fork
 
 _SAMPLES = [i / 1000 for i in range(1001)]
 _POINTS = 40
+_TRIED = 100  # longer budgets than one that is too short, to name the first that would do
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,32 @@ def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
     """Optimizer steps of each segment; rounded so that they sum up to the whole budget's."""
     ends = [round(stage.end * steps_per_epoch) for stage in stages]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def check_steps(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int) -> None:
+    """Raise UserError where a segment is too short to train, with the whole number of epochs that would do."""
+    short = _too_short(stages, steps_per_epoch)
+    if short is None:
+        return
+    enough = ""
+    for epochs in range(config.epochs + 1, config.epochs + _TRIED):
+        with contextlib.suppress(UserError):  # the method's own limits
+            if _too_short(make_stages(replace(config, epochs=epochs)), steps_per_epoch) is None:
+                enough = f" to {epochs}"
+                break
+    raise UserError(
+        f"--epochs {config.epochs} is too short: segment {short.index + 1} of {len(stages)} lasts "
+        f"{short.segment.epochs:.3g} epochs of {steps_per_epoch} optimizer steps; raise --epochs{enough}, lower "
+        "--data.batch_size, or plan fewer segments"
+    )
+
+
+def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
+    """The first segment that would take no optimizer step, though it has epochs."""
+    steps = segment_steps(stages, steps_per_epoch)
+    return next(
+        (stage for stage, count in zip(stages, steps, strict=True) if stage.segment.epochs > 0 and count < 1), None
+    )
 
 
 def make_plan(config: FitConfig, stages: tuple[Stage, ...]) -> Plan:

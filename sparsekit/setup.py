@@ -19,7 +19,7 @@ from sparsekit.config import FitConfig
 from sparsekit.data import Data, Split, load
 from sparsekit.errors import UserError
 from sparsekit.patterns import Pattern
-from sparsekit.planning import Plan, make_plan, make_stages, raised, segment_steps
+from sparsekit.planning import Plan, check_steps, make_plan, make_stages, raised, segment_steps
 from sparsekit.seeds import derive
 from sparsekit.team import Team
 
@@ -130,13 +130,8 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
         stages = raised(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages)
     steps = segment_steps(stages, data.steps_per_epoch)
-    for stage, count in zip(stages, steps, strict=True) if training else ():
-        if stage.segment.epochs > 0 and count < 1:
-            raise UserError(
-                f"--epochs {config.epochs} is too short: segment {stage.index + 1} of {len(stages)} lasts "
-                f"{stage.segment.epochs:.3g} epochs of {data.steps_per_epoch} optimizer steps; raise --epochs, lower "
-                "--data.batch_size, or plan fewer segments"
-            )
+    if training:
+        check_steps(config, stages, data.steps_per_epoch)
     if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
         Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
