@@ -25,10 +25,12 @@ def vary(name: str, every: Rows) -> Page:
     """What replicas differ in."""
     parts, found, drawn = [], [], []
     for method, part in (("GMP", "1-gmp"), ("BIMP", "2-bimp")):
-        rows, body = select(every[name], part=part), []
+        if not (rows := select(every[name], part=part)):
+            continue
+        body = []
         axes = sorted({row["replicas.vary"] for row in rows}, key=lambda axis: (axis != "seed", axis))
         arms = {axis: Arm(axis, select(rows, replicas__vary=axis)) for axis in axes}
-        plain = arms["seed"].values(ACCURACY)
+        plain = arms["seed"].values(ACCURACY) if "seed" in arms else {}
         _, *larger = baselines(every, f"digits-{method.lower()}")
         for axis, arm in arms.items():
             ours = arm.values(ACCURACY)
@@ -77,8 +79,10 @@ def robust(name: str, every: Rows) -> Page:
     studies = (("GMP", "1-single", "2-soup"), ("BIMP", "3-bimp-single", "4-bimp-soup"))
     at = [(row, sparsity) for row in studies for sparsity in sorted({row["sparsity"] for row in every[name]})]
     for (method, alone, averaged), sparsity in at:
+        if not (averaging := select(every[name], part=averaged, sparsity=sparsity)):
+            continue
         single, longer = (Arm("", select(every[name], part=alone, sparsity=sparsity, epochs=e)) for e in (30, 90))
-        soup, label = Arm("", select(every[name], part=averaged, sparsity=sparsity)), f"{method}, {100 * sparsity:g} %"
+        soup, label = Arm("", averaging), f"{method}, {100 * sparsity:g} %"
         body, moved = [], []
         for measure, (key, scale, digits) in MEASURES.items():
             values = [arm.values(key) for arm in (single, longer, soup)]
@@ -160,12 +164,16 @@ def methods(name: str, every: Rows) -> Page:
         body.append([f"`{method}`", count(arms[1].rows), *cells, *(against(soup, other) for other in others)])
         means.append([sum(a.values()) / len(a) for a in (soup, *others)])
         drawn += [(f"{method}{arm.name}", list(arm.values(ACCURACY).values())) for arm in arms]
-    middle, *others = (dict(enumerate(column)) for column in zip(*means, strict=True))
-    pooled = [against(middle, other) for other in others]
-    shown = [mean(list(values.values())) for values in (*others[:3], middle)]
-    body.append(["all, a mean each", "", *shown, *pooled])
     alone = ["one model", "3 times as long", "3 times the batch"]
     over = [*alone, "mean candidate", "ensemble", "best candidate"]
+    said = []
+    if means:
+        middle, *others = (dict(enumerate(column)) for column in zip(*means, strict=True))
+        pooled = [against(middle, other) for other in others]
+        shown = [mean(list(values.values())) for values in (*others[:3], middle)]
+        body.append(["all, a mean each", "", *shown, *pooled])
+        gains = ", ".join(f"over {other} {gain}" for other, gain in zip(over, pooled, strict=True))
+        said.append(f"Over {len(means)} methods, a mean each: {gains}.")
     columns = ["method", "seeds", *alone, "soup of three", *(f"soup − {other}" for other in over)]
     text = f"""# Other methods
 
@@ -177,10 +185,7 @@ takes each method's means as one observation; methods share their seeds, so that
 {table(columns, body)}
 ![Accuracy of each method, alone and as a soup]({name}-methods.svg)
 """
-    said = ", ".join(f"over {other} {gain}" for other, gain in zip(over, pooled, strict=True))
-    return Page(
-        text, {"methods": bars(drawn, "test accuracy, %")}, [f"Over {len(means)} methods, a mean each: {said}."]
-    )
+    return Page(text, {"methods": bars(drawn, "test accuracy, %")}, said)
 
 
 METHOD_ARMS: dict[str, Row] = {

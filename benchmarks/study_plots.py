@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -28,9 +29,19 @@ STYLE = {
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """STYLE and matplotlib's defaults, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
-    """A row a group: its runs as dots, mean and standard error as a bar; values are fractions, shown in per cent."""
-    with matplotlib.rc_context(STYLE):
+    """A row a group with values: its runs as dots, mean and standard error as a bar; fractions, shown in per cent."""
+    found = [(name, values) for name, values in found if values]
+    with style():
         figure = Figure(figsize=(7.0, 0.6 + 0.26 * len(found)))
         axes = figure.subplots()
         for place, (_, values) in enumerate(found):
@@ -47,7 +58,7 @@ def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
 
 def lines(curves: Mapping[str, Sequence[tuple[float, Sequence[float]]]], across: str, up: str) -> str:
     """Means with standard errors along x, of the values at each x."""
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(5.5, 2.8))
         axes = figure.subplots()
         for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
