@@ -37,9 +37,9 @@ def export_command(arguments: Sequence[str]) -> int:
 
 
 def merge_command(arguments: Sequence[str]) -> int:
-    """`sparsekit merge MODEL… --merge NAME -o OUT`."""
+    """`sparsekit merge MODEL [MODEL ...] --merge NAME -o OUT`."""
     places, given = options.split(arguments)
-    usage = "sparsekit merge MODEL… --merge NAME [--merge.X …] -o OUT [options]"
+    usage = "sparsekit merge MODEL [MODEL ...] --merge NAME [--merge.X ...] -o OUT [options]"
     description = (
         "Average finished models of one architecture, trained by sparsekit or not. A MODEL is a run, a directory that "
         "timm saved, or a file of weights; the same one may come twice."

@@ -76,7 +76,7 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
         if choices:  # jsonargparse shows them only where there is no None beside them
             action.metavar = f"{{{','.join(map(str, choices[0]))}}}"
         if action.dest in GROUPED:
-            action.metavar, action.help = "MAPPING", f"All of --{action.dest}.… at once, in YAML or as a file of it."
+            action.metavar, action.help = "MAPPING", f"All of --{action.dest}.* at once, in YAML or as a file of it."
         if action.dest == "distill":
             action.metavar, action.help = "DIR", "Short for --distill.model DIR."
     parser.set_defaults({kind: {"class_path": _DEFAULT_CLASSES[kind]} for kind in kinds})

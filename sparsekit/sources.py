@@ -32,7 +32,7 @@ class Source:
 
     Attributes:
         option: The option that named it, for messages.
-        path: As it was given.
+        path: As it was given, with `~` expanded.
         file: Where the weights are.
         name: timm's name of the architecture; None where nothing says so.
         kwargs: Arguments of `timm.create_model` that belong to it, but `OF_DATA`.

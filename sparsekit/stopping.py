@@ -31,8 +31,8 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Handles both signals while it is entered. Outside of a training loop a signal raises Stopped where it strikes:
-    what lies between two checkpoints is done again. In a training loop, under `deferred`, it only sets `requested`.
+    """Handles both signals while it is entered. A signal raises Stopped where it strikes: what lies between two
+    checkpoints is done again. Under `deferred`, as in a training loop, it only sets `requested`.
     """
 
     def __init__(self) -> None:

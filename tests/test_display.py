@@ -199,6 +199,17 @@ def test_a_pipe_that_knows_ascii_only_gets_every_line() -> None:
     assert b"\x1b" not in done.stdout
 
 
+@pytest.mark.parametrize("arguments", ["fit --help", "merge --help", "export --help", "fit --method.help str"])
+def test_help_is_shown_where_only_ascii_can_be(arguments: str) -> None:
+    environment: dict[str, Any] = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "sparsekit", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode("ascii")
+    assert "--" in text
+    assert ("?" in text) == arguments.endswith("str")  # sparsekit's own help needs no more than ASCII
+
+
 @pytest.mark.parametrize(
     ("share", "text"),
     [(0.9, "90.0 %"), (0.729, "72.9 %"), (0.9995, "99.95 %"), (0.99999, "99.999 %"), (1.0, "100.0 %"), (0.0, "0.0 %")],
