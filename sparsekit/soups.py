@@ -253,7 +253,11 @@ def _lines(
         lines.append(("models", models))
         if told["soup.lost"]:
             lost = f"{100 * (max(each) - told['held_out.accuracy']):.2f} points below the best model"
-            lines.append(("lost", f"{lost}: only models that were trained from a common one average well"))
+            if (before := masks.sparsity(overlap.union)) < told["sparsity"]:
+                reason = f"it was pruned again, from {percent(before, 2)} sparse to {percent(told['sparsity'], 2)}"
+            else:
+                reason = "only models that were trained from a common one average well"
+            lines.append(("lost", f"{lost}: {reason}"))
     lines.append(("sparsity", f"{percent(told['sparsity'], 2)} of the prunable weights"))
     lines.append(("nonzero", f"{told['nonzero']:,} of {told['prunable']:,} prunable weights"))
     if not overlap.same:

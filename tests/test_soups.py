@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,7 +233,17 @@ def test_a_soup_that_lost_says_so(runs: list[Path], tmp_path: Path, capsys: Capt
     best = max(told["candidates"])
     assert told["soup.lost"] is True
     assert f"{100 * (best - told['held_out.accuracy']):.2f} points below the best model" in out
+    assert "only models that were trained from a common one average well" in out
     assert f"{100 * sum(told['candidates']) / 2:.2f} % held out in the mean, {100 * best:.2f} % the best" in out
+
+
+def test_what_pruning_again_lost_is_not_blamed_on_the_averaging(
+    runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert merge(runs[0], runs[0], "--prune-again", "0.995", "-o", tmp_path / "soup") == 0
+    assert json.loads((tmp_path / "soup" / "merge.json").read_text())["soup.lost"] is True
+    out = capsys.readouterr().out
+    assert re.search(r"below the best model: it was pruned again, from \d\d\.\d\d % sparse to 99\.50 %", out), out
 
 
 def test_foreign_models_with_data_given_become_a_directory_that_timm_loads(runs: list[Path], tmp_path: Path) -> None:
