@@ -17,6 +17,13 @@ _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false",
 _NO_PLUGIN = (
     r"given class_path '([^']+)'|import path (?:string|format): ?(.*)|Not a valid subclass of \w+\. Got value: (.*)"
 )
+_MEANT = {  # what one value in the place of a group of options is most likely for
+    "model": ((r"[\w.-]+|local-dir:.+", "name"), (".*/.*", "init")),
+    "data": ((r"[\w.-]+", "name"), (".*/.*", "root")),
+    "optimizer": ((r"\w+", "name"),),
+    "replicas": ((r"\d+", "count"),),
+    "wandb": (("online|offline|disabled", "mode"),),
+}
 GROUPED = [item.name for item in fields(FitConfig) if is_dataclass(item.default_factory)]
 
 
@@ -99,13 +106,15 @@ def explain(given: Given, message: str) -> str:
             return f"{option} is {value!r}; {_expected(choices[0], value)}"
         return f"{option} is {value!r}; give {_union(found[1])}"
     if (found := re.search(r"Importing '([^']*)' is not allowed", message)) and keys[:1] not in (["method"], ["merge"]):
+        if keys in [[group] for group in GROUPED]:  # a name with a dot in it, such as resnet18.a1_in1k
+            return no_mapping(keys[0], found[1])
         return f"{option if keys else 'an option'}: class_path {found[1]!r} is no plugin; give plain values"
     if found := found or re.search(_NO_PLUGIN, message):
         kind = keys[0] if keys else "method"
         named = found[found.lastindex or 0]
         return f"{option} {named!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
-    if found := re.search(r"Unable to load config '([^'\n]*)'", message):
-        return no_mapping(keys[0], found[1])
+    if found := re.search(r"""Unable to load config (['"])([^\n]*?)\1(?: -|$)""", message):
+        return no_mapping(keys[0], found[2])
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if found := re.match(r'Parser key "(\w+)": unknown option --([^ ]*)[.;]', text):
         return unknown(given, f"--{found[1]}.{found[2]}")
@@ -116,8 +125,11 @@ def explain(given: Given, message: str) -> str:
 
 def no_mapping(group: str, value: object) -> str:
     """What to say where a group of options is given one value, as a plugin's name would be."""
-    likely = {"model": "name", "data": "name", "optimizer": "name", "replicas": "count", "wandb": "mode"}.get(group)
-    hint = f" Did you mean --{group}.{likely} {value}?" if likely else ""
+    text = value if isinstance(value, str) else str(value)
+    if text.endswith((".yaml", ".yml", ".json")):
+        return f"--{group} is {text!r}, which is no file of options; give one, or options as --{group}.NAME VALUE"
+    meant = (option for pattern, option in _MEANT.get(group, ()) if re.fullmatch(pattern, text))
+    hint = next((f" Did you mean --{group}.{option} {text}?" for option in meant), "")
     return f"--{group} is {value!r}; it is a group of options, written --{group}.NAME VALUE.{hint}"
 
 

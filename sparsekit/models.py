@@ -17,6 +17,7 @@ from sparsekit.atomic import sync
 from sparsekit.config import ModelConfig
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.sources import Source, described, fill, open_source
+from sparsekit.userpath import local_directory
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
@@ -41,12 +42,13 @@ def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         return source.name, {**source.kwargs, **config.kwargs}
     if config.name is None:
         return DEFAULT_NAME, {**DEFAULT_KWARGS, **config.kwargs}
-    own: dict[str, Any] = {}
-    if config.name.startswith("local-dir:"):  # timm before 1.0.31 reads it there, and does not hand it on when it saves
-        directory = Path(config.name.removeprefix("local-dir:"))
-        with suppress(UserError):  # whoever makes the model of it says what is wrong
-            _, own, _ = described("--model.name", directory, directory)
-    return config.name, {**own, **config.kwargs}
+    directory = local_directory(config.name)
+    if directory is None:
+        return config.name, dict(config.kwargs)
+    own: dict[str, Any] = {}  # timm before 1.0.31 reads them there, and does not hand them on when it saves
+    with suppress(UserError):  # whoever makes the model of it says what is wrong
+        _, own, _ = described("--model.name", directory, directory)
+    return f"local-dir:{directory}", {**own, **config.kwargs}
 
 
 def initial(config: ModelConfig) -> Source | None:
@@ -94,12 +96,12 @@ def load(source: Source, num_classes: int, channels: int) -> nn.Module:
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     name, kwargs = resolve(config)
-    local = name.startswith("local-dir:")
+    local = local_directory(name)
     if not local and not timm.is_model(name):
         raise UserError(f"--model.name {name!r} is no timm model.{nearest(name, timm.list_models())}")
-    if local and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
+    if local and not (local / "config.json").is_file():
         raise UserError(f"--model.name {name!r}: no config.json there; give a directory that timm or sparsekit saved")
-    if local and config.pretrained and not Path(name.removeprefix("local-dir:"), "model.safetensors").is_file():
+    if local and config.pretrained and not (local / "model.safetensors").is_file():
         # timm would go on to a pickle there, and reading one can run code
         raise UserError(
             f"--model.name {name!r}: no model.safetensors there; save the model with safe_serialization=True"

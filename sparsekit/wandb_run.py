@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.atomic import write_whole
+from sparsekit.userpath import local_directory
 
 if TYPE_CHECKING:
     import wandb
@@ -90,8 +91,8 @@ def keep_model(
 
 def parent_artifact(model: str | None) -> str | None:
     """The artifact of the run whose finished model `--model.name local-dir:RUN/model` names."""
-    kind, _, folder = (model or "").partition(":")
-    return read(Path(folder).parent).artifact if kind == "local-dir" else None
+    folder = local_directory(model)
+    return read(folder.parent).artifact if folder else None
 
 
 def summary_metadata(summary: Mapping[str, object]) -> dict[str, object]:

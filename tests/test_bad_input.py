@@ -235,6 +235,13 @@ PLAN = rows(
      "--replicas.vary lr --replicas.values [0.1,0.1,0.1]"),
     ("--replicas.start 1", "--replicas.start|1.0|below 1", "--replicas.start 0.5"),
     ("--replicas.start .nan", "--replicas.start|nan|below 1", "--replicas.start 0"),
+    ("--replicas x", "--replicas|'x'|--replicas.NAME VALUE.", "--replicas.count 2"),
+    ("--data /data/cifar", "--data|group of options|mean --data.root /data/cifar?", "--data.root /data/cifar"),
+    ("--model ~/m", "--model|group of options|mean --model.init ~/m?", "--model.init ~/m"),
+    ("--model=nowhere.yaml", "--model|'nowhere.yaml'|no file of options", "--model.name resnet18"),
+    ("--model resnet18.a1_in1k", "--model|group of options|mean --model.name resnet18.a1_in1k?",
+     "--model.name resnet18.a1_in1k"),
+    ("--model it's", "--model|it's|group of options|--model.NAME VALUE.", "--model.name resnet10t"),
     ("--replicas 3", "--replicas|3|group of options|--replicas.count 3", '--replicas {"count":3}'),
     ("--model resnet18", "--model|'resnet18'|--model.name resnet18", "--model.name resnet18"),
     ("--checkpoint runs/x", "--checkpoint|'runs/x'|--checkpoint.NAME VALUE", "--checkpoint.minutes 1"),
@@ -456,7 +463,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 208
+    assert len(CASES) == len({row[:2] for row in CASES}) == 214
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

@@ -28,6 +28,14 @@ def test_every_command_takes_paths_below_home(tmp_path: Path, monkeypatch: pytes
     for command in (
         ["fit", "--config=~/run.yaml", *ARGUMENTS],
         ["fit", "--model.init=~/run", "--epochs=2", "--out=~/again", *ARGUMENTS],
+        [
+            "fit",
+            "--model.name=local-dir:~/run/model",
+            "--model.pretrained=true",
+            "--out=~/third",
+            "--epochs=2",
+            *ARGUMENTS,
+        ],
         ["evaluate", "~/run", "--output=~/found.json"],
         ["export", "~/run", "--format=sparse", "-o=~/small.safetensors"],
         ["merge", "~/run", "~/again", "--prune-again=0.9", "--masks=union", "-o=~/soup"],
