@@ -238,11 +238,11 @@ def test_check_of_a_faulty_plugin_says_so_and_harms_nothing(
 def test_where_one_exception_that_breaks_many_rules_comes_from_is_told_once(
     site: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    raising = MERGE.replace("return [1.0]", "return [1.0 / 0]")
+    raising = MERGE.replace("return [1.0]", "return [{}[0]]")
     distribution(site, "faulty", entry("odd", "made_up_thing:Thing", "merge"), {"made_up_thing": raising})
     code, out, _ = run(capfd, "plugins", "check", "odd")
     assert code == 1
-    assert out.count("ZeroDivisionError: float division by zero") > 3, out
+    assert out.count("KeyError: 0") > 3, out
     assert out.count("raised through ") == 1, out
     assert "made_up_thing.py:9, coefficients()" in out
 

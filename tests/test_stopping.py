@@ -34,6 +34,7 @@ class Struck:
 
 
 def translated() -> None:
+    """torch makes a ValueError of it, as it did in a real run: "could not determine the shape of object type"."""
     torch.as_tensor(Struck())
 
 
@@ -46,12 +47,6 @@ def swallowed() -> None:
         struck()
     except BaseException:
         return
-
-
-def test_torch_makes_another_error_of_it() -> None:
-    """What the others of this file are about; the error was met in a real run."""
-    with StopSignals(), pytest.raises(ValueError, match="could not determine the shape of object type"):
-        translated()
 
 
 @pytest.mark.parametrize("made", [struck, translated, swallowed])
