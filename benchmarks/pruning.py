@@ -69,15 +69,24 @@ class Problem:
         return timed(partial(self.torch_prune, model, both - first))()
 
     def selection(self, index: int) -> dict[str, Callable[[], float]]:
-        """Our selection, and numpy.partition of the surviving scores, which it only has to order."""
+        """Our selection; numpy's, which gathers, partitions and compares; its partition alone; a comparison alone."""
         parent = self.sparse if index else self.dense
         scores = {name: weight.abs() for name, weight in parent.weights.items()}
-        survivors = np.concatenate([scores[name][mask].numpy() for name, mask in parent.masks.items()])
+        pairs = [(scores[name].numpy(), mask.numpy()) for name, mask in parent.masks.items()]
+        survivors = np.concatenate([score[mask] for score, mask in pairs])
         sparsity = PLAN[index].sparsity
         place = len(survivors) - (self.total - round(sparsity * self.total))
+
+        def numpys() -> None:
+            threshold = np.partition(np.concatenate([score[mask] for score, mask in pairs]), place)[place]
+            for score, mask in pairs:
+                np.logical_and(score >= threshold, mask)
+
         return {
             "ours": timed(lambda: masks.select(scores, parent.masks, sparsity, "global")),
+            "numpy": timed(numpys),
             "partition": timed(lambda: np.partition(survivors, place)),
+            "comparison": timed(lambda: [(scores[name] >= 0.01) & mask for name, mask in parent.masks.items()]),
         }
 
 
@@ -113,16 +122,19 @@ def measure(quick: bool = False, name: str = "resnet50") -> Section:
         section.add(f"step, {what}", *cells, f"{faster} times faster", rounds)
     for what, index in (("dense", 0), ("85 % sparse", 1)):
         times = alternate(problem.selection(index), 5 * rounds)
-        cells = milliseconds(times["ours"]), "numpy.partition", milliseconds(times["partition"])
-        section.add(f"selection, {what}", *cells, ratio(times["ours"], times["partition"]), 5 * rounds)
+        for other, label in (("numpy", "the same in numpy"), ("partition", "numpy.partition alone")):
+            cells = milliseconds(times["ours"]), label, milliseconds(times[other])
+            section.add(f"selection, {what}", *cells, ratio(times["ours"], times[other]), 5 * rounds)
     if name == "resnet50":
         for what in ("dense", "sparse"):
             ours, theirs = (child("pruning.py", "--child", f"{who} {what}")["extra"] for who in ("ours", "torch"))
             section.add(f"extra memory, {what}", f"{ours:.2f}×", "global_unstructured", f"{theirs:.2f}×", "", "")
     section.notes.append(
         "The step is scores, selection, new weights and the check that masked ones are 0. Ratios over torch say how "
-        "many times faster; those over `numpy.partition` of the surviving scores are time over time. Extra memory is "
-        "the process' peak over what it held before, in fresh processes, in multiples of the weights' 102 MB."
+        "many times faster; those over numpy are time over time. The same in numpy is to gather the surviving scores, "
+        "to partition and to compare them; the partition alone finds them gathered, and is as fast as numpy's code for "
+        "this CPU: with that for AVX2 it took 5.4 ms of the survivors of 85 % zeros, 28 with that for AVX-512. Extra "
+        "memory is the process' peak over what it held before, in fresh processes, in multiples of the weights' 102 MB."
     )
     return section
 

@@ -5,11 +5,22 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 # `make test` tries the same examples everywhere and always; `make fuzz` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the numbers and words of our own modules, which Hypothesis tries too, out of the fixed examples.
+
+    Which modules are imported depends on the tests that a worker ran before.
+    """
+    if not config.getoption("hypothesis_profile", None) and hasattr(providers, "_get_local_constants"):
+        nothing = providers.Constants()
+        providers._get_local_constants = lambda: nothing
 
 
 @pytest.fixture(autouse=True, scope="session")

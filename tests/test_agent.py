@@ -67,7 +67,7 @@ def test_an_agent_runs_a_grid_to_its_end(tmp_path: Path) -> None:
     }  # fmt: skip
     with FakeWandb(sweep, grid) as server:
         agent = start_agent(server, tmp_path)
-        said = agent.communicate(timeout=280)[0]
+        said = agent.communicate(timeout=900)[0]
         assert server.started == list(grid)
     for run, values in grid.items():
         out = tmp_path / "runs" / f"sweep-{SWEEP}" / f"{values['method']}-{values['merge']}-{run}"
@@ -108,12 +108,12 @@ def test_a_run_that_an_agent_stops_goes_on_when_it_is_handed_out_again(tmp_path:
         while agent.poll() is None and not ((out / "metrics.jsonl").exists() and len(rows(out)) > 12 and parts(out)):
             time.sleep(0.05)
         server.stop.set()
-        said = agent.communicate(timeout=200)[0]
+        said = agent.communicate(timeout=900)[0]
     assert told.read_text() == "143\n", said
     assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
     assert list((out / "checkpoints").glob("*.json"))
     with FakeWandb(sweep, {"first": values}) as server:
-        said = start_agent(server, tmp_path).communicate(timeout=200)[0]
+        said = start_agent(server, tmp_path).communicate(timeout=900)[0]
     assert told.read_text() == "143\n0\n", said
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
     first, second = parts(out)

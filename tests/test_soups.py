@@ -57,7 +57,7 @@ assert "sparsekit" not in sys.modules
 def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three state dicts of a plain script."""
     folder = tmp_path_factory.mktemp("plain")
-    subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, check=True, timeout=600)
     return [folder / f"{seed}.pt" for seed in range(3)]
 
 

@@ -125,7 +125,7 @@ def test_a_signal_to_the_whole_group_while_all_is_imported(tmp_path: Path, signu
         time.sleep(0.02)
     time.sleep(0.3)
     os.killpg(process.pid, signum)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code
     assert err == ""
     assert "0 of 4 done; the same command goes on" in out

@@ -78,13 +78,24 @@ def test_two_ranks_train_three_replicas_to_the_bits_of_one_process(alone: Path, 
     assert not any((out / "checkpoints").iterdir())
 
 
+LONGER = [*ARGUMENTS, "--epochs", "18"]
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `alone`, three times as long."""
+    out = tmp_path_factory.mktemp("longer") / "run"
+    fit(1, *LONGER, "--out", str(out))
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2), (3, 2)])
-def test_a_killed_rank_ends_the_run_and_other_ranks_go_on(alone: Path, tmp_path: Path, first: int, then: int) -> None:
+def test_a_killed_rank_ends_the_run_and_other_ranks_go_on(longer: Path, tmp_path: Path, first: int, then: int) -> None:
     """SIGKILL to one rank at some instants; each time torchrun ends, and the next number of ranks resumes."""
     out = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--out", str(out), "--checkpoint.minutes", "0.0005", "--resume"]
+    arguments = [*LONGER, "--out", str(out), "--checkpoint.minutes", "0.0005", "--resume"]
     ranks, killed = first, 0
     for pause in (0.3, 0.9, 1.6):
         process = subprocess.Popen(
@@ -94,12 +105,12 @@ def test_a_killed_rank_ends_the_run_and_other_ranks_go_on(alone: Path, tmp_path:
         time.sleep(pause)
         if victim is not None:
             killed += kill(victim)
-        process.wait(60)
+        process.wait(200)
         ranks = then
     fit(then, *arguments)
     assert killed >= 2
-    assert same(alone, out)
-    assert plain(out) == plain(alone)
+    assert same(longer, out)
+    assert plain(out) == plain(longer)
 
 
 def wait_for_training(process: subprocess.Popen[bytes], out: Path, ranks: int) -> int | None:
@@ -139,9 +150,8 @@ def test_a_signal_to_torchrun_stops_every_rank_after_a_checkpoint(alone: Path, t
     assert victim is not None
     time.sleep(0.5)
     process.terminate()
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 20
+    _, errors = process.communicate(timeout=200)
+    assert "SIGKILL" not in errors.decode()  # which torchrun sends to ranks that have not stopped after 30 s
     assert "stopped by SIGTERM; go on with" in errors.decode()
     assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
     assert children(process.pid) == []

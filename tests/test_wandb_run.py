@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_at_once_has_lost_no_row(tmp_path: Path) -> Non
         "tracker.wandb_locations\n"
         "for step in range(5):\n"
         "    tracker.log('train', {'loss': 0.5}, step=step, segment=0, replica=0)\n"
-        "time.sleep(1.0)\n"
+        "time.sleep(3.0)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)

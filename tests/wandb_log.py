@@ -46,7 +46,7 @@ def only_log(folder: Path, finished: bool = True) -> WandbLog:
 
 def finished_log(path: Path) -> WandbLog:
     """The log of a run that was finished, which W&B writes a moment after it says so."""
-    log, deadline = read_log(path), time.monotonic() + 5
+    log, deadline = read_log(path), time.monotonic() + 60
     while log.exit_code is None and time.monotonic() < deadline:
         time.sleep(0.01)
         log = read_log(path)
