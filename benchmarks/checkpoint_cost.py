@@ -30,10 +30,11 @@ import torch
 from scipy.stats import t as student
 
 from sparsekit import fit as fitting
-from sparsekit import options, planning
-from sparsekit.config import FitConfig
-from sparsekit.job import Job
-from sparsekit.training import Training
+from sparsekit.config import parser as options
+from sparsekit.config.options import FitConfig
+from sparsekit.planning import plan as planning
+from sparsekit.run.context import Job
+from sparsekit.training.replica import Training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fashion_mnist_gmp95_soup3.yaml"
 

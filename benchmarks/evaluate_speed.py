@@ -17,11 +17,11 @@ import timm
 import torch
 from _measure import Section, main, ratio
 
-from sparsekit.corruptions import KINDS, SEVERITIES, Corruption
 from sparsekit.data import ImageData
 from sparsekit.data.images import Normaliser
-from sparsekit.setup import autocast, choose_device, choose_dtype
-from sparsekit.suite import Bench
+from sparsekit.evaluation.corruptions import KINDS, SEVERITIES, Corruption
+from sparsekit.evaluation.evaluate import Bench
+from sparsekit.training.setup import autocast, choose_device, choose_dtype
 
 SIDE = 32
 

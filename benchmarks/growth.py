@@ -14,11 +14,13 @@ from statistics import median
 import timm
 from _measure import Section, alternate, main, milliseconds, ratio, sparsekit, timed
 
-from sparsekit import masks, pruning, states
 from sparsekit.api import Budget, Segment, Stage
-from sparsekit.config import MasksConfig
+from sparsekit.config.options import MasksConfig
 from sparsekit.methods.gmp import GMP
-from sparsekit.states import State
+from sparsekit.models import state as states
+from sparsekit.models.state import State
+from sparsekit.pruning import masks
+from sparsekit.pruning import prune as pruning
 
 
 def parent(name: str) -> State:

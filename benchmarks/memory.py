@@ -16,7 +16,7 @@ from pathlib import Path
 from _measure import Section, child, main, peak_bytes
 
 from sparsekit.api import Budget, PruningMethod, Segment
-from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
+from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
 from sparsekit.fit import fit
 from sparsekit.merges.uniform import Uniform
 

@@ -17,11 +17,12 @@ import timm
 import torch
 from _measure import Section, alternate, child, extra_bytes, main, milliseconds, ratio, timed
 
-from sparsekit import merging, states
 from sparsekit._types import Tensors
 from sparsekit.api import Score
-from sparsekit.merging import FileCandidate
-from sparsekit.states import State
+from sparsekit.merging import merge as merging
+from sparsekit.merging.merge import FileCandidate
+from sparsekit.models import state as states
+from sparsekit.models.state import State
 
 
 def candidates(folder: Path, count: int) -> list[FileCandidate]:

@@ -22,11 +22,13 @@ from _measure import Section, alternate, child, extra_bytes, main, milliseconds,
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from sparsekit import masks, pruning, states
 from sparsekit.api import Budget, Segment, Stage
-from sparsekit.config import MasksConfig
+from sparsekit.config.options import MasksConfig
 from sparsekit.methods.gmp import GMP
-from sparsekit.states import State
+from sparsekit.models import state as states
+from sparsekit.models.state import State
+from sparsekit.pruning import masks
+from sparsekit.pruning import prune as pruning
 
 BUDGET = Budget(2.0, 0.9)
 PLAN = (Segment(0.85, 1.0), Segment(0.9, 1.0))

@@ -33,12 +33,15 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sparsekit import masks, pruning, scheduler, training
 from sparsekit.api import Budget, PruningMethod, Segment
-from sparsekit.config import DataConfig, FitConfig, ReplicasConfig, WandbConfig
+from sparsekit.config.options import DataConfig, FitConfig, ReplicasConfig, WandbConfig
 from sparsekit.merges.none import NoMerge
-from sparsekit.replicas import fork
-from sparsekit.setup import Setup, prepare
+from sparsekit.planning.replicas import fork
+from sparsekit.pruning import masks
+from sparsekit.pruning import prune as pruning
+from sparsekit.run import loop as scheduler
+from sparsekit.training import replica as training
+from sparsekit.training.setup import Setup, prepare
 
 SPARSITY = 0.9
 

@@ -21,7 +21,7 @@ from typing import Any
 import study_index
 from study_tables import Row
 
-from sparsekit import cli
+from sparsekit.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"

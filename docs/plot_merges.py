@@ -14,8 +14,9 @@ import torch
 from plots import FOLDER, path, svg, text
 from torch import Tensor
 
-from sparsekit import Candidate, MergeStep, MergeStrategy, Score, Tensors, merging
-from sparsekit.registry import discover, find
+from sparsekit import Candidate, MergeStep, MergeStrategy, Score, Tensors
+from sparsekit.merging import merge as merging
+from sparsekit.plugins.registry import discover, find
 
 PARENT, BEST = (0.3, 0.25), (1.65, 0.85)
 CANDIDATES = {"A": (1.9, 0.35), "B": (1.1, 1.35), "C": (2.75, 1.55)}

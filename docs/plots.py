@@ -14,10 +14,11 @@ from html import escape
 from math import inf
 from pathlib import Path
 
-from sparsekit import options, planning
 from sparsekit.api import Stage
-from sparsekit.config import FitConfig
-from sparsekit.registry import discover
+from sparsekit.config import parser as options
+from sparsekit.config.options import FitConfig
+from sparsekit.planning import plan as planning
+from sparsekit.plugins.registry import discover
 
 FOLDER = Path(__file__).parent / "pictures"
 STYLE = """

@@ -2,6 +2,6 @@
 
 import sys
 
-from sparsekit.cli import main
+from sparsekit.cli.main import main
 
 sys.exit(main())

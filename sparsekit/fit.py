@@ -13,22 +13,25 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from sparsekit import closing, places, rundir, threads
-from sparsekit.checkpoint import Damaged, Keeper, StoredFile
-from sparsekit.config import FitConfig, describe, flatten
-from sparsekit.display import Display
+from sparsekit.config.options import FitConfig, describe, flatten
+from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose, torchrun
-from sparsekit.job import Job
-from sparsekit.planning import table_rows
-from sparsekit.ranks import Ranks
-from sparsekit.replicas import fork
-from sparsekit.scheduler import run, start
-from sparsekit.setup import Setup, prepare
-from sparsekit.stopping import Stopped, StopSignals
-from sparsekit.team import gathered, make_team
-from sparsekit.tracking import Rows, Tracker
-from sparsekit.wandb_run import summary_metadata
+from sparsekit.planning.plan import table_rows
+from sparsekit.planning.replicas import fork
+from sparsekit.run import directory as rundir
+from sparsekit.run import finish as closing
+from sparsekit.run import progress as places
+from sparsekit.run.checkpoint import Damaged, Keeper, StoredFile
+from sparsekit.run.context import Job
+from sparsekit.run.loop import run, start
+from sparsekit.run.metrics_log import Rows, Tracker
+from sparsekit.run.signals import Stopped, StopSignals
+from sparsekit.run.wandb_record import summary_metadata
+from sparsekit.training import threads
+from sparsekit.training.ranks import Ranks
+from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.team import gathered, make_team
 
 
 def fit(config: FitConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsekit.registry import discover
+from sparsekit.plugins.registry import discover
 
 
 def distribution(

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sparsekit.checkpoint import Keeper, StoredFile
+from sparsekit.run.checkpoint import Keeper, StoredFile
 
 OPTIONS: dict[str, Any] = {
     "method": {"name": "gmp", "start": 0.1},

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from tiny import ARGUMENTS, KWARGS, MERGES, METHODS, masked_are_zero, optimizer, rows, tiny_config
 from torch import nn
 
-from sparsekit import Budget, MergeStrategy, PruningMethod, Segment, cli
-from sparsekit.config import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
+from sparsekit import Budget, MergeStrategy, PruningMethod, Segment
+from sparsekit.cli import main as cli
+from sparsekit.config.options import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
 from sparsekit.data import ImageData
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import sequential
@@ -33,10 +34,10 @@ from sparsekit.methods.bimp import BIMP
 from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot
-from sparsekit.replicas import fork
-from sparsekit.setup import prepare
-from sparsekit.states import State
-from sparsekit.training import Training
+from sparsekit.models.state import State
+from sparsekit.planning.replicas import fork
+from sparsekit.training.replica import Training
+from sparsekit.training.setup import prepare
 
 SUMMARY = {
     "status", "method", "merge", "target_sparsity", "sparsity", "model_sparsity", "nonzero", "test.accuracy",

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, PruningMethod, Score, Soup, Tensors
 from sparsekit.api import Budget
-from sparsekit.config import FitConfig, OptimizerConfig
-from sparsekit.merging import average
-from sparsekit.planning import decay_shape, make_stages
-from sparsekit.registry import discover, find
+from sparsekit.config.options import FitConfig, OptimizerConfig
+from sparsekit.merging.merge import average
+from sparsekit.planning.plan import decay_shape, make_stages
+from sparsekit.plugins.registry import discover, find
 
 # --- merges -----------------------------------------------------------------------------------------
 

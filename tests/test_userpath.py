@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import ARGUMENTS
 
-from sparsekit import cli
-from sparsekit.userpath import expanded
+from sparsekit.cli import main as cli
+from sparsekit.config.userpath import expanded
 
 
 def test_a_home_is_put_in_and_an_unknown_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

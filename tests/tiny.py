@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekit import scheduler, training
 from sparsekit.api import Budget, MergeStrategy, PruningMethod, Schedule, Segment, Stage
-from sparsekit.config import (
+from sparsekit.config.options import (
     DataConfig,
     EvaluationConfig,
     FitConfig,
@@ -31,11 +30,13 @@ from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot
-from sparsekit.pruning import prune
-from sparsekit.replicas import Replica, fork
-from sparsekit.setup import Setup, prepare
-from sparsekit.states import State
-from sparsekit.training import Progress
+from sparsekit.models.state import State
+from sparsekit.planning.replicas import Replica, fork
+from sparsekit.pruning.prune import prune
+from sparsekit.run import loop as scheduler
+from sparsekit.training import replica as training
+from sparsekit.training.replica import Progress
+from sparsekit.training.setup import Setup, prepare
 
 METHODS: dict[str, Callable[[], PruningMethod]] = {"gmp": GMP, "imp": IMP, "bimp": BIMP, "dpf": DPF, "oneshot": OneShot}
 MERGES: dict[str, Callable[[], MergeStrategy]] = {"uniform": Uniform, "greedy": Greedy, "best": Best, "none": NoMerge}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsekit.config import DataConfig
+from sparsekit.config.options import DataConfig
 from sparsekit.data.folder import FolderData
 from sparsekit.data.images import ImageData, Split
 from sparsekit.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader  # type: ignore[attr-defined]
 from torch import Tensor
 
-from sparsekit.config import DataConfig
+from sparsekit.config.options import DataConfig
 from sparsekit.data import order, tree
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept

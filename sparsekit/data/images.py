@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsekit.config import DataConfig
+from sparsekit.config.options import DataConfig
 from sparsekit.data import order
 from sparsekit.data.files import Images, RawData, read
 from sparsekit.errors import UserError

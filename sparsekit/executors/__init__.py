@@ -5,9 +5,10 @@ An executor trains the given replicas of one segment and returns the place with 
 
 from __future__ import annotations
 
-from sparsekit.executors import sequential, vectorized
-from sparsekit.job import Executor
-from sparsekit.setup import Setup
+from sparsekit.executors import sequential
+from sparsekit.executors import stacked as vectorized
+from sparsekit.run.context import Executor
+from sparsekit.training.setup import Setup
 
 AUTO_PARAMETERS = 5_000_000
 AUTO_PIXELS = 64 * 64

@@ -7,15 +7,15 @@ from dataclasses import replace
 from functools import partial
 from math import isfinite
 
-from sparsekit import merging
 from sparsekit.api import Score, Stage
-from sparsekit.job import Job
-from sparsekit.merging import FileCandidate
-from sparsekit.places import Place
-from sparsekit.replicas import Replica
-from sparsekit.setup import Setup
-from sparsekit.states import State
-from sparsekit.training import Fault, Progress, Training, train
+from sparsekit.merging import merge as merging
+from sparsekit.merging.merge import FileCandidate
+from sparsekit.models.state import State
+from sparsekit.planning.replicas import Replica
+from sparsekit.run.context import Job
+from sparsekit.run.progress import Place
+from sparsekit.training.replica import Fault, Progress, Training, train
+from sparsekit.training.setup import Setup
 
 ATTEMPTS = 2
 

@@ -15,20 +15,21 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sparsekit import masks, places
 from sparsekit.api import Stage
-from sparsekit.checkpoint import OTHERS, Damaged, Keeper
 from sparsekit.errors import RunError
-from sparsekit.executors import vectorized
+from sparsekit.executors import stacked as vectorized
 from sparsekit.executors.sequential import ATTEMPTS
-from sparsekit.job import Executor, Job
-from sparsekit.places import Place
-from sparsekit.ranks import Ranks
-from sparsekit.replicas import Replica, fork
-from sparsekit.scheduler import start
-from sparsekit.stopping import Stopped
-from sparsekit.tracking import Rows
-from sparsekit.training import Fault, Training, train
+from sparsekit.planning.replicas import Replica, fork
+from sparsekit.pruning import masks
+from sparsekit.run import progress as places
+from sparsekit.run.checkpoint import OTHERS, Damaged, Keeper
+from sparsekit.run.context import Executor, Job
+from sparsekit.run.loop import start
+from sparsekit.run.metrics_log import Rows
+from sparsekit.run.progress import Place
+from sparsekit.run.signals import Stopped
+from sparsekit.training.ranks import Ranks
+from sparsekit.training.replica import Fault, Training, train
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sparsekit.api import Schedule, Stage
-from sparsekit.methods._shared import Retraining
 from sparsekit.methods.imp import IMP
+from sparsekit.schedules import Retraining
 
 
 class BIMP(IMP):

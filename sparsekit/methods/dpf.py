@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsekit._types import Tensors
 from sparsekit.api import Budget, PruningMethod, PruningStep, Segment, TrainingStep
-from sparsekit.methods._shared import check_option, gradual_plan
+from sparsekit.schedules import check_option, gradual_plan
 
 
 class DPF(PruningMethod):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsekit.api import Budget, PruningMethod, Segment
-from sparsekit.methods._shared import check_option, gradual_plan
+from sparsekit.schedules import check_option, gradual_plan
 
 
 class GMP(PruningMethod):

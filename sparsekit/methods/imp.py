@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsekit.api import Budget, PruningMethod, Schedule, Segment, Stage
-from sparsekit.methods._shared import Retraining, check_option, cycles_plan, dense_schedule, retraining_schedule
+from sparsekit.schedules import Retraining, check_option, cycles_plan, dense_schedule, retraining_schedule
 
 
 class IMP(PruningMethod):

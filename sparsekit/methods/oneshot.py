@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsekit.methods._shared import Retraining
 from sparsekit.methods.imp import IMP
+from sparsekit.schedules import Retraining
 
 
 class OneShot(IMP):

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from sparsekit.config import flatten
+from sparsekit.config.options import flatten
+from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
-from sparsekit.userpath import expanded
 
 FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from sparsekit.display import duration, percent
+from sparsekit.display.live import duration, percent
 from sparsekit.report import plots, tested
 from sparsekit.report.html import Html, Table, element, join, pairs, table
 from sparsekit.report.runs import Run, number
@@ -221,7 +221,7 @@ def _option(value: Any) -> str:
 
 def _numbers(run: Run) -> Html | None:
     """Every single number of the test split, a column a variant."""
-    from sparsekit.tables import NAMES, VARIANTS, cell
+    from sparsekit.display.tables import NAMES, VARIANTS, cell
 
     variants = {key: _sound(variant["test"]) for key, variant in run.variants().items()}
     if not variants:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsekit import configfile
-from sparsekit.agentargs import as_flags
+from sparsekit.config import yaml_file as configfile
+from sparsekit.config.messages import GROUPED
+from sparsekit.config.wandb_args import as_flags
 from sparsekit.errors import UserError, nearest
-from sparsekit.explaining import GROUPED
-from sparsekit.registry import GROUPS
+from sparsekit.plugins.registry import GROUPS
 from sparsekit.sweep.drawing import MAX_CELLS, Parameter
 
 METHODS = ("grid", "random")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsekit.atomic import write_whole
 from sparsekit.errors import UserError
+from sparsekit.files import write_whole
 from sparsekit.sweep.spec import Cell
 
 FILE = "sweep.json"

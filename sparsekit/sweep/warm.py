@@ -23,7 +23,7 @@ from typing import Protocol
 
 _OURS = [sys.executable, "-m", "sparsekit"]
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
-_IMPORTED = ["sparsekit.fit", "sparsekit.report.command", "torch.utils.flop_counter", "torchmetrics", "wandb"]
+_IMPORTED = ["sparsekit.fit", "sparsekit.cli.report", "torch.utils.flop_counter", "torchmetrics", "wandb"]
 
 
 class Running(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sparsekit.api import MergeStrategy, PruningMethod
-from sparsekit.registry import Kind
+from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes, raise_broken
 
 __all__ = ["ContractError", "Outcome", "check_merge", "check_method", "check_rules"]

@@ -9,8 +9,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from sparsekit.api import MergeStrategy, PruningMethod
-from sparsekit.contract import BASES, defaults, faults
-from sparsekit.registry import Kind
+from sparsekit.plugins.contract import BASES, defaults, faults
+from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import Broken, Unreached, describe, need
 
 P = TypeVar("P", PruningMethod, MergeStrategy)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sparsekit.errors import UserError, nearest
-from sparsekit.registry import Kind, Plugin, discover, find
+from sparsekit.plugins.registry import Kind, Plugin, discover, find
 from sparsekit.testing import check_rules
 from sparsekit.testing.rules import THROUGH
 

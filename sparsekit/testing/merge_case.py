@@ -13,21 +13,22 @@ from unittest.mock import patch
 
 import torch
 
-from sparsekit import merging, scheduler
 from sparsekit._types import Tensor, Tensors
 from sparsekit.api import Budget, MergeStrategy, PruningMethod, Score, Segment, Soup, Stage, TrainingStep
-from sparsekit.config import ReplicasConfig
+from sparsekit.config.options import ReplicasConfig
 from sparsekit.data import ImageData
 from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
-from sparsekit.merging import FileCandidate
-from sparsekit.registry import Kind
-from sparsekit.setup import Setup, prepare
-from sparsekit.states import State
+from sparsekit.merging import merge as merging
+from sparsekit.merging.merge import FileCandidate
+from sparsekit.models.state import State
+from sparsekit.plugins.registry import Kind
+from sparsekit.run import loop as scheduler
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.problem import clones, difference
 from sparsekit.testing.rules import Broken, Unreached, describe
+from sparsekit.training.setup import Setup, prepare
 
 SPARSITY = 0.8
 

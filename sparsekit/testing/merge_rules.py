@@ -13,7 +13,7 @@ from sparsekit.api import Score, Soup
 from sparsekit.errors import RunError
 from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
-from sparsekit.states import State
+from sparsekit.models.state import State
 from sparsekit.testing import problem
 from sparsekit.testing.merge_case import MergeCase
 from sparsekit.testing.problem import difference, first_change, frozen, global_seeds

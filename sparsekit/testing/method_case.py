@@ -9,21 +9,22 @@ from typing import Any
 
 import torch
 
-from sparsekit import masks, scheduler
 from sparsekit._types import Tensors
 from sparsekit.api import Budget, PruningMethod, Segment, Stage, TrainingStep
-from sparsekit.config import MasksConfig, OptimizerConfig
+from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
-from sparsekit.planning import decay_shape
-from sparsekit.pruning import prune
-from sparsekit.registry import Kind
-from sparsekit.setup import Setup, prepare
-from sparsekit.states import State, keeps_dense
+from sparsekit.models.state import State, keeps_dense
+from sparsekit.planning.plan import decay_shape
+from sparsekit.plugins.registry import Kind
+from sparsekit.pruning import masks
+from sparsekit.pruning.prune import prune
+from sparsekit.run import loop as scheduler
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.problem import Run, clones, difference, frozen
 from sparsekit.testing.rules import Unreached, need
+from sparsekit.training.setup import Setup, prepare
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
 

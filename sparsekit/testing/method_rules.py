@@ -10,8 +10,8 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.errors import RunError, UserError
-from sparsekit.planning import check_plan
-from sparsekit.states import keeps_dense
+from sparsekit.models.state import keeps_dense
+from sparsekit.planning.plan import check_plan
 from sparsekit.testing import run_rules
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
 from sparsekit.testing.problem import clones, difference, first_change, frozen, global_seeds, unknown

@@ -19,24 +19,27 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sparsekit import masks, places, scheduler, states
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, PruningMethod, Stage
-from sparsekit.checkpoint import Keeper
-from sparsekit.config import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
-from sparsekit.display import Display
+from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
+from sparsekit.display.live import Display
 from sparsekit.errors import RunError
 from sparsekit.executors import choose, sequential, torchrun
-from sparsekit.job import Job
-from sparsekit.merging import FileCandidate, read
-from sparsekit.ranks import Ranks
-from sparsekit.replicas import fork
-from sparsekit.setup import Setup, prepare
-from sparsekit.states import OPTIMIZER, State
-from sparsekit.stopping import Stopped, StopSignals
-from sparsekit.team import Team
+from sparsekit.merging.merge import FileCandidate, read
+from sparsekit.models import state as states
+from sparsekit.models.state import OPTIMIZER, State
+from sparsekit.planning.replicas import fork
+from sparsekit.pruning import masks
+from sparsekit.run import loop as scheduler
+from sparsekit.run import progress as places
+from sparsekit.run.checkpoint import Keeper
+from sparsekit.run.context import Job
+from sparsekit.run.metrics_log import Rows, Tracker
+from sparsekit.run.signals import Stopped, StopSignals
 from sparsekit.testing.rules import describe
-from sparsekit.tracking import Rows, Tracker
+from sparsekit.training.ranks import Ranks
+from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.team import Team
 
 EPOCHS = 6
 MODEL = ModelConfig(kwargs={"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8]})

@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import torch
 
-from sparsekit import masks, states
-from sparsekit.config import ReplicasConfig
+from sparsekit.config.options import ReplicasConfig
 from sparsekit.merges.uniform import Uniform
-from sparsekit.setup import Setup
-from sparsekit.states import State, keeps_dense
+from sparsekit.models import state as states
+from sparsekit.models.state import State, keeps_dense
+from sparsekit.pruning import masks
 from sparsekit.testing import problem
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
 from sparsekit.testing.problem import Run, difference, first_change, frozen, global_seeds
 from sparsekit.testing.rules import Broken, describe, need
+from sparsekit.training.setup import Setup
 
 
 def ends_well(case: MethodCase) -> None:

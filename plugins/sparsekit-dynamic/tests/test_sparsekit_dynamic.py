@@ -15,9 +15,10 @@ from sparsekit_dynamic import SET, GraNet, RigL
 from sparsekit_dynamic._shared import drop_and_grow, drop_fraction, updates
 from torch import Tensor
 
-from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors, masks
-from sparsekit.cli import main
-from sparsekit.patterns import Pattern
+from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
+from sparsekit.cli.main import main
+from sparsekit.config.pattern import Pattern
+from sparsekit.pruning import masks
 
 METHODS: dict[str, type[PruningMethod]] = {"rigl": RigL, "set": SET, "granet": GraNet}
 SHAPES = {"stem": (8, 1, 3, 3), "conv": (16, 8, 3, 3), "point": (32, 16, 1, 1), "head": (10, 32)}

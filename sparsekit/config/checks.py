@@ -1,0 +1,59 @@
+"""What options may be: everything that can be checked without torch and without data."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from sparsekit.config.options import DEVICE, FitConfig
+from sparsekit.errors import UserError
+
+
+def check(config: FitConfig) -> None:
+    """Check what needs neither torch nor data; raises UserError naming the option, the value and the fix."""
+    o, d, r, t = config.optimizer, config.data, config.replicas, config.distill
+    below_one = "a fraction from 0 to below 1"
+    meant = config.sparsity / 100 if 2.0 <= config.sparsity < 100.0 else 0.9
+    rules = [
+        ("sparsity", config.sparsity, 0.0 <= config.sparsity < 1.0, f"{below_one}, such as {meant:g}"),
+        ("epochs", config.epochs, config.epochs >= 1, "1 or more"),
+        ("label_smoothing", config.label_smoothing, 0.0 <= config.label_smoothing < 1.0, below_one),
+        ("seed", config.seed, config.seed >= 0, "0 or more"),
+        ("replicas.count", r.count, 1 <= r.count <= 1000, "1 to 1000"),
+        ("replicas.start", r.start, 0.0 <= r.start < 1.0, below_one),
+        ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
+        ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
+        ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
+        ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
+        ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
+        ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
+        ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
+        ("optimizer.warmup", o.warmup, 0.0 <= o.warmup < 1.0, below_one),
+        ("optimizer.min_lr", o.min_lr, 0.0 <= o.min_lr <= 1.0, "a fraction of --optimizer.lr from 0 to 1"),
+        ("optimizer.clip_norm", o.clip_norm, o.clip_norm is None or 0.0 < o.clip_norm < math.inf, "a number above 0"),
+        ("evaluation.margin", config.evaluation.margin, 0.0 <= config.evaluation.margin <= 1.0, "a fraction of 0 to 1"),
+        ("distill.temperature", t.temperature, 0.0 < t.temperature < math.inf, "a number above 0"),
+        ("distill.weight", t.weight, 0.0 <= t.weight <= 1.0, "a fraction from 0 to 1"),
+        ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
+        ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
+        ("device", config.device, re.fullmatch(DEVICE, config.device), "auto, cpu, cuda or cuda:N"),
+    ]
+    for option, value, valid, rule in rules:
+        if not valid:
+            raise UserError(f"--{option} is {value}; give {rule}")
+    if config.model.init is not None and config.model.pretrained:
+        raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
+    mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}
+    for option, kwargs in mappings.items():
+        for key in kwargs:
+            if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
+                raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")
+    if config.masks.pattern is not None:
+        from sparsekit.config.pattern import Pattern  # only now: it imports numpy
+
+        Pattern.parse(config.masks.pattern)
+    for pattern in config.masks.exclude:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--masks.exclude: {pattern!r} is no regular expression: {error}") from error

@@ -1,0 +1,286 @@
+"""Every option of `fit` and `plan`: names, types, defaults, help, and the checks that need neither torch nor data."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.errors import UserError
+from sparsekit.plugins.registry import GROUPS, Kind, name_of
+
+
+@dataclass(frozen=True)
+class ReplicasConfig:
+    """Copies of the parent that are trained apart and merged at every pruning step.
+
+    Args:
+        count: How many replicas a segment trains.
+        vary: What replicas differ in. `seed` (batch order and augmentation) always does; the other axes add to it.
+        values: One value a replica. `weight_decay` and `lr`: the value itself; `epochs`: fraction of the segment's
+            length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
+            By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
+            `subsample` is 0.8 for all.
+        start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
+            earlier is not forked. Replicas that part from random weights do not average well at first.
+        executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
+            `auto` stacks small models on CUDA. Under `torchrun`, ranks share the replicas out first.
+        batchnorm: BatchNorm statistics of replicas and soups: measured again on up to 10,000 training images, without
+            augmentation; or the replicas' running ones, and averages of these.
+        sync_batchnorm: Where several ranks train one replica: normalise by the whole batch, not by each rank's part.
+    """
+
+    count: int = 3
+    vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
+    values: list[float] | None = None
+    start: float = 0.2
+    executor: Literal["auto", "sequential", "vectorized"] = "auto"
+    batchnorm: Literal["recalibrate", "average"] = "recalibrate"
+    sync_batchnorm: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The timm model.
+
+    Args:
+        name: A timm model name; sparsekit adds `cifar_resnet20`, `cifar_resnet56`, `cifar_resnet18` and
+            `cifar_wrn28_10`. By default a small ResNet for small images: `resnet18` with the keyword arguments
+            `layers: [1, 1, 1, 1]`, `channels: [16, 32, 60, 104]`.
+        pretrained: Start from timm's pretrained weights, or, with `--model.name local-dir:DIR`, from those in DIR.
+        init: Start from a trained model: a run directory, a directory that timm saved, or a file of its weights. Its
+            zeros stay masked; methods that regrow weights may take them back. The architecture is its own, where
+            `--model.name` is not given and it says so.
+        kwargs: Further keyword arguments of `timm.create_model`, such as `{drop_path_rate: 0.1}`.
+    """
+
+    name: str | None = None
+    pretrained: bool = False
+    init: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set and its batches.
+
+    Args:
+        name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`. `imagefolder` is any
+            set of images in one folder a class, as ImageNet is.
+        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too). For
+            `imagefolder` the folder with `train` and, for the test images, `val` or `validation`; without these, a
+            folder of classes, of which test images are cut off too.
+        batch_size: Images an optimizer step.
+        image_size: Side in pixels to which images are resized; by default 16 for digits, 224 for `imagefolder`, else
+            their own.
+        held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always).
+        augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
+            of the image, flips and colour jitter.
+        workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
+        kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
+            `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`.
+    """
+
+    name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    root: str | None = None
+    batch_size: int = 50
+    image_size: int | None = None
+    held_out: float = 0.1
+    augment: bool = True
+    workers: int = 4
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its original schedule.
+
+    Args:
+        name: A timm optimizer name, such as `sgd`, `adamw` or `lamb`.
+        lr: Largest learning rate.
+        weight_decay: Weight decay; never on biases and norms.
+        momentum: Momentum, for the optimizers that have one.
+        schedule: Shape of the original schedule after its warm-up.
+        warmup: Fraction of the schedule, from 0 to below 1, that rises linearly from 0.
+        min_lr: Where the schedule ends, as a fraction of `lr`.
+        clip_norm: Largest norm of the gradient; none by default.
+        kwargs: Further keyword arguments of the optimizer, such as `{betas: [0.9, 0.95]}`.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.2
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    min_lr: float = 0.01
+    clip_norm: float | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """Which weights are pruned, and where.
+
+    Args:
+        allocation: How sparsity is shared out between layers; by default as the method prefers, mostly `global`.
+        pattern: `n:m` keeps at most n of every m weights that follow one another along the input channels, as `2:4`.
+        exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
+    """
+
+    allocation: Literal["global", "uniform", "erk", "lamp"] | None = None
+    pattern: str | None = None
+    exclude: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Soft labels: `--distill DIR` trains against a teacher's answers too (arXiv 1503.02531).
+
+    Args:
+        model: The teacher: a run directory or a directory that timm saved, trained on the same classes.
+        temperature: What the logits of both are divided by.
+        weight: Share of the soft labels in the loss, 0 to 1; the rest is the labels'.
+    """
+
+    model: str | None = None
+    temperature: float = 4.0
+    weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """The W&B mirror of `metrics.jsonl`.
+
+    Args:
+        mode: `auto` is online where credentials are found, else offline; it never asks.
+        project: W&B project.
+        group: Runs of one group are shown together.
+        tags: Tags of the run, such as `[baseline, digits]`.
+        notes: What the run is about, for people.
+        job_type: Kind of run, to filter by.
+        artifact: Online, upload the finished model and its masks.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "sparsekit"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    job_type: str | None = None
+    artifact: bool = True
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints, from which `--resume` goes on.
+
+    Args:
+        minutes: Time between checkpoints inside a replica's training; one is kept at its end in any case.
+    """
+
+    minutes: float = 5.0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured beside accuracy and loss.
+
+    Args:
+        diagnostics: At every merge, how far apart the candidates are and what their ensemble would do.
+        margin: A soup whose held-out accuracy is more than this below its best candidate's has lost.
+        corruptions: Test the finished model on corrupted images too.
+        report: Write `report.html` at the end.
+    """
+
+    diagnostics: bool = True
+    margin: float = 0.01
+    corruptions: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Train, prune and merge.
+
+    Args:
+        method: Pruning method, by name.
+        merge: Merge strategy, by name.
+        sparsity: Fraction of the prunable weights (Conv and Linear) that is 0 in the end, from 0 to below 1.
+        epochs: Total budget in passes over the training data.
+        label_smoothing: Label smoothing of the training loss, from 0 to below 1.
+        channels_last: Keep images and convolutions in channels-last memory order.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss.
+        compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
+        seed: Seed of everything random.
+        resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
+        out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`, under a
+            W&B sweep agent `runs/sweep-<sweep>/<method>-<merge>-<run>`.
+    """
+
+    method: PruningMethod
+    merge: MergeStrategy
+    sparsity: float = 0.9
+    epochs: int = 30
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    label_smoothing: float = 0.0
+    channels_last: bool = True
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = 0
+    resume: bool = False
+    out: str | None = None
+
+
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
+"""Options, and groups of them, that cannot change the result; a resumed run may give others."""
+
+
+def describe(config: FitConfig) -> dict[str, Any]:
+    """The complete configuration as plain data, plugins as their name and options; what config.yaml holds."""
+    plain: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.name in GROUPS:
+            plain[item.name] = _plugin(item.name, value)
+        else:
+            plain[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return plain
+
+
+def flatten(plain: dict[str, Any]) -> dict[str, Any]:
+    """The same under the options' dotted names, such as `method`, `method.start` and `replicas.count`."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if key in GROUPS:
+            flat[key] = value["name"]
+            flat |= {f"{key}.{name}": option for name, option in value.items() if name != "name"}
+        elif isinstance(value, dict):
+            flat |= {f"{key}.{name}": option for name, option in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy) -> dict[str, Any]:
+    cls = type(plugin)
+    name = name_of(kind, f"{cls.__module__}.{cls.__qualname__}")
+    options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+    missing = [option for option in options if not hasattr(plugin, option)]
+    if missing:
+        raise UserError(
+            f"{kind} {name!r} breaks the contract: it must keep its option {missing[0]!r} as self.{missing[0]}"
+        )
+    return {"name": name, **{option: getattr(plugin, option) for option in options}}

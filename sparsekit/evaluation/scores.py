@@ -1,0 +1,104 @@
+"""What is measured of a model on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsekit.api import Score
+from sparsekit.errors import RunError
+from sparsekit.evaluation.metrics import Metrics, Tally
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
+    """Accuracy, 0 to 1, and mean cross-entropy in nats, summed in float64, in evaluation mode.
+
+    A model with a non-finite output scores an infinite loss.
+
+    Raises:
+        RunError: there are no batches.
+    """
+    model.eval()
+    count = 0
+    sums: list[tuple[Tensor, Tensor]] = []
+    for images, labels in batches:
+        with autocast:
+            logits = model(images)
+        logits = logits.double()
+        sums.append(((logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")))
+        count += len(labels)
+    if not count:
+        raise RunError("there is nothing to evaluate: the split is empty")
+    correct = sum(int(hits) for hits, _ in sums)  # read only now: one wait for the device, not one a batch
+    loss = sum(float(total) for _, total in sums) / count
+    return Score(correct / count, loss if loss == loss else float("inf"))
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
+    """What a model answers in evaluation mode, [B, K]."""
+    with autocast:
+        answer: Tensor = model.eval()(images)
+    return answer
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
+) -> tuple[Metrics, Tensor]:
+    """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU.
+
+    Raises:
+        RunError: there are no batches.
+    """
+    model.eval()
+    tally: Tally | None = None
+    predicted = []
+    for images, labels in batches:
+        with autocast:
+            answer = model(images)
+        tally = tally or Tally(classes, answer.device)
+        predicted.append(tally.add(answer, labels))
+    if tally is None:
+        raise RunError("there is nothing to evaluate: the split is empty")
+    return tally.result(), torch.cat(predicted).cpu()
+
+
+def batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorm layers that keep running statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
+    """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
+
+    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
+    the first are left out, as each would count as much as a whole one.
+    """
+    layers = batchnorms(model)
+    if not layers:
+        return
+    model.eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative mean
+        layer.train()
+    size = 0
+    try:
+        for images, _ in batches:
+            if len(images) < size:
+                continue
+            size = len(images)
+            with autocast:
+                model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()

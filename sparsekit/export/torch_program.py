@@ -1,0 +1,43 @@
+"""A `torch.export` program with a dynamic batch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsekit.errors import RunError
+from sparsekit.export.formats import Format, Loaded, of_module
+from sparsekit.export.model import Subject
+
+
+def traced(subject: Subject) -> Any:
+    """The program; raises RunError where the model cannot be traced."""
+    example = subject.images[:2].repeat(2, 1, 1, 1)[:2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about torch
+        try:
+            batch = torch.export.Dim("batch", min=1)
+            return torch.export.export(subject.model, (example,), dynamic_shapes=({0: batch},))
+        except Exception as error:  # it raises whatever tracing meets
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"torch.export cannot trace {subject.config.name}: {reason}") from error
+
+
+def write(subject: Subject, out: Path) -> None:
+    """Save the program."""
+    program = traced(subject)
+    with out.open("wb") as file:  # by name, torch wants it to end in .pt2
+        torch.export.save(program, file)
+
+
+def load(out: Path, subject: Subject) -> Loaded:
+    """Load the program as a module."""
+    with out.open("rb") as file:
+        program = torch.export.load(file)
+    return Loaded(of_module(program.module()).predict, dict(program.state_dict))
+
+
+FORMAT = Format(write, load)

@@ -1,0 +1,108 @@
+"""What a merge of finished models may ask for: their scores, losses and Fisher information, where there is data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from sparsekit._types import Tensors
+from sparsekit.api import Candidate, MergeStep, Score
+from sparsekit.errors import UserError
+from sparsekit.merging import merge as merging
+from sparsekit.models.saved import Lazy, Source
+from sparsekit.models.state import State
+from sparsekit.seeds import derive
+from sparsekit.training import probes
+from sparsekit.training.setup import Setup
+
+
+class SavedCandidate(Candidate):
+    """A finished model as a merge sees it; its held-out score is measured when it is asked for."""
+
+    def __init__(self, index: int, source: Source, kitchen: Kitchen) -> None:
+        self.index, self.source, self.kitchen = index, source, kitchen
+
+    @property
+    def score(self) -> Score:  # type: ignore[override]
+        """Its held-out score, as it is; raises UserError without data."""
+        return self.kitchen.score_of(self.source)
+
+    def names(self) -> Sequence[str]:
+        return self.source.names()
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.source.read(name)
+
+
+class Kitchen:
+    """What a merge may ask for; without data it says which option gives some.
+
+    Args:
+        setup: The model and the data; None without data.
+        masks_of: Masks of the models that are merged, True keeps.
+        name: What `--merge` calls the merge.
+        parent: What `--parent` names.
+    """
+
+    def __init__(self, setup: Setup | None, masks_of: Tensors, name: str, parent: Source | None) -> None:
+        self.setup, self.masks, self.name, self.parent = setup, masks_of, name, parent
+        self._scores: dict[Path, Score] = {}
+
+    @property
+    def with_data(self) -> Setup:
+        """The setup; raises UserError where there is none."""
+        if self.setup is None:
+            raise UserError(f"--merge {self.name} looks at images; give --data.name and what else it needs")
+        return self.setup
+
+    def state(self, tensors: Tensors) -> State:
+        """Tensors with the masks."""
+        return State(tensors, {name: self.masks[name] for name in self.with_data.prunable}, progress=1.0)
+
+    def score_of(self, source: Source) -> Score:
+        """A model's held-out score with its own BatchNorm statistics."""
+        if source.path not in self._scores:
+            self._scores[source.path] = self._score(source.tensors(), again=False)
+        return self._scores[source.path]
+
+    def step(self, names: Sequence[str], seed: int) -> MergeStep:
+        """What the merge is handed."""
+        return MergeStep(
+            average=lambda some, coefficients: merging.average(some, coefficients, names),
+            score=partial(self._score, again=True),
+            loss=lambda named: probes.held_out_loss(self.with_data, self.state(dict(named)), named),
+            fisher=lambda candidate, images=256: probes.fisher(
+                self.with_data, self.state(merging.read(candidate)), images
+            ),
+            parent=Lazy(self.parent) if self.parent else _NoParent(self.name),
+            generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
+        )
+
+    def _score(self, tensors: Tensors, again: bool) -> Score:
+        setup = self.with_data
+        setup.install(self.state(tensors))
+        if again and setup.config.replicas.batchnorm == "recalibrate":
+            setup.recalibrate()
+        return setup.score("held_out")
+
+
+class _NoParent(Mapping[str, torch.Tensor]):
+    """Stands for the parent where none was given: whatever is asked of it, says so."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        raise self._error()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._error()
+
+    def __len__(self) -> int:
+        raise self._error()
+
+    def _error(self) -> UserError:
+        return UserError(f"--merge {self.name} compares with what the models were trained from; give it as --parent")

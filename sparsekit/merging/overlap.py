@@ -1,0 +1,116 @@
+"""Whether saved models can be merged: the same tensors, and how far their zeros agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsekit._types import Tensors
+from sparsekit.errors import UserError
+from sparsekit.models.saved import Source
+
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+"""How many bits of a byte are set."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How the masks of several models lie to one another.
+
+    Attributes:
+        paths: The models.
+        union: Masks of what any of them keeps.
+        total: Prunable weights.
+        both: `both[i][j]` weights are kept by models i and j; `both[i][i]` by model i.
+    """
+
+    paths: tuple[Path, ...]
+    union: Tensors
+    total: int
+    both: tuple[tuple[int, ...], ...]
+
+    @property
+    def differing(self) -> int:
+        """Index of the first model whose mask is not the first one's; 0 where there is none."""
+        first = self.both[0][0]
+        return next((i for i, row in enumerate(self.both) if row[i] != first or row[0] != first), 0)
+
+    @property
+    def apart(self) -> int:
+        """Weights that the first model or the differing one keeps, and not both."""
+        other = self.differing
+        return self.both[0][0] + self.both[other][other] - 2 * self.both[0][other]
+
+    @property
+    def same(self) -> bool:
+        """Whether all masks are equal."""
+        return not self.differing
+
+    def table(self) -> str:
+        """A row a model: its sparsity, and how many of the weights that either of two keeps both keep."""
+        width = max(len(str(path)) for path in self.paths)
+        count = len(self.paths)
+        rows = [f"{'':{width}}     sparsity" + "".join(f"{i + 1:>8}" for i in range(count))]
+        for i, path in enumerate(self.paths):
+            shares = "".join(f"{self._share(i, j):>8.3f}" for j in range(count))
+            rows.append(f"{path!s:{width}}  {i + 1:>2} {1 - self.both[i][i] / max(self.total, 1):>8.2%}{shares}")
+        return "\n".join(rows)
+
+    def _share(self, i: int, j: int) -> float:
+        either = self.both[i][i] + self.both[j][j] - self.both[i][j]
+        return self.both[i][j] / either if either else 1.0
+
+
+def survey(sources: Sequence[Source], prunable: Sequence[str]) -> Overlap:
+    """Read every model once, tensor by tensor.
+
+    Raises:
+        UserError: they have not the same tensors, shapes and types; one is not finite; a file is damaged.
+    """
+    first, count = sources[0], len(sources)
+    for other in sources[1:]:
+        _same_names(first, other)
+    both = [[0] * count for _ in sources]
+    union = {name: torch.zeros(first.read(name).shape, dtype=torch.bool) for name in prunable}
+    for name in first.names():
+        reference = first.read(name)
+        shape, dtype = reference.shape, reference.dtype
+        del reference
+        kept = []
+        for source in sources:
+            _check(source.read(name), name, shape, dtype, source, first)
+            if name in union:
+                mask = source.masks([name])[name]
+                union[name] |= mask
+                kept.append(np.packbits(mask.numpy()))
+        for i, j in itertools.combinations_with_replacement(range(len(kept)), 2):
+            common = int(_ONES[kept[i] & kept[j]].sum())
+            both[i][j] += common
+            both[j][i] = both[i][j]
+    total = sum(mask.numel() for mask in union.values())
+    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
+
+
+def _check(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: Source, first: Source) -> None:
+    """Raise UserError unless a tensor is as the first model's."""
+    where = f"{source.path}: {name}"
+    if tensor.shape != shape:
+        raise UserError(f"{where} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}")
+    if tensor.dtype != dtype:
+        raise UserError(f"{where} is {tensor.dtype}, in {first.path} {dtype}; convert one of them")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{where} is not finite; leave this model out")
+
+
+def _same_names(first: Source, other: Source) -> None:
+    mine, theirs = set(first.names()), set(other.names())
+    if missing := sorted(mine - theirs):
+        raise UserError(f"{other.path} lacks {missing[0]}, which {first.path} has; give models of one architecture")
+    if more := sorted(theirs - mine):
+        raise UserError(f"{other.path} has {more[0]}, which {first.path} lacks; give models of one architecture")

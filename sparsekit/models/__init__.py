@@ -1,0 +1,1 @@
+"""Models and their weights: created, saved and read back."""

@@ -1,0 +1,118 @@
+"""The state of one model between two trainings, and its safetensors file. States live on the CPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sparsekit._types import Tensors
+from sparsekit.api import PruningMethod, TrainingStep
+from sparsekit.errors import RunError
+from sparsekit.files import sync
+
+EXTRA, OPTIMIZER = "extra.", "optimizer."
+
+
+@dataclass(frozen=True)
+class State:
+    """A model as the scheduler passes it on.
+
+    Attributes:
+        tensors: Parameters and buffers by their state-dict names.
+        masks: Bool masks of the prunable weights, True keeps.
+        extra: The method's own tensors.
+        optimizer: The optimizer's state, see `optimizers.export`; empty for a fresh one.
+        progress: Done fraction of the whole budget, 0 to 1.
+        target: The run's final sparsity, 0 to 1.
+    """
+
+    tensors: Tensors
+    masks: Tensors
+    extra: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+    progress: float = 0.0
+    target: float = 0.0
+
+    @property
+    def weights(self) -> Tensors:
+        """The prunable weights, as the optimizer holds them."""
+        return {name: self.tensors[name] for name in self.masks}
+
+    def with_weights(self, weights: Tensors) -> State:
+        """The same with other prunable weights."""
+        return replace(self, tensors={**self.tensors, **weights})
+
+    def named(self) -> Tensors:
+        """Model and extra tensors under the names that merges see."""
+        return {**self.tensors, **{EXTRA + name: tensor for name, tensor in self.extra.items()}}
+
+    def renamed(self, named: Tensors) -> State:
+        """The same with other model and extra tensors, named as `named` does."""
+        tensors = {name: t for name, t in named.items() if not name.startswith(EXTRA)}
+        return replace(
+            self, tensors=tensors, extra={n.removeprefix(EXTRA): t for n, t in named.items() if n not in tensors}
+        )
+
+
+def keeps_dense(method: PruningMethod) -> bool:
+    """Whether the method has effective weights of its own, with others behind them."""
+    return type(method).effective is not PruningMethod.effective
+
+
+@torch.no_grad()
+def effective(method: PruningMethod, state: State) -> State:
+    """The state with the weights that the forward pass uses; masked ones are 0."""
+    masks = {name: mask.to(state.tensors[name].dtype) for name, mask in state.masks.items()}
+    step = TrainingStep(state.weights, masks, state.extra, state.progress, state.target)
+    return state.with_weights(method.effective(step))
+
+
+def to_file(state: State) -> Tensors:
+    """The state's tensors under names that keep them apart in one file."""
+    parts = {"model.": state.tensors, "mask.": state.masks, EXTRA: state.extra, OPTIMIZER: state.optimizer}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
+def from_file(tensors: Tensors, progress: float, target: float) -> State:
+    """The reverse of `to_file`; other names are passed over."""
+
+    def part(prefix: str) -> Tensors:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    return State(part("model."), part("mask."), part(EXTRA), part(OPTIMIZER), progress, target)
+
+
+def capture(model: nn.Module) -> Tensors:
+    """A copy of the model's parameters and buffers, on the CPU."""
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+
+
+def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+    make_readable(part)
+    sync(part)
+    os.replace(part, path)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the permissions that new files have here; safetensors lets its owner alone read it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def load(path: Path) -> Tensors:
+    """Read a safetensors file to the CPU; raises RunError where it is none."""
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: {error}") from error

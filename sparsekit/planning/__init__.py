@@ -1,0 +1,1 @@
+"""From options to a plan: segments, steps, learning rates, replicas and cost."""

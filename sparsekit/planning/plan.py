@@ -1,0 +1,216 @@
+"""From options to a plan: checked segments, their learning rates, replicas and cost. No torch, no data."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+
+from sparsekit.api import Budget, Schedule, Segment, Stage
+from sparsekit.config.options import FitConfig, OptimizerConfig
+from sparsekit.errors import UserError
+from sparsekit.planning.replicas import fork
+
+_SAMPLES = [i / 1000 for i in range(1001)]
+_POINTS = 40
+_TRIED = 100  # longer budgets than one that is too short, to name the first that would do
+
+
+@dataclass(frozen=True)
+class PlannedSegment:
+    """One row of a plan. Epochs are passes over the training data; learning rates are absolute.
+
+    Attributes:
+        segment: Number from 0.
+        start_epoch: Epochs before it.
+        epochs: Its own length.
+        sparsity: Of the prunable weights after its pruning, 0 to 1.
+        lr_first: Lowest and highest rate that it can start at (at its peak, where it warms up).
+        lr_last: The same for its end. The two differ where a schedule depends on the weights, as ALLR's does.
+        replicas: Copies trained side by side.
+        lr_points: Lowest and highest rate at places evenly spread over the segment, from its start to its end.
+    """
+
+    segment: int
+    start_epoch: float
+    epochs: float
+    sparsity: float
+    lr_first: tuple[float, float]
+    lr_last: tuple[float, float]
+    replicas: int
+    lr_points: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The segments and the cost in replica-epochs, along the critical path and in total."""
+
+    segments: tuple[PlannedSegment, ...]
+    critical_epochs: float
+    total_epochs: float
+
+    def to_json(self) -> dict[str, object]:
+        """As plan.json holds it."""
+        return asdict(self)
+
+
+def make_budget(config: FitConfig) -> Budget:
+    """The budget with the original schedule of `--optimizer`."""
+    o = config.optimizer
+    return Budget(float(config.epochs), config.sparsity, o.warmup, decay_shape(o))
+
+
+def decay_shape(optimizer: OptimizerConfig) -> Callable[[float], float]:
+    """`--optimizer.schedule` after its warm-up, from 1 down to `--optimizer.min_lr`."""
+    low, shape = optimizer.min_lr, optimizer.schedule
+    if shape == "cosine":
+        return lambda done: low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
+    if shape == "linear":
+        return lambda done: low + (1.0 - low) * (1.0 - done)
+    return lambda done: 1.0
+
+
+def make_stages(config: FitConfig) -> tuple[Stage, ...]:
+    """The method's checked plan, a stage a segment.
+
+    Raises:
+        UserError: the method refuses its options, or its plan breaks the contract.
+    """
+    budget = make_budget(config)
+    try:
+        plan = tuple(config.method.plan(budget))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_plan(f"method {type(config.method).__name__}", plan, budget)
+    return tuple(Stage(budget, plan, index) for index in range(len(plan)))
+
+
+def raised(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...]:
+    """The plan for a model that is sparse already: no segment keeps more weights than the model has.
+
+    Args:
+        stages: The method's plan.
+        kept: Prunable weights that are not masked at the start.
+        total: All of them.
+
+    Raises:
+        UserError: the model is sparser than `--sparsity`.
+    """
+    there = (total - kept) / total
+    budget = stages[0].budget
+    if round(budget.sparsity * total) < total - kept:
+        raise UserError(
+            f"--sparsity is {budget.sparsity:g}, but {there:.2%} of the prunable weights of --model.init are 0; give "
+            "more, or start from a denser model"
+        )
+    plan = tuple(
+        replace(segment, sparsity=there) if round(segment.sparsity * total) < total - kept else segment
+        for segment in stages[0].plan
+    )
+    return tuple(replace(stage, plan=plan) for stage in stages)
+
+
+def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
+    """Hold a plan against the contract; raises UserError naming the method and the rule."""
+    if not plan or not all(isinstance(segment, Segment) for segment in plan):
+        raise UserError(f"{name}: plan() must return at least one Segment, got {plan!r}")
+    for number, segment in enumerate(plan, 1):
+        if not 0.0 <= segment.sparsity < 1.0:
+            raise UserError(f"{name}: segment {number} has sparsity {segment.sparsity!r}; it must lie in [0, 1)")
+        if not (math.isfinite(segment.epochs) and segment.epochs >= 0.0):
+            raise UserError(f"{name}: segment {number} has {segment.epochs!r} epochs; it must be 0 or more")
+        if segment.average_from is not None and not 0.0 <= segment.average_from < 1.0:
+            raise UserError(f"{name}: segment {number} averages from {segment.average_from!r}; it must lie in [0, 1)")
+        if segment.replicas is not None and segment.replicas < 1:
+            raise UserError(f"{name}: segment {number} allows {segment.replicas!r} replicas; it must be 1 or more")
+    total = sum(segment.epochs for segment in plan)
+    if abs(total - budget.epochs) > 1e-6 * budget.epochs:
+        raise UserError(f"{name}: its segments sum up to {total:g} epochs, not to the budget's {budget.epochs:g}")
+    if plan[-1].sparsity != budget.sparsity:
+        raise UserError(f"{name}: its last segment has sparsity {plan[-1].sparsity:g}, not {budget.sparsity:g}")
+
+
+def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
+    """Optimizer steps of each segment; rounded so that they sum up to the whole budget's."""
+    ends = [round(stage.end * steps_per_epoch) for stage in stages]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def check_steps(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int) -> None:
+    """Raise UserError where a segment is too short to train, with the whole number of epochs that would do."""
+    short = _too_short(stages, steps_per_epoch)
+    if short is None:
+        return
+    enough = ""
+    for epochs in range(config.epochs + 1, config.epochs + _TRIED):
+        with contextlib.suppress(UserError):  # the method's own limits
+            if _too_short(make_stages(replace(config, epochs=epochs)), steps_per_epoch) is None:
+                enough = f" to {epochs}"
+                break
+    raise UserError(
+        f"--epochs {config.epochs} is too short: segment {short.index + 1} of {len(stages)} lasts "
+        f"{short.segment.epochs:.3g} epochs of {steps_per_epoch} optimizer steps; raise --epochs{enough}, lower "
+        "--data.batch_size, or plan fewer segments"
+    )
+
+
+def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
+    """The first segment that would take no optimizer step, though it has epochs."""
+    steps = segment_steps(stages, steps_per_epoch)
+    return next(
+        (stage for stage, count in zip(stages, steps, strict=True) if stage.segment.epochs > 0 and count < 1), None
+    )
+
+
+def make_plan(config: FitConfig, stages: tuple[Stage, ...]) -> Plan:
+    """The plan that `sparsekit plan` prints and plan.json keeps."""
+    rows = tuple(_row(config, stage) for stage in stages)
+    critical = sum(
+        row.epochs * max(r.length for r in fork(config, stage)) for row, stage in zip(rows, stages, strict=True)
+    )
+    total = sum(
+        row.epochs * replica.length for row, stage in zip(rows, stages, strict=True) for replica in fork(config, stage)
+    )
+    return Plan(rows, critical, total)
+
+
+def _row(config: FitConfig, stage: Stage) -> PlannedSegment:
+    bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
+    lr = config.optimizer.lr
+    return PlannedSegment(
+        segment=stage.index,
+        start_epoch=stage.start,
+        epochs=stage.segment.epochs,
+        sparsity=stage.segment.sparsity,
+        lr_first=_range(lr * _peak(schedule) for schedule in bounds),
+        lr_last=_range(lr * schedule(1.0) for schedule in bounds),
+        replicas=len(fork(config, stage)),
+        lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
+    )
+
+
+def _peak(schedule: Schedule) -> float:
+    """Where a schedule starts to fall: its first value, or its highest after a warm-up."""
+    return max(schedule(done) for done in _SAMPLES)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    found = sorted(values)
+    return found[0], found[-1]
+
+
+def table_rows(plan: Plan) -> list[dict[str, object]]:
+    """The plan for `display.plan_table`."""
+    rows: list[dict[str, object]] = []
+    for row in plan.segments:
+        trained = row.epochs > 0
+        lr = f"{_text(row.lr_first)} → {_text(row.lr_last)}" if trained else ""
+        merge = f"of {row.replicas}" if row.replicas > 1 else ""
+        rows.append({**asdict(row), "segment": row.segment + 1, "lr": lr, "merge": merge})
+    return rows
+
+
+def _text(bounds: tuple[float, float]) -> str:
+    low, high = (f"{value:.3g}" for value in bounds)
+    return low if low == high else f"{low}…{high}"

@@ -1,0 +1,1 @@
+"""Finding plugins through entry points, and checking, listing and starting them."""

@@ -1,0 +1,46 @@
+"""Which installed plugin an unexpected exception came through: told by the modules of its traceback."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from types import FrameType
+
+from sparsekit.api import Stage
+from sparsekit.plugins.registry import Plugin, discover
+
+
+def told(error: BaseException) -> str | None:
+    """One line for people: the plugin, the segment, the hook, the error and its place; None without a plugin in it."""
+    packages = {_package(p.target): p for p in discover().plugins if not p.flaw}
+    packages.pop("sparsekit", None)  # our own faults keep their traceback
+    frames = list(traceback.walk_tb(error.__traceback__))
+    theirs = [(frame, line) for frame, line in frames if _package(_module(frame)) in packages]
+    if not theirs:
+        return None
+    (outer, _), (inner, line) = theirs[0], theirs[-1]
+    who = _plugin_of(outer) or "code of {0.distribution} {0.version}".format(packages[_package(_module(outer))])
+    stages = [frame.f_locals.get("stage") for frame, _ in frames]
+    where = next((f", segment {stage.index + 1}" for stage in stages if isinstance(stage, Stage)), "")
+    hook = "" if outer.f_code.co_name.startswith("<") else f" {outer.f_code.co_name}()"
+    text = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return f"{who}{where}:{hook} raised {text} at {inner.f_code.co_filename}:{line}; --debug shows all"
+
+
+def _plugin_of(frame: FrameType) -> Plugin | None:
+    """The plugin whose object a method was called on."""
+    owner = frame.f_locals.get("self")
+    for plugin in discover().plugins:
+        module, _, name = plugin.target.partition(":")
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and isinstance(owner, found):
+            return plugin
+    return None
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _package(path: str) -> str:
+    return path.partition(":")[0].partition(".")[0]

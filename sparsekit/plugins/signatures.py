@@ -1,0 +1,184 @@
+"""What a plugin's source says of it, read without importing it: first docstring line and constructor options."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+from sparsekit.plugins.registry import Plugin
+
+_DEPTH = 8
+"""How many imports or base classes are followed."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One constructor argument: its name, its annotation and its default as written, empty where there is none."""
+
+    name: str
+    annotation: str
+    default: str
+
+
+def summary_of(plugin: Plugin) -> str:
+    """The first line of the class's docstring; empty where the source cannot be read."""
+    found = _class_of(plugin)
+    text = ast.get_docstring(found.node) if found else None
+    return text.splitlines()[0] if text else ""
+
+
+def options_of(plugin: Plugin) -> dict[str, Option]:
+    """The constructor's options by name, inherited ones too; none where no constructor is found."""
+    found = _class_of(plugin)
+    for _ in range(_DEPTH):
+        for item in found.node.body if found else ():
+            if found and isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _options(found.module, item.args)
+        if found and any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
+            return _fields(found.module, found.node)
+        base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
+        above = _resolve(found.module, base) if found and base else None
+        found = above if isinstance(above, _Class) else None
+    return {}
+
+
+def fault_of(plugin: Plugin) -> str:
+    """Why the class cannot be there, by its module's source; empty where it is there or may be."""
+    if plugin.flaw:
+        return plugin.flaw
+    module, _, name = plugin.target.partition(":")
+    if _locate(module) is None:
+        return f"there is no module {module!r}"
+    if not _resolve(module, name):
+        return f"{module} has no class {name!r}"
+    untyped = next((option.name for option in options_of(plugin).values() if not option.annotation), None)
+    return f"{name} has an option {untyped!r} without a type" if untyped else ""
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class's definition and the module that it is in."""
+
+    module: str
+    node: ast.ClassDef
+
+
+def _options(module: str, arguments: ast.arguments) -> dict[str, Option]:
+    plain = [*arguments.posonlyargs, *arguments.args][1:]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
+    written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
+    return {
+        a.arg: Option(a.arg, _annotation(module, a.annotation) if a.annotation else "", d or "")
+        for a, d in zip([*plain, *arguments.kwonlyargs], written, strict=True)
+    }
+
+
+def _fields(module: str, node: ast.ClassDef) -> dict[str, Option]:
+    """The options of a dataclass."""
+    return {
+        item.target.id: Option(
+            item.target.id, _annotation(module, item.annotation), ast.unparse(item.value) if item.value else ""
+        )
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and "ClassVar" not in ast.unparse(item.annotation)
+    }
+
+
+def _annotation(module: str, node: ast.expr, depth: int = 0) -> str:
+    """An annotation as written; of a name that stands for a few choices, the choices."""
+    tree = _parsed(module) if isinstance(node, ast.Name) and depth <= _DEPTH else None
+    for item in tree.body if tree else ():
+        if isinstance(item, ast.Assign) and [ast.unparse(target) for target in item.targets] == [ast.unparse(node)]:
+            value = ast.unparse(item.value)
+            return value if re.match(r"(\w+\.)?Literal\[", value) else ast.unparse(node)
+        if not isinstance(item, ast.ImportFrom):
+            continue
+        for alias in item.names:
+            if (alias.asname or alias.name) == ast.unparse(node):
+                written = _annotation(_absolute(module, item), ast.Name(alias.name), depth + 1)
+                return ast.unparse(node) if written == alias.name else written
+    return ast.unparse(node)
+
+
+def _class_of(plugin: Plugin) -> _Class | None:
+    module, _, name = plugin.target.partition(":")
+    found = None if plugin.flaw else _resolve(module, name)
+    return found if isinstance(found, _Class) else None
+
+
+def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
+    """The class's definition, also where other modules pass it on; else whether the name may be there at all."""
+    tree = _parsed(module)
+    if tree is None or depth > _DEPTH:  # no source that this Python reads: who knows
+        return True
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _Class(module, node)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _resolve(source, alias.name, depth + 1)
+                if alias.name == "*":
+                    return True
+        bound = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name
+        if bound or (isinstance(node, ast.FunctionDef) and node.name == "__getattr__"):
+            return True
+    return False
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from … import` names, relative ones resolved."""
+    if not node.level:
+        return node.module or ""
+    spec = _locate(module)
+    package = module if spec and spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return f"{package}.{node.module}" if node.module else package
+
+
+def _parsed(module: str) -> ast.Module | None:
+    """The module's syntax tree; None where there is no readable source."""
+    spec = _locate(module)
+    return _parse(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+@lru_cache(maxsize=256)
+def _parse(path: str) -> ast.Module | None:
+    try:
+        return ast.parse(Path(path).read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _locate(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where the module is, found without running any of its packages."""
+    search: list[str] | None = None
+    spec = None
+    for name in accumulate(module.split("."), "{}.{}".format):
+        spec = _find(name, search)
+        if spec is None:
+            return None
+        search = list(spec.submodule_search_locations or [])
+    return spec
+
+
+def _find(name: str, search: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(name, search, None)
+        except Exception:  # a broken finder of somebody else's must not break a listing
+            continue
+        if spec is not None:
+            return spec
+    return None

@@ -1,0 +1,175 @@
+"""Masks: which weights can be pruned, scores to exact masks, and the checks that hold them to it.
+
+A mask is a bool tensor beside an ordinary parameter, True keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from timm import layers
+from torch import Tensor, nn
+
+from sparsekit._types import Tensors
+from sparsekit.config.pattern import Array, Pattern
+from sparsekit.errors import RunError, UserError
+from sparsekit.pruning import allocation, selection
+
+Arrays = dict[str, Array]
+
+
+def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
+    """Parameter names of all Conv and Linear weights, but those that a pattern finds; in the model's order.
+
+    Raises:
+        UserError: a pattern finds no such weight, nothing is left, or two layers share a weight.
+    """
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    # these centre their weights in every forward pass, where masked ones would come back
+    centred = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
+    every = dict(model.named_parameters(remove_duplicate=False))  # without weights that are reparametrized
+    names = [
+        f"{path}.weight" if path else "weight"
+        for path, m in model.named_modules()
+        if isinstance(m, kinds) and not isinstance(m, centred)
+    ]
+    names = [name for name in names if name in every]
+    matrices, once = {id(every[name]) for name in names}, dict(model.named_parameters())
+    if shared := [name for name, parameter in every.items() if name not in once and id(parameter) in matrices]:
+        raise UserError(f"--model.name: two layers share {shared[0]}, which cannot be pruned here; choose another")
+    if not names:
+        raise UserError("--model.name: the model has no Conv or Linear weight that can be pruned; choose another")
+    for pattern in exclude:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"--masks.exclude: {pattern!r} finds no Conv or Linear weight; the first is {names[0]!r}")
+    left = [name for name in names if not any(re.search(pattern, name) for pattern in exclude)]
+    if not left:
+        raise UserError(f"--masks.exclude {list(exclude)} leaves nothing to prune; exclude less")
+    return left
+
+
+def full(weights: Mapping[str, Tensor]) -> Tensors:
+    """Masks that keep everything."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+
+def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None) -> Tensors:
+    """Keep the highest scores, exactly N − round(sparsity · N) of the N weights; of equal scores the first.
+
+    Args:
+        scores: A number a weight, of either sign, infinities too; for `lamp` finite and 0 or more.
+        among: Only weights True here can be kept.
+        sparsity: Over all weights of `scores`.
+        rule: `global` compares all layers, `lamp` does so with scores put in relation to the rest of their layer,
+            `uniform` and `erk` give each layer its own count.
+        pattern: Prune what breaks this pattern first.
+
+    Raises:
+        RunError: a score is NaN, or not what `lamp` takes, or `among` has fewer weights than are to be kept.
+    """
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    flat = {name: _numpy(score) for name, score in scores.items()}
+    alive = {name: _numpy(among[name]) for name in scores}
+    if rule == "lamp":
+        flat = {name: lamp(_squarable(name, score, alive[name]), alive[name]) for name, score in flat.items()}
+    first = alive
+    if pattern is not None:
+        first = {n: _fitting(pattern, _checked(n, flat[n], alive[n]), alive[n], shapes[n]) for n in scores}
+    if rule in ("global", "lamp"):
+        kept = _top(flat, alive, first, allocation.kept_total(shapes, sparsity), "the model")
+    else:
+        available = {name: int(np.count_nonzero(mask)) for name, mask in first.items()}
+        if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # more than the pattern leaves
+            available = {name: int(np.count_nonzero(mask)) for name, mask in alive.items()}
+        counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
+        kept = {}
+        for name in scores:
+            kept |= _top({name: flat[name]}, {name: alive[name]}, {name: first[name]}, counts[name], name)
+    return {name: torch.from_numpy(kept[name].reshape(shapes[name])).to(among[name].device) for name in scores}
+
+
+def lamp(scores: Array, alive: Array) -> Array:
+    """LAMP's score of each weight of one layer: s_u² / Σ s_v² over all v with s_v ≥ s_u (arXiv 2010.07611, eq. 3)."""
+    values = np.where(alive, scores.astype(np.float64), 0.0) ** 2
+    order = np.argsort(values, kind="stable")
+    rest = np.cumsum(values[order][::-1])[::-1]
+    _, group = np.unique(values[order], return_index=True)  # equal scores share the sum that begins with the first
+    start = np.repeat(group, np.diff([*group, len(values)]))
+    result = np.zeros_like(values)
+    result[order] = np.divide(values[order], rest[start], out=np.zeros_like(values), where=rest[start] > 0.0)
+    return result
+
+
+def _fitting(pattern: Pattern, scores: Array, alive: Array, shape: Sequence[int]) -> Array:
+    """The weights that a pattern would keep: the n best alive of each block."""
+    rows = pattern.blocks(np.where(alive, scores, -np.inf), shape)
+    order = np.argsort(-rows, axis=1, kind="stable")
+    kept = np.zeros(rows.shape, dtype=bool)
+    np.put_along_axis(kept, order[:, : pattern.n], True, axis=1)
+    return np.logical_and(pattern.unblock(kept, shape), alive)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    flat = tensor.detach().reshape(-1).cpu()
+    return (flat.float() if flat.dtype is torch.bfloat16 else flat).numpy()  # numpy has no bfloat16
+
+
+def _checked(name: str, scores: Array, alive: Array) -> Array:
+    if np.isnan(scores[alive]).any():
+        raise selection.not_a_number(name)
+    return scores
+
+
+def _squarable(name: str, scores: Array, alive: Array) -> Array:
+    """LAMP squares its scores, which would turn negative ones over."""
+    live = _checked(name, scores, alive)[alive]
+    if live.size and not (live.min() >= 0.0 and live.max() < np.inf):
+        raise RunError(
+            f"--masks.allocation lamp takes finite scores of 0 or more, but {name} has {live.min():.4g} to "
+            f"{live.max():.4g}; choose global, uniform or erk"
+        )
+    return scores
+
+
+def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -> Arrays:
+    """True at the `count` highest scores, those in `first` before the rest of `alive`."""
+    firsts = sum(int(np.count_nonzero(mask)) for mask in first.values())
+    if count <= firsts:
+        return selection.highest(scores, first, count)
+    rest = {name: np.greater(alive[name], first[name]) for name in scores}
+    others = sum(int(np.count_nonzero(mask)) for mask in rest.values())
+    if count > firsts + others:
+        raise RunError(f"{count} weights of {where} are to be kept, but {firsts + others} are left")
+    added = selection.highest(scores, rest, count - firsts)
+    return {name: np.logical_or(first[name], added[name]) for name in scores}
+
+
+def sparsity(masks: Mapping[str, Tensor]) -> float:
+    """Fraction of the prunable weights masked out, 0 to 1."""
+    total = sum(mask.numel() for mask in masks.values())
+    return (total - kept(masks)) / total
+
+
+def kept(masks: Mapping[str, Tensor]) -> int:
+    """How many weights the masks keep."""
+    return sum(int(np.count_nonzero(_numpy(mask))) for mask in masks.values())
+
+
+def check(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], where: str) -> None:
+    """Raise RunError unless every masked weight is exactly 0."""
+    for name, mask in masks.items():
+        if np.greater(_numpy(tensors[name]) != 0, _numpy(mask)).any():  # NaN is not 0 either
+            raise RunError(f"{where}: {name} has masked weights that are not 0")
+
+
+def digest(masks: Mapping[str, Tensor]) -> str:
+    """A hash of the masks; equal for equal masks only."""
+    state = hashlib.sha256()
+    for name in sorted(masks):
+        state.update(name.encode())
+        state.update(np.packbits(masks[name].cpu().numpy()).tobytes())
+    return state.hexdigest()

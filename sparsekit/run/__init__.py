@@ -1,0 +1,1 @@
+"""One run from its first segment to its last, and what it leaves on disk."""

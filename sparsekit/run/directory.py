@@ -1,0 +1,121 @@
+"""The run directory: whether it is new or goes on, its lock, and the small files in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsekit.config.options import FREE, flatten
+from sparsekit.config.userpath import expanded
+from sparsekit.errors import UserError
+from sparsekit.files import write_whole
+
+
+def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:
+    """The run directory and whether a run in it goes on; nothing is made yet.
+
+    Raises:
+        UserError: the directory is taken, holds no run to go on with, or one of another configuration.
+    """
+    if out is None:
+        out = _agents(f"{plain['method']['name']}-{plain['merge']['name']}")
+    if out is None:
+        if resume:
+            raise UserError("--resume needs --out, the directory of the run that is to go on")
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return Path("runs", f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"), False
+    path = expanded(out)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; give a new directory")
+    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
+        return path, False
+    if not resume:
+        more = ", or --resume to go on with the run in it" if (path / "config.yaml").is_file() else ""
+        raise UserError(f"--out {path} is not empty; give a new directory{more}")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"--resume: --out {path} holds no run (no config.yaml); give the directory of a run")
+    _compare(path / "config.yaml", plain)
+    return path, True
+
+
+def _agents(name: str) -> str | None:
+    """Where a W&B sweep agent's run lies: it gets the same id again where it was cut off and is to go on."""
+    sweep, run = (os.environ.get(f"WANDB_{key}_ID", "") for key in ("SWEEP", "RUN"))
+    plain = re.fullmatch(r"[\w-]+", sweep) and re.fullmatch(r"[\w-]+", run)
+    return str(Path("runs", f"sweep-{sweep}", f"{name}-{run}")) if plain else None
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """The summary of a run that is done; None where it is not."""
+    try:
+        summary = json.loads((path / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make the directory and hold its lock, which dies with this process.
+
+    Raises:
+        UserError: another process holds it, or the directory cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}; give a directory that can be written") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UserError(f"--out {path} is in use by process {owner}; wait for it, or give another --out") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def size(path: Path) -> int:
+    """Size of a file in bytes; 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is there whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_yaml(path: Path, value: object) -> None:
+    """Write YAML so that the file is there whole or not at all."""
+    write_whole(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def _compare(path: Path, plain: dict[str, Any]) -> None:
+    try:
+        old = flatten(yaml.safe_load(path.read_text("utf-8")))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"--resume: {path} cannot be read ({type(error).__name__}); start anew with another --out"
+        ) from error
+    new = flatten(yaml.safe_load(yaml.safe_dump(plain)))
+    names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    differing = [key for key in names if key not in FREE and key.partition(".")[0] not in FREE]
+    if differing:
+        told = ", ".join(f"--{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing)
+        raise UserError(
+            f"--resume: {path.parent} was started with other options: {told}; give the same, or another --out"
+        )

@@ -1,0 +1,141 @@
+"""The end of a run: the finished model measured, saved and read back, and what summary.json says."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from sparsekit._types import Tensors
+from sparsekit.config.evaluate_options import EvaluateConfig
+from sparsekit.display.live import Display
+from sparsekit.evaluation import cost
+from sparsekit.evaluation import evaluate as suite
+from sparsekit.models import create as models
+from sparsekit.models import state as states
+from sparsekit.planning.replicas import fork
+from sparsekit.pruning import masks
+from sparsekit.run import directory as rundir
+from sparsekit.run.loop import Result
+from sparsekit.training.setup import Setup
+
+MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
+"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
+
+
+def begun(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What summary.json says from the start."""
+    return {
+        "status": "failed",
+        "method": plain["method"]["name"],
+        "merge": plain["merge"]["name"],
+        "seed": setup.config.seed,
+        "target_sparsity": setup.config.sparsity,
+        "segments": len(setup.stages),
+        "out": str(out),
+    }
+
+
+def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
+    """Save the finished model and its masks, read them back, and count.
+
+    Raises:
+        RunError: the saved model has a masked weight that is not 0.
+    """
+    data = setup.data
+    # a negative weight times 0 is -0.0, which a reader of bits takes for something
+    whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
+    setup.model.load_state_dict(result.state.with_weights(whole).tensors)
+    measured = measure(setup, result.state.masks, out)
+    inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
+    models.save(setup.model, setup.config.model, inputs, out / "model")
+    states.save(out / "masks.safetensors", result.state.masks)
+    file = out / "model" / "model.safetensors"
+    states.make_readable(file)
+    saved = states.load(file)
+    masks.check(saved, result.state.masks, str(file))
+    parameters = [saved[name] for name, _ in setup.model.named_parameters()]
+    pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
+    sizes = cost.sizes(parameters, result.state.masks, file)
+    summary: dict[str, Any] = {
+        "sparsity": masks.sparsity(result.state.masks),
+        "model_sparsity": pruned / sizes["parameters"],
+        **sizes,
+        "model_bytes": sizes["bytes.disk"],
+        "test.accuracy": result.test.accuracy,
+        "test.loss": result.test.loss if isfinite(result.test.loss) else None,
+    }
+    if result.candidates:
+        accuracies = [score.accuracy for score in result.candidates]
+        summary["candidates.count"] = len(accuracies)
+        summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
+        summary["candidates.best_accuracy"] = max(accuracies)
+    return measured | summary
+
+
+def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
+    """Flat values for summary.json; writes evaluation.json.
+
+    Args:
+        setup: Its working model holds the finished weights.
+        chosen: The final masks.
+        out: The run directory, with metrics.jsonl complete up to here.
+    """
+    config, data = setup.config, setup.data
+    options = EvaluateConfig(config.data, config.evaluation.corruptions, seed=config.seed)
+    bench = suite.Bench(setup.model, data.normalise, setup.autocast(), data.num_classes)
+    found = suite.measured(bench, data, options)
+    about = suite.header("model", config.data.name, data, config.seed)
+    rundir.write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
+    values = {f"test.{key}": value for key, value in found["test"].items()}
+    if "corruptions" in found:
+        rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]
+        values["test.corrupted_accuracy"] = sum(rows) / len(rows)
+    images, _ = next(data.evaluation_batches("test"))
+    flops = cost.flops(setup.model, images[:1], chosen)
+    lengths = [
+        tuple(replica.steps(steps) for replica in fork(config, stage)) if steps else ()
+        for stage, steps in zip(setup.stages, setup.steps, strict=True)
+    ]
+    return {
+        **values,
+        "flops.dense": flops.dense,
+        "flops.sparse": flops.sparse,
+        **cost.seen(lengths, data.batch_size),
+        "latency.seconds": cost.latency(setup.model, images[:1], setup.autocast()),
+        **merges(out),
+    }
+
+
+def merges(out: Path) -> dict[str, Any]:
+    """How many merges of at least two candidates there were, how many the soup lost, and what the last candidates'
+    ensemble would do, as metrics.jsonl has them.
+    """
+    with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if '"merge"' in line]
+    judged = [row for row in rows if "soup.lost" in row]
+    if not judged:
+        return {}
+    lost = sum(row["soup.lost"] for row in judged)
+    values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
+    together = judged[-1].get("ensemble.test_accuracy")
+    return values | ({} if together is None else {"candidates.ensemble_accuracy": together})
+
+
+def page_of(out: Path) -> Path:
+    """Where `write_report` puts the page."""
+    return out / "report.html"
+
+
+def write_report(out: Path, display: Display) -> Path | None:
+    """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
+    from sparsekit.cli import report as command
+
+    path = page_of(out)
+    try:
+        command.write([str(out)], path)
+        return path
+    except Exception as error:  # a plotting library may raise anything
+        display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")
+        return None

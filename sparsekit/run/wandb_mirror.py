@@ -1,0 +1,244 @@
+"""One W&B run that shows what metrics.jsonl holds, fed by a thread of its own that may fail or hang."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsekit.config.options import WandbConfig
+from sparsekit.run import wandb_record as wandb_run
+from sparsekit.run.wandb_keys import find_keys
+
+if TYPE_CHECKING:
+    import wandb
+
+INIT_SECONDS = 15.0
+"""W&B gets this long to answer before the run is kept offline."""
+FINISH_SECONDS = 15.0
+"""W&B gets this long for what is not uploaded yet; `wandb sync` uploads the rest."""
+PATIENCE_SECONDS = 60.0
+"""The mirror is left alone after this long, whatever keeps it; above the sum of the two and W&B's own grace."""
+MODEL_SECONDS = 60.0
+"""Uploading the finished model may take this long, in addition."""
+
+_BEST = {"merge/soup": "max", "merge/soup.loss": "min", "evaluate/test.accuracy": "max", "evaluate/test.loss": "min"}
+"""Of these the summary tells the best value too."""
+
+
+class WandbMirror:
+    """One W&B run, fed from a queue by a thread of its own.
+
+    Importing and starting W&B takes more than a second, and an unreachable server much longer; training waits for
+    neither. Whatever goes wrong ends the mirror with one warning and never the run.
+
+    Row n of metrics.jsonl is step n of W&B. So the rows that a resumed run writes again are the same steps again, which
+    an online run has already and takes no second time.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        mode: str,
+        wanted: WandbConfig,
+        config: Mapping[str, object],
+        name: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._out, self._mode, self._wanted, self._config, self._name = out, mode, wanted, dict(config), name
+        self._warn = warn
+        self._jobs: queue.SimpleQueue[Callable[[wandb.Run], object] | None] = queue.SimpleQueue()
+        self._keys: list[str] = []
+        self._first = 0
+        self._patience = PATIENCE_SECONDS
+        self._known = wandb_run.read(out)
+        self._located = threading.Event()
+        # A daemon, so that a W&B which hangs for good cannot keep the process alive.
+        self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+        self._thread.start()
+
+    def log(self, number: int, row: Mapping[str, object]) -> None:
+        """Mirror the row that stands in this line of metrics.jsonl, from 0."""
+        # committed at once: by itself W&B keeps a step back until the next one begins
+        self._jobs.put(lambda run: number >= self._first and run.log(mirrored(row), step=number, commit=True))
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """Mirror the summary."""
+        self._jobs.put(lambda run: run.summary.update(dict(values)))
+
+    def page(self, path: Path) -> None:
+        """Show an HTML page."""
+        self._jobs.put(lambda run: wandb_run.show(run, path))
+
+    def model(self, files: Sequence[Path], metadata: Mapping[str, object], parent: str | None) -> None:
+        """Keep a model as an artifact, where the run is online and wants it."""
+        if not self._wanted.artifact:
+            return
+
+        def keep(run: wandb.Run) -> None:
+            if not run.offline:
+                self._patience += MODEL_SECONDS
+                name = wandb_run.keep_model(run, files, dict(metadata), parent, MODEL_SECONDS)
+                self._known = replace(self._known, artifact=name)
+                wandb_run.write(self._out, self._known)
+
+        self._jobs.put(keep)
+
+    def locations(self) -> Sequence[str]:
+        """Where the run's data lies, once that is known."""
+        self._located.wait(PATIENCE_SECONDS)
+        return self._known.locations(self._out)
+
+    def close(self, exit_code: int, patience: float | None) -> None:
+        """Finish the run; what happens after that is not W&B's to delay."""
+        self._jobs.put(lambda run: run.finish(exit_code=exit_code))
+        self._jobs.put(None)
+        waited = 0.0
+        while self._thread.is_alive() and waited < (allowed := patience or self._patience):
+            self._thread.join(min(1.0, allowed - waited))
+            waited += 1.0
+        if self._thread.is_alive():
+            self._warn(f"W&B did not finish within {allowed:.0f} s and is left behind.")
+
+    def _work(self) -> None:
+        try:
+            run = self._start()
+            self._located.set()
+            while (job := self._jobs.get()) is not None:
+                job(run)
+        except (Exception, SystemExit) as error:  # W&B may raise anything, and does
+            self._warn(f"W&B stopped ({self._brief(error)}); metrics.jsonl has every row.")
+        finally:
+            self._located.set()
+
+    def _start(self) -> wandb.Run:
+        import wandb
+
+        # Silent process-wide: that alone keeps W&B from greeting, and from ever asking for a key.
+        settings = wandb.setup(_settings(silent=True)).settings
+        # W&B's own settings may say `wandb offline`, or name another server.
+        mode = settings.mode if self._mode == "auto" else self._mode
+        self._keys = find_keys(os.environ.get("WANDB_BASE_URL") or settings.base_url)
+        if mode == "online" and not self._keys:
+            if self._mode == "online":
+                self._warn("W&B has no API key here (`wandb login` stores one); this run is kept offline.")
+            mode = "offline"
+        try:
+            run = self._init(mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            self._warn(f"W&B cannot be used online ({self._brief(error)}); this run is kept offline.")
+            run = self._init("offline")
+        # Every chart has our step as its axis, for W&B's counts rows.
+        run.define_metric("*", step_metric="step")
+        for axis in ("step", "segment"):
+            run.define_metric(axis, hidden=True)
+        for name, best in _BEST.items():
+            run.define_metric(name.replace(".", r"\."), step_metric="step", summary=f"last,{best}")
+        self._first = 0 if run.offline else run.step
+        self._known = wandb_run.place(run, self._out, self._known)
+        wandb_run.write(self._out, self._known)
+        return run
+
+    def _init(self, mode: str) -> wandb.Run:
+        import wandb
+
+        wanted, known = self._wanted, self._known.id
+        # A sweep agent says which run this is, also when it hands out one that was cut off before.
+        agents = os.environ.get("WANDB_RUN_ID")
+        # An option that was given beats W&B's environment; a default does not. A sweep's own project always wins.
+        default = wanted.project == WandbConfig().project
+        with _launcher_left_alone():
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", wanted.project) if default else wanted.project,
+                name=os.environ.get("WANDB_NAME", self._name),
+                group=wanted.group,
+                tags=wanted.tags or None,
+                notes=wanted.notes,
+                job_type=wanted.job_type,
+                id=None if agents else known,
+                resume="allow" if known and agents in (None, known) else None,
+                dir=self._out,
+                config=self._config,
+                mode=mode,  # type: ignore[arg-type]
+                settings=_settings(
+                    # Of a run that is already going on in this process, nothing changes.
+                    reinit="create_new",
+                    # Quiet, and no more than the rows: neither the console, nor the machine, nor the code.
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    disable_code=True,
+                    save_code=False,
+                    x_disable_stats=True,
+                    x_disable_meta=True,
+                    x_save_requirements=False,
+                    # By default rows reach the disk every 15 s only, and a killed run loses them.
+                    x_transaction_log_flush_interval=0.1,
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
+
+    def _brief(self, error: BaseException) -> str:
+        """An error in a line, with no key in it."""
+        text = next(iter(str(error).splitlines()), "")
+        for key in self._keys:
+            text = text.replace(key, "***")
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _launcher_left_alone() -> Iterator[None]:
+    """Keep `wandb.init` from importing W&B's launcher, a second of processor time, to look whether inputs were staged
+    for it: nobody who has not imported it can have done that.
+    """
+    import wandb
+
+    name, run = "_detect_and_apply_job_inputs", getattr(wandb, "Run", None)
+    original = getattr(run, name, None)
+    if original is None or "wandb.sdk.launch" in sys.modules:
+        yield
+        return
+    setattr(run, name, lambda self: None)
+    try:
+        yield
+    finally:
+        setattr(run, name, original)
+
+
+def mirrored(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of metrics.jsonl as W&B shows it: `replica/0/loss`, `candidate/0/accuracy`, `merge/soup`, numbers only.
+
+    `step` goes along as an ordinary field that every chart uses as its axis, since W&B's own must always grow, while
+    the replicas of a segment pass the same steps one after another.
+    """
+    prefix = str(row["event"])
+    if "replica" in row:
+        prefix = f"{'replica' if prefix == 'train' else prefix}/{row['replica']}"
+    axes = {key: row[key] for key in ("step", "segment") if key in row}
+    values = {key: value for key, value in row.items() if key not in {"event", "replica", *axes}}
+    return axes | dict(_numbers(prefix, values))
+
+
+def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, int | float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}/{key}", value)
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}/{key}", value
+
+
+def _settings(**wanted: Any) -> wandb.Settings:
+    """W&B settings, without those that the installed version does not know."""
+    import wandb
+
+    return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})

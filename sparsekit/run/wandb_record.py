@@ -1,0 +1,102 @@
+"""What the run directory remembers of its W&B run, and what goes to W&B beside rows: the finished model, a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsekit.config.userpath import local_directory
+from sparsekit.files import write_whole
+
+if TYPE_CHECKING:
+    import wandb
+
+FILE = Path("wandb", "sparsekit.json")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The W&B run of a run directory.
+
+    Attributes:
+        id: W&B's id, under which a resumed run goes on.
+        url: Where it is online.
+        offline: A folder for each time that the run went on offline, from the run directory on.
+        artifact: Full name of the finished model's artifact.
+    """
+
+    id: str | None = None
+    url: str | None = None
+    offline: tuple[str, ...] = ()
+    artifact: str | None = None
+
+    def locations(self, out: Path) -> tuple[str, ...]:
+        """The URL, and the folders that `wandb sync` has not marked as uploaded."""
+        waiting = [out / name for name in self.offline if not list((out / name).glob("*.wandb.synced"))]
+        return (*([self.url] if self.url else []), *map(str, waiting))
+
+
+def read(out: Path) -> Known:
+    """What is known; nothing where the file is missing or no longer what was written."""
+    try:
+        found = json.loads((out / FILE).read_text("utf-8"))
+        known = Known(**found | {"offline": tuple(map(str, found["offline"]))})
+    except (OSError, ValueError, TypeError, KeyError):
+        return Known()
+    named = (known.id, known.url, known.artifact)
+    return known if all(value is None or isinstance(value, str) for value in named) else Known()
+
+
+def write(out: Path, known: Known) -> None:
+    """Remember it."""
+    write_whole(out / FILE, (json.dumps(asdict(known), indent=2) + "\n").encode())
+
+
+def place(run: wandb.Run, out: Path, known: Known) -> Known:
+    """What is known once a run has started."""
+    if not run.offline:
+        return replace(known, id=run.id, url=run.url)  # asking for it offline prints a warning
+    folder, inside = Path(run.settings.sync_dir).absolute(), out.absolute()
+    name = folder.relative_to(inside) if folder.is_relative_to(inside) else folder
+    return replace(known, id=run.id, offline=(*known.offline, str(name)))
+
+
+def show(run: wandb.Run, path: Path) -> None:
+    """Show an HTML page."""
+    import wandb
+
+    run.log({path.stem: wandb.Html(str(path), inject=False)})
+
+
+def keep_model(
+    run: wandb.Run, files: Sequence[Path], metadata: dict[str, Any], parent: str | None, seconds: float
+) -> str:
+    """Upload the model as an artifact, and say which one it came from; its full name."""
+    import wandb
+
+    if (used := parent_artifact(parent)) is not None:
+        run.use_artifact(used)
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
+    for path in files:
+        if path.is_dir():
+            artifact.add_dir(str(path), name=path.name)
+        else:
+            artifact.add_file(str(path), name=path.name)
+    run.log_artifact(artifact).wait(timeout=round(seconds))
+    return f"{run.entity}/{run.project}/{artifact.name.partition(':')[0]}:latest"
+
+
+def parent_artifact(model: str | None) -> str | None:
+    """The artifact of the run whose finished model `--model.name local-dir:RUN/model` names."""
+    folder = local_directory(model)
+    return read(folder.parent).artifact if folder else None
+
+
+def summary_metadata(summary: Mapping[str, object]) -> dict[str, object]:
+    """What the artifact tells of the model."""
+    keys = ("method", "merge", "seed", "target_sparsity", "sparsity", "model_sparsity", "nonzero", "parameters")
+    kept = {key: summary[key] for key in keys if key in summary}
+    return kept | {key: value for key, value in summary.items() if key.startswith(("test.", "candidates."))}

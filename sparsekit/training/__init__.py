@@ -1,0 +1,1 @@
+"""One replica through one segment, and what that needs."""

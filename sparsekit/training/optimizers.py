@@ -1,0 +1,108 @@
+"""timm's optimizers by name, and their state as plain tensors that can be pruned, averaged and saved."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekit._types import Tensors
+from sparsekit.config.options import OptimizerConfig
+from sparsekit.errors import UserError, nearest
+from sparsekit.models.state import EXTRA
+
+_GROUP = "group"
+"""Stands for a parameter in the names of what some optimizers keep once, in their groups."""
+
+
+def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, weight_decay: float) -> Optimizer:
+    """A fresh optimizer over the model's parameters and the method's extra tensors.
+
+    Biases and norms get no weight decay, as timm does it; extra tensors do.
+
+    Raises:
+        UserError: timm does not know the name, or the optimizer refuses an argument.
+    """
+    if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
+        raise UserError(f"--optimizer.name {config.name!r} is no timm optimizer.{nearest(config.name, known)}")
+    try:
+        optimizer = create_optimizer_v2(
+            model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
+        )
+        if extra:
+            optimizer.add_param_group({"params": list(extra.values()), "weight_decay": weight_decay})
+    except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
+        given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
+        raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error
+    return _fused(optimizer)
+
+
+def _fused(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with torch's one-pass step on the CPU, which takes a half to a fourth of the time."""
+    for group in optimizer.param_groups:
+        chosen = group.get("fused") is not None or group.get("foreach") or group.get("differentiable")
+        if "fused" in group and not chosen and all(p.device.type == "cpu" for p in group["params"]):
+            group["fused"] = True
+    return optimizer
+
+
+def laid_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the memory order of another of its shape: fused steps take gradients and state to be in that."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def names_of(optimizer: Optimizer, model: nn.Module, extra: Tensors) -> dict[int, str]:
+    """The name of each parameter by its place in the optimizer's state dict; extra tensors' start with `extra.`."""
+    by_id = {id(p): EXTRA + name for name, p in extra.items()} | {id(p): name for name, p in model.named_parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {place: by_id[id(p)] for place, p in enumerate(parameters)}
+
+
+def export(optimizer: Optimizer, names: dict[int, str]) -> Tensors:
+    """The state as CPU tensors called `parameter/key`; Python numbers become 0-dim int64 or float64 tensors."""
+    state = optimizer.state_dict()
+    flat = {f"{names[i]}/{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
+    # some optimizers count their steps in their groups, all alike; how many groups there are depends on weight decay
+    flat |= {f"{_GROUP}/step": group["step"] for group in state["param_groups"] if "step" in group}
+    return {name: _to_tensor(value) for name, value in flat.items() if value is not None}
+
+
+def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
+    """The reverse of `export`, into a fresh optimizer of the same parameters."""
+    state = optimizer.state_dict()
+    places = {name: place for place, name in names.items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, tensor in flat.items():
+        parameter, _, key = name.rpartition("/")
+        value = tensor.item() if tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.float64) else tensor.clone()
+        if parameter == _GROUP:
+            for group in state["param_groups"]:
+                group[key] = value.clone() if isinstance(value, Tensor) else value  # counted up in place
+        else:
+            place = places[parameter]
+            if isinstance(value, Tensor) and value.shape == parameters[place].shape:
+                value = laid_as(parameters[place], value)
+            state["state"].setdefault(place, {})[key] = value
+    optimizer.load_state_dict(state)
+
+
+def prune(flat: Tensors, masks: Tensors) -> Tensors:
+    """The state with 0 wherever a weight is masked: momentum must not revive it."""
+    pruned = {}
+    for name, tensor in flat.items():
+        mask = masks.get(name.rpartition("/")[0])
+        pruned[name] = tensor * mask if mask is not None and mask.shape == tensor.shape else tensor
+    return pruned
+
+
+def _to_tensor(value: object) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, (bool, int)):
+        return torch.tensor(int(value), dtype=torch.int64)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    raise UserError(
+        f"--optimizer.name: its state holds a {type(value).__name__}, which cannot be saved; choose another"
+    )

@@ -1,0 +1,91 @@
+"""What plugins may ask about a model on data: dense gradients, the held-out loss, Fisher information."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from sparsekit._types import Tensors
+from sparsekit.api import Stage, TrainingStep
+from sparsekit.models.state import State
+from sparsekit.seeds import derive
+from sparsekit.training.setup import Setup
+
+LOSS_IMAGES = 1_000
+_FISHER_BATCH = 32
+
+
+def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Tensors:
+    """Mean gradient of the training loss over some augmented batches, w.r.t. the effective weights; CPU tensors.
+
+    Masked weights have theirs too. BatchNorm normalises by the batch, as in training; nothing is kept of it.
+    fp16 would lose the small ones without a loss scaler, so there they are computed in fp32.
+    """
+    setup.install(state)
+    model = setup.model.train()
+    weights = {name: model.get_parameter(name).detach().requires_grad_() for name in setup.prunable}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    seed = derive(setup.config.seed, "gradients", stage.index)
+    torch.manual_seed(seed)
+    for images, labels in setup.data.train_batches(seed, batches):
+        with setup.autocast() if setup.dtype != torch.float16 else nullcontext():
+            logits = functional_call(model, {**weights, **buffers}, (images,))
+        loss = setup.loss(logits, labels, images)
+        for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            total[name] += gradient / batches
+    return {name: tensor.cpu() for name, tensor in total.items()}
+
+
+def held_out_loss(setup: Setup, state: State, named: Tensors) -> Tensor:
+    """Mean cross-entropy of `named` tensors on up to 1,000 held-out images, differentiable, in evaluation mode."""
+    tensors = _forward_tensors(setup, state.renamed(named))
+    model = setup.model.eval()
+    total, count = torch.zeros((), device=setup.device), 0
+    for images, labels in setup.data.evaluation_batches("held_out", limit=LOSS_IMAGES):
+        logits = functional_call(model, tensors, (images,))
+        total = total + F.cross_entropy(logits.float(), labels, reduction="sum")
+        count += len(labels)
+    return total / count
+
+
+def fisher(setup: Setup, state: State, images: int) -> Tensors:
+    """The diagonal of the empirical Fisher information, the mean squared gradient of each training image's loss.
+
+    With respect to the parameters and the method's extra tensors as they are stored, in evaluation mode
+    (arXiv 2111.09832, section 3).
+    """
+    named = {name: tensor.to(setup.device) for name, tensor in state.named().items()}
+    buffers = {name for name, _ in setup.model.named_buffers()}
+    free = {name: t for name, t in named.items() if name not in buffers and t.is_floating_point()}
+    fixed = {name: t for name, t in named.items() if name not in free}
+    model = setup.model.eval()
+
+    def loss(parameters: Tensors, image: Tensor, label: Tensor) -> Tensor:
+        tensors = _forward_tensors(setup, state.renamed({**fixed, **parameters}))
+        return F.cross_entropy(functional_call(model, tensors, (image[None],)).float(), label[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+    total = {name: torch.zeros_like(tensor) for name, tensor in free.items()}
+    count = 0
+    for batch, labels in setup.data.evaluation_batches("train", limit=images):
+        for start in range(0, len(labels), _FISHER_BATCH):
+            part = slice(start, start + _FISHER_BATCH)
+            for name, gradient in each(free, batch[part], labels[part]).items():
+                total[name] += gradient.square().sum(0)
+        count += len(labels)
+    return {name: (tensor / count).cpu() for name, tensor in total.items()}
+
+
+def _forward_tensors(setup: Setup, state: State) -> Tensors:
+    """Everything that `functional_call` needs, effective weights in place, differentiable, on the device."""
+    tensors = {name: tensor.to(setup.device) for name, tensor in state.tensors.items()}
+    masks = {name: mask.to(setup.device, tensors[name].dtype) for name, mask in state.masks.items()}
+    extra = {name: tensor.to(setup.device) for name, tensor in state.extra.items()}
+    weights = {name: tensors[name] for name in masks}
+    step = TrainingStep(weights, masks, extra, state.progress, state.target)
+    return {**tensors, **setup.method.effective(step)}

@@ -1,0 +1,215 @@
+"""One replica through one segment: the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sparsekit._types import Tensors
+from sparsekit.api import Schedule, Stage
+from sparsekit.models import state as states
+from sparsekit.models.state import State
+from sparsekit.planning.replicas import Replica
+from sparsekit.seeds import derive
+from sparsekit.training import optimizers
+from sparsekit.training.setup import Setup
+from sparsekit.training.step import MaskedStep, TrajectoryMean
+
+LOG_STEPS = 50
+
+
+class Fault(Exception):
+    """A replica whose loss or weights are no longer finite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of a training log: optimizer steps done in the segment, of how many, mean loss since the last, rate."""
+
+    done: int
+    steps: int
+    loss: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A replica in the middle of its training, as a checkpoint keeps it.
+
+    Attributes:
+        done: Optimizer steps that it has done in the segment.
+        attempt: How often it was started again after a fault.
+        averaged: Steps that its trajectory mean holds.
+        tensors: All of its tensors and random states, named for a file.
+    """
+
+    done: int
+    attempt: int
+    averaged: int
+    tensors: Tensors
+
+
+class Training:
+    """A copy of the parent in a model, its mask fixed, trained step by step.
+
+    All that is random follows from (seed, segment, replica), and from the attempt after a fault. The model is the
+    setup's working one, unless another of the same architecture is given.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        parent: State,
+        stage: Stage,
+        replica: Replica,
+        schedule: Schedule,
+        attempt: int = 0,
+        model: nn.Module | None = None,
+    ) -> None:
+        self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
+        self.schedule, self.attempt, self.done = schedule, attempt, 0
+        self.model = model = model or setup.team.model(setup.model)
+        config = setup.config
+        again = ("attempt", attempt) if attempt else ()
+        self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
+        self.steps = replica.steps(setup.steps[stage.index])
+        self.every = min(LOG_STEPS, setup.data.steps_per_epoch)
+        self.lr = 0.0  # of the last step, taken from the schedule at the step's middle
+        self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
+        model.load_state_dict(parent.tensors)
+        self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
+        self.optimizer = optimizers.build(config.optimizer, model, self.extra, replica.lr, replica.weight_decay)
+        self.names = optimizers.names_of(self.optimizer, model, self.extra)
+        if parent.optimizer and not self.schedule.restarts:
+            optimizers.restore(self.optimizer, self.names, parent.optimizer)
+        self.take_step = MaskedStep(setup, model, parent, self.extra, self.optimizer, replica.weight_decay)
+        self.average_from = averaged_from(setup, stage)
+        averages = self.average_from is not None
+        self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()]) if averages else None
+        self.loss = torch.zeros((), device=setup.device)
+        torch.manual_seed(self.seed)  # dropout and stochastic depth
+        model.train()
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Train on one batch."""
+        if self.setup.team.size > 1:  # every member draws for its own part; only the first one's state is kept
+            torch.manual_seed(derive(self.seed, "member", self.setup.team.member, self.done))
+        self.after(self.take_step(images, labels, self.before()))
+
+    def before(self) -> float:
+        """Set the learning rate of the step that comes; the fraction of the budget at its middle."""
+        middle, stage = (self.done + 0.5) / self.steps, self.stage
+        self.lr = self.replica.lr * self.schedule(middle)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+        return (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
+
+    def after(self, loss: Tensor) -> None:
+        """Count a step that was taken, with its loss."""
+        middle = (self.done + 0.5) / self.steps
+        self.loss += loss
+        if self.mean is not None and self.average_from is not None and middle >= self.average_from:
+            self.mean.update()
+        self.done += 1
+
+    def report(self) -> Progress:
+        """The mean loss since the last report; raises Fault where it is not finite."""
+        since = (self.done - 1) % self.every + 1
+        self.setup.team.lead(self.loss)  # the first member's, and with it the same verdict everywhere
+        loss = float(self.loss) / since
+        self.loss.zero_()
+        if not math.isfinite(loss):
+            raise Fault(f"its loss is {loss} at step {self.done} of {self.steps}")
+        return Progress(self.done, self.steps, loss, self.lr)
+
+    @property
+    def due(self) -> bool:
+        """Whether a report is due."""
+        return self.done % self.every == 0 or self.done == self.steps
+
+    def result(self) -> State:
+        """What became of the copy; raises Fault where a weight is not finite."""
+        if self.mean is not None:
+            self.mean.install()
+        state = replace(
+            self.parent,
+            tensors=states.capture(self.model),
+            extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
+            optimizer=optimizers.export(self.optimizer, self.names),
+            progress=self.stage.end / self.stage.budget.epochs,
+        )
+        for name, tensor in state.named().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise Fault(f"{name} is not finite after {self.steps} steps")
+        return state
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches that are still to come."""
+        part = (self.setup.team.member, self.setup.team.size)
+        return self.setup.data.train_batches(self.seed, self.steps, start=self.done, subset=self.subset, part=part)
+
+    def snapshot(self) -> Underway:
+        """Everything that the rest of the training depends on."""
+        state = replace(
+            self.parent,
+            tensors=states.capture(self.model),
+            extra={name: t.detach().cpu() for name, t in self.extra.items()},
+            optimizer=optimizers.export(self.optimizer, self.names),
+        )
+        tensors = states.to_file(state) | {"loss": self.loss.cpu(), "random.cpu": torch.get_rng_state()}
+        if self.setup.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
+        if self.mean is not None:
+            tensors |= {f"mean.{i}": t.cpu() for i, t in enumerate(self.mean.means)}
+        if self.take_step.scaler.is_enabled():
+            tensors |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
+        return Underway(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
+
+    def restore(self, underway: Underway) -> None:
+        """Go on from a snapshot of the same training."""
+        tensors = underway.tensors
+        state = states.from_file(tensors, 0.0, 0.0)
+        self.model.load_state_dict(state.tensors)
+        with torch.no_grad():
+            for name, tensor in self.extra.items():
+                tensor.copy_(state.extra[name])
+            for i, mean in enumerate(self.mean.means if self.mean else ()):
+                mean.copy_(tensors[f"mean.{i}"])
+        if self.mean is not None:
+            self.mean.count = underway.averaged
+        optimizers.restore(self.optimizer, self.names, state.optimizer)
+        scaler = {name.removeprefix("scaler."): t.item() for name, t in tensors.items() if name.startswith("scaler.")}
+        if scaler:
+            self.take_step.scaler.load_state_dict(scaler)
+        self.loss.copy_(tensors["loss"])
+        self.done = underway.done
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.setup.device.type == "cuda" and "random.cuda" in tensors:  # absent where a CPU went before
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.setup.device)
+
+
+def train(
+    training: Training, report: Callable[[Progress], None], pause: Callable[[Training], None] | None = None
+) -> State:
+    """Train to the end of the segment; `pause` is called between two steps and may take a snapshot.
+
+    Raises:
+        Fault: the loss or a weight is no longer finite.
+    """
+    for images, labels in training.batches():
+        training.step(images, labels)
+        if training.due:
+            report(training.report())
+        if pause is not None and training.done < training.steps:
+            pause(training)
+    return training.result()
+
+
+def averaged_from(setup: Setup, stage: Stage) -> float | None:
+    """The fraction of the segment from which trajectories are averaged: the plan's word, else the merge's."""
+    planned = stage.segment.average_from
+    return planned if planned is not None else setup.config.merge.average_from

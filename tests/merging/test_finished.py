@@ -1,0 +1,415 @@
+"""`sparsekit merge`: soups of finished models, trained here or anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from tiny import KWARGS, assert_equal, tiny_config
+from torch import Tensor
+
+from sparsekit.cli import main as cli
+from sparsekit.config.options import DataConfig
+from sparsekit.data import load
+from sparsekit.errors import UserError
+from sparsekit.evaluation import scores as evaluation
+from sparsekit.fit import fit
+from sparsekit.merging.finished_context import Kitchen
+from sparsekit.methods.gmp import GMP
+from sparsekit.models import state as states
+from sparsekit.pruning import masks
+
+Capture = pytest.CaptureFixture[str]
+MODEL = ["--model.name", "resnet18", "--model.kwargs", json.dumps(KWARGS | {"num_classes": 10, "in_chans": 1})]
+DATA = ["--data.name", "digits", "--data.image_size", "8"]
+
+# Plain PyTorch: three models trained apart from one pruned start, the mask held by hand.
+SCRIPT = """
+import sys, torch, torch.nn as nn
+import torch.nn.functional as F
+torch.manual_seed(0)
+start = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+masks = {n: (torch.rand_like(p) < 0.3) for n, p in start.named_parameters() if p.dim() > 1}
+for seed in range(3):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    model.load_state_dict(start.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step in range(20):
+        images, labels = torch.randn(16, 1, 8, 8), torch.randint(10, (16,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        for name, weight in model.named_parameters():
+            if name in masks:
+                weight.data *= masks[name]
+    torch.save(model.state_dict(), f"{seed}.pt")
+assert "sparsekit" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three state dicts of a plain script."""
+    folder = tmp_path_factory.mktemp("plain")
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, check=True, timeout=600)
+    return [folder / f"{seed}.pt" for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run, and one that starts from it and trains on: same mask, other weights."""
+    from sparsekit.config.options import ModelConfig
+
+    folder = tmp_path_factory.mktemp("runs")
+    fit(tiny_config(GMP(), out=folder / "a", sparsity=0.5))
+    for seed, name in ((1, "b"), (2, "c")):
+        model = ModelConfig(init=str(folder / "a"))
+        fit(tiny_config(GMP(), out=folder / name, sparsity=0.5, seed=seed, model=model))
+    return [folder / name for name in "abc"]
+
+
+def merge(*arguments: Any) -> int:
+    return cli.main(["merge", *map(str, arguments)])
+
+
+def by_hand(tensors: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    """The weighted mean in float64; integers from the first."""
+    found = {}
+    for name, first in tensors[0].items():
+        total = sum(w * t[name].numpy().astype(np.float64) for w, t in zip(weights, tensors, strict=True))
+        found[name] = torch.from_numpy(np.asarray(total)).to(first.dtype) if first.is_floating_point() else first
+    return found
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def close(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Equal but for the last bit of float32; zeros exactly."""
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[n], right[n], rtol=2e-7, atol=0) and torch.equal(left[n] == 0, right[n] == 0) for n in left
+    )
+
+
+# --- soups of anybody's models -----------------------------------------------------------------------
+
+
+def test_a_soup_of_three_plain_checkpoints_is_their_average_by_hand(plain: list[Path], tmp_path: Path) -> None:
+    assert merge(*plain, "--merge", "uniform", "-o", tmp_path / "soup") == 0
+    soup, three = states.load(tmp_path / "soup" / "model.safetensors"), [state_dict(path) for path in plain]
+    assert close(soup, by_hand(three, [1 / 3] * 3))
+    for name in ("0.weight", "4.weight"):
+        assert torch.equal(soup[name] == 0, three[0][name] == 0)
+        assert 0.6 < float((soup[name] == 0).float().mean()) < 0.8
+    told = json.loads((tmp_path / "soup" / "merge.json").read_text())
+    assert told["coefficients"] == pytest.approx([1 / 3] * 3)
+    assert told["models"] == [str(path) for path in plain]
+
+
+def test_the_same_model_may_come_twice_and_files_may_be_of_any_kind(plain: list[Path], tmp_path: Path) -> None:
+    states.save(tmp_path / "b.safetensors", state_dict(plain[1]))
+    torch.save({"state_dict": state_dict(plain[2])}, tmp_path / "c.tar")
+    assert merge(plain[0], plain[0], tmp_path / "b.safetensors", tmp_path / "c.tar", "-o", tmp_path / "soup") == 0
+    soup = states.load(tmp_path / "soup" / "model.safetensors")
+    assert close(soup, by_hand([state_dict(path) for path in plain], [0.5, 0.25, 0.25]))
+
+
+def test_half_precision_stays_half_precision(plain: list[Path], tmp_path: Path) -> None:
+    halves = [{n: t.half() if t.is_floating_point() else t for n, t in state_dict(p).items()} for p in plain[:2]]
+    for i, half in enumerate(halves):
+        torch.save(half, tmp_path / f"{i}.pt")
+    assert merge(tmp_path / "0.pt", tmp_path / "1.pt", "-o", tmp_path / "soup") == 0
+    assert close(states.load(tmp_path / "soup" / "model.safetensors"), by_hand(halves, [0.5, 0.5]))
+
+
+def test_united_masks_keep_what_any_keeps_and_are_pruned_again(
+    plain: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    other = state_dict(plain[1])
+    other["4.weight"] = other["4.weight"].flip(0)  # another mask of the same sparsity
+    torch.save(other, tmp_path / "other.pt")
+    two = [state_dict(plain[0]), other]
+    assert merge(plain[0], tmp_path / "other.pt", "--masks", "union", "-o", tmp_path / "union") == 0
+    union = states.load(tmp_path / "union" / "model.safetensors")
+    assert close(union, by_hand(two, [0.5, 0.5]))
+    assert torch.equal(union["4.weight"] != 0, (two[0]["4.weight"] != 0) | (other["4.weight"] != 0))
+
+    arguments = ["--masks", "union", "--prune-again", "0.9"]
+    assert merge(plain[0], tmp_path / "other.pt", *arguments, "-o", tmp_path / "again") == 0
+    assert "90.01 %" in capsys.readouterr().out
+    again = states.load(tmp_path / "again" / "model.safetensors")
+    names = ("0.weight", "4.weight")
+    whole = torch.cat([union[name].flatten() for name in names])
+    kept = torch.cat([again[name].flatten() for name in names])
+    assert int((kept != 0).sum()) == len(whole) - round(0.9 * len(whole))
+    assert whole[kept != 0].abs().min() >= whole[kept == 0].abs().max()
+    assert torch.equal(kept[kept != 0], whole[kept != 0])
+    saved = states.load(tmp_path / "again" / "masks.safetensors")
+    assert all(torch.equal(saved[name], again[name] != 0) for name in names)
+
+
+def test_masks_that_differ_are_refused_with_their_overlap(plain: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    other = state_dict(plain[0])
+    other["4.weight"][:5] = 0.0
+    torch.save(other, tmp_path / "other.pt")
+    assert merge(plain[0], plain[1], tmp_path / "other.pt", "-o", tmp_path / "soup") == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "other.pt differ in " in err
+    assert "--masks union" in err
+    first, third = (
+        {n: t != 0 for n, t in one.items() if n in ("0.weight", "4.weight")} for one in (state_dict(plain[0]), other)
+    )
+    both = sum(int((first[n] & third[n]).sum()) for n in first)
+    either = sum(int((first[n] | third[n]).sum()) for n in first)
+    assert f"{both / either:.3f}" in out.splitlines()[1].split()
+    assert f"{1 - either / 2952:.2%}" in out.splitlines()[1]
+    assert not (tmp_path / "soup").exists()
+
+
+# --- runs, data, BatchNorm ---------------------------------------------------------------------------
+
+
+def test_runs_are_merged_with_their_masks_and_batchnorm_measured_again(
+    runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert merge(*runs, "-o", tmp_path / "soup") == 0
+    told = json.loads((tmp_path / "soup" / "merge.json").read_text())
+    soup = timm.create_model(f"local-dir:{tmp_path / 'soup'}", pretrained=True)
+    three = [states.load(run / "model" / "model.safetensors") for run in runs]
+    mean = by_hand(three, [1 / 3] * 3)
+    parameters = {name for name, _ in soup.named_parameters()}
+    assert close({n: t for n, t in soup.state_dict().items() if n in parameters}, {n: mean[n] for n in parameters})
+    kept = states.load(runs[0] / "masks.safetensors")
+    assert_equal(states.load(tmp_path / "soup" / "masks.safetensors"), kept)
+    assert told["sparsity"] == masks.sparsity(kept)
+
+    data = load(DataConfig(image_size=8), torch.device("cpu"), channels_last=False)
+    check = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
+    check.load_state_dict(mean)
+    autocast = torch.autocast("cpu", enabled=False)
+    evaluation.recalibrate(check, data.evaluation_batches("train"), autocast)
+    for name, tensor in check.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(soup.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+            assert not torch.equal(mean[name], tensor)
+    score = evaluation.evaluate(soup, data.evaluation_batches("test"), autocast)
+    assert told["test.accuracy"] == pytest.approx(score.accuracy)
+    assert f"{100 * score.accuracy:.2f} % on the test split" in capsys.readouterr().out
+
+
+def test_greedy_looks_at_held_out_images_and_averages_batchnorm_where_asked(runs: list[Path], tmp_path: Path) -> None:
+    assert merge(*runs, "--merge", "greedy", "--batchnorm", "average", "-o", tmp_path / "soup") == 0
+    told = json.loads((tmp_path / "soup" / "merge.json").read_text())
+    data = load(DataConfig(image_size=8), torch.device("cpu"), channels_last=False)
+    each = []
+    for run in runs:
+        model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
+        split = data.evaluation_batches("held_out")
+        each.append(evaluation.evaluate(model, split, torch.autocast("cpu", enabled=False)).accuracy)
+    assert told["candidates"] == pytest.approx(each)
+    assert told["held_out.accuracy"] >= max(each) - 1e-9
+    assert told["soup.lost"] is False
+    used = [runs[i] for i in told["ingredients"]]
+    three = [states.load(run / "model" / "model.safetensors") for run in used]
+    assert close(states.load(tmp_path / "soup" / "model.safetensors"), by_hand(three, [1 / len(used)] * len(used)))
+
+
+def test_a_soup_that_lost_says_so(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    """The other model has its last layer the wrong way round, three times over: so has their mean, once."""
+    tensors = states.load(runs[0] / "model" / "model.safetensors")
+    wrong = tmp_path / "wrong.safetensors"
+    states.save(wrong, {name: -3.0 * t if name.startswith("fc.") else t for name, t in tensors.items()})
+    assert merge(runs[0], wrong, "-o", tmp_path / "soup") == 0
+    told, out = json.loads((tmp_path / "soup" / "merge.json").read_text()), capsys.readouterr().out
+    best = max(told["candidates"])
+    assert told["soup.lost"] is True
+    assert f"{100 * (best - told['held_out.accuracy']):.2f} points below the best model" in out
+    assert "only models that were trained from a common one average well" in out
+    assert f"{100 * sum(told['candidates']) / 2:.2f} % held out in the mean, {100 * best:.2f} % the best" in out
+
+
+def test_what_pruning_again_lost_is_not_blamed_on_the_averaging(
+    runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert merge(runs[0], runs[0], "--prune-again", "0.995", "-o", tmp_path / "soup") == 0
+    assert json.loads((tmp_path / "soup" / "merge.json").read_text())["soup.lost"] is True
+    out = capsys.readouterr().out
+    assert re.search(r"below the best model: it was pruned again, from \d\d\.\d\d % sparse to 99\.50 %", out), out
+
+
+def test_foreign_models_with_data_given_become_a_directory_that_timm_loads(runs: list[Path], tmp_path: Path) -> None:
+    files = [run / "model" / "model.safetensors" for run in runs]
+    assert merge(*files, *MODEL, *DATA, "-o", tmp_path / "soup") == 0
+    assert merge(*runs, "-o", tmp_path / "same") == 0
+    one, other = (timm.create_model(f"local-dir:{tmp_path / n}", pretrained=True) for n in ("soup", "same"))
+    assert_equal(one.state_dict(), other.state_dict())
+
+
+def test_models_without_a_matrix_are_averaged_too(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        torch.save({"w1": torch.full((3,), value)}, tmp_path / f"{name}.pt")
+    assert merge(tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "soup") == 0
+    assert states.load(tmp_path / "soup" / "model.safetensors")["w1"].tolist() == [1.5] * 3
+
+
+@pytest.mark.parametrize("asked", [len, dict, list, lambda p: p.get("x"), lambda p: "x" in p, lambda p: p.values()])
+def test_whatever_is_asked_of_a_parent_that_is_not_there_says_so(asked: Any) -> None:
+    step = Kitchen(None, {}, "mine", None).step([], 0)
+    with pytest.raises(UserError, match=r"--merge mine compares with what the models were trained from; .* --parent"):
+        list(asked(step.parent))
+
+
+def test_a_merge_that_compares_with_the_parent_needs_it(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
+    arguments = [*runs[1:], "--merge", "ties", "-o", tmp_path / "soup"]
+    assert merge(*arguments) == 2
+    err = capsys.readouterr().err
+    assert "--parent" in err
+    assert err.count("\n") == 1
+    assert merge(*arguments, "--parent", runs[0]) == 0
+    soup, kept = states.load(tmp_path / "soup" / "model.safetensors"), states.load(runs[0] / "masks.safetensors")
+    assert not any(soup[name][~mask].any() for name, mask in kept.items())
+
+
+@pytest.mark.parametrize("name", ["fisher", "learned", "likelihood", "model_stock"])
+def test_every_installed_merge_works_on_finished_runs(name: str, runs: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
+    assert merge(*runs[1:], "--merge", name, "--parent", runs[0], "-o", tmp_path / "soup") == 0
+    kept, soup = states.load(runs[0] / "masks.safetensors"), states.load(tmp_path / "soup" / "model.safetensors")
+    assert not any(soup[n][~mask].any() for n, mask in kept.items())
+
+
+@pytest.mark.parametrize(
+    "more", [["fisher"], ["likelihood"], *(["learned", "--merge.per", p] for p in ("model", "tensor"))]
+)
+def test_merges_that_do_not_compare_with_the_parent_need_none(
+    more: list[str], runs: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
+    quick = ["--merge.steps", 2] if more[0] == "learned" else []
+    assert merge(*runs[1:], "--merge", *more, *quick, "-o", tmp_path / "soup") == 0
+    kept, soup = states.load(runs[0] / "masks.safetensors"), states.load(tmp_path / "soup" / "model.safetensors")
+    assert not any(soup[n][~mask].any() for n, mask in kept.items())
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("-o NEW", "give the models"),
+        ("A B", "-o must be given"),
+        ("A B -o OLD", "OLD|exists already"),
+        ("A missing -o NEW", "missing|nothing is there"),
+        ("A MASK -o NEW", "zeros|A and MASK differ in |of 2,952 weights|--masks union"),
+        ("A SHAPE -o NEW", "SHAPE|4.weight|(10, 287)|(10, 288)"),
+        ("A DTYPE -o NEW", "DTYPE|0.weight|float16|float32"),
+        ("A LACKS -o NEW", "LACKS lacks 4.bias"),
+        ("A MORE -o NEW", "MORE has more"),
+        ("A NAN -o NEW", "NAN|0.bias|not finite"),
+        ("A CORRUPT -o NEW", "CORRUPT|damaged"),
+        ("A TEXT -o NEW", "TEXT|damaged"),
+        ("A EMPTY -o NEW", "EMPTY|damaged"),
+        ("A PICKLE -o NEW", "PICKLE|plain state dict"),
+        ("A LIST -o NEW", "LIST|no state dict"),
+        ("TIMM OTHER -o NEW", "resnet18|resnet26|one kind"),
+        ("A B -o NEW --merge greedy", "greedy|--data.name"),
+        ("A B -o NEW --merge none", "none|no more than 1"),
+        ("A B -o NEW --merge grredy", "grredy"),
+        ("A B -o NEW --prune-again 0.1", "--prune-again is 0.1|sparse already"),
+        ("A B -o NEW --prune-again 1", "--prune-again is 1"),
+        ("FLAT FLAT -o NEW --prune-again 0.5", "--prune-again|no matrix"),
+        ("A B -o NEW --masks unoin", "--masks|union"),
+        ("A B -o NEW --model.name resnet18", "--model.name"),
+        ("A B -o NEW --data.name digits", "--model.name"),
+        ("A B -o NEW --epochs 3", "--epochs"),
+        ("A B -o NEW --parent missing", "--parent missing"),
+    ],
+)
+def test_what_cannot_be_merged_is_one_line(
+    arguments: str, words: str, plain: list[Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = state_dict(plain[0])
+    bad = {
+        "A": good,
+        "B": state_dict(plain[1]),
+        "MASK": good | {"4.weight": torch.zeros(10, 288)},
+        "SHAPE": good | {"4.weight": good["4.weight"][:, :287]},
+        "DTYPE": good | {"0.weight": good["0.weight"].half()},
+        "LACKS": {name: t for name, t in good.items() if name != "4.bias"},
+        "MORE": good | {"more": torch.zeros(1)},
+        "NAN": good | {"0.bias": torch.full((8,), float("nan"))},
+        "PICKLE": {"model": Path("x"), "run": print},
+        "LIST": [good],
+        "FLAT": {"w1": torch.ones(3)},
+    }
+    for name, value in bad.items():
+        torch.save(value, name)
+    states.save(Path("whole"), good)
+    Path("CORRUPT").write_bytes(Path("whole").read_bytes()[:-100])
+    Path("TEXT").write_text("not a model")
+    Path("EMPTY").write_bytes(b"")
+    Path("OLD").mkdir()
+    (Path("OLD") / "file").touch()
+    for name, kind in (("TIMM", "resnet18"), ("OTHER", "resnet26")) if "TIMM" in arguments else ():
+        model = timm.create_model(kind, num_classes=3, **KWARGS)
+        timm.models.save_for_hf(model, name, model_args=KWARGS, safe_serialization=True)
+    assert merge(*arguments.split()) == 2
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert all(word in err for word in words.split("|")), err
+    assert not Path("NEW").exists()
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+# not ru_maxrss, which a process takes over from the one that started it
+MEASURED = """
+import re, sys
+from pathlib import Path
+from sparsekit.cli.main import main
+code = main(sys.argv[1:])
+print("peak", 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_ten_models_are_merged_in_the_memory_of_two(tmp_path: Path) -> None:
+    def write(name: str, width: int, seed: int) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.rand(width, width, generator=torch.Generator().manual_seed(0)) < 0.1
+        layers = {f"{i}.weight": (torch.rand(width, width, generator=generator) + 0.5) * kept for i in range(24)}
+        states.save(tmp_path / name, layers)
+        return tmp_path / name
+
+    def peak(files: list[Path], out: str) -> int:
+        command = [sys.executable, "-c", MEASURED, "merge", *map(str, files), "-o", str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+        return int(done.stdout.split()[-1])
+
+    small = [write(f"s{i}", 16, i) for i in range(2)]
+    large = [write(f"l{i}", 1800, i) for i in range(3)]
+    size = large[0].stat().st_size
+    base = peak(small, "small")
+    many = peak([large[i % 3] for i in range(10)], "large")
+    print(
+        f"{size / 1e6:.0f} MB a model; {base / 1e6:.0f} MB without, {many / 1e6:.0f} MB with ten: "
+        f"{(many - base) / size:.2f} models"
+    )
+    assert size > 300e6
+    assert many - base < 2 * size

@@ -1,0 +1,225 @@
+"""Runs that start from a trained model, `--model.init`, and runs with a teacher, `--distill`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from tiny import ARGUMENTS, KWARGS, assert_equal, rows, tiny_config, tiny_setup, trained
+from torch import nn
+
+from sparsekit.api import Budget, Stage
+from sparsekit.cli import main as cli
+from sparsekit.config.options import DistillConfig, ModelConfig
+from sparsekit.errors import UserError
+from sparsekit.executors.stacked import Lockstep
+from sparsekit.fit import fit
+from sparsekit.methods.gmp import GMP
+from sparsekit.methods.imp import IMP
+from sparsekit.methods.oneshot import OneShot
+from sparsekit.models import create as models
+from sparsekit.models import state as states
+from sparsekit.planning.plan import raised
+from sparsekit.planning.replicas import fork
+from sparsekit.pruning import masks
+from sparsekit.run import loop as scheduler
+from sparsekit.training.replica import Training
+from sparsekit.training.setup import Setup
+
+
+@pytest.fixture(scope="module")
+def sparse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, half of its prunable weights 0."""
+    out = tmp_path_factory.mktemp("runs") / "half"
+    fit(tiny_config(GMP(), out=out, sparsity=0.5))
+    return out
+
+
+def from_(path: Path, **changes: object) -> ModelConfig:
+    return replace(ModelConfig(init=str(path)), **changes)
+
+
+# --- --model.init ------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_with_the_weights_and_the_architecture_of_the_model_it_is_given(sparse_run: Path) -> None:
+    setup = tiny_setup(OneShot(), model=from_(sparse_run))
+    parent = scheduler.start(setup).parent
+    saved = states.load(sparse_run / "model" / "model.safetensors")
+    assert_equal(dict(sorted(parent.tensors.items())), dict(sorted(saved.items())))
+    assert_equal(parent.masks, {n: states.load(sparse_run / "masks.safetensors")[n] for n in parent.masks})
+    name, kwargs = models.resolve(setup.config.model)
+    assert (name, kwargs | KWARGS) == ("resnet18", kwargs)
+
+
+@pytest.mark.parametrize("method", [IMP(dense=0.4), OneShot(), GMP()])
+def test_zeros_that_were_there_stay_to_the_end(method: object, sparse_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = fit(tiny_config(method, out=out, model=from_(sparse_run), sparsity=0.8))  # type: ignore[arg-type]
+    before, after = (states.load(run / "masks.safetensors") for run in (sparse_run, out))
+    weights = states.load(out / "model" / "model.safetensors")
+    for name, mask in before.items():
+        assert not (after[name] & ~mask).any()
+        assert not weights[name][~mask].any()
+    assert min(row["sparsity"] for row in rows(out, "segment")) == masks.sparsity(before)
+    assert summary["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    loaded = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)
+    assert_equal(dict(sorted(loaded.state_dict().items())), dict(sorted(weights.items())))
+
+
+def test_a_dense_model_starts_with_nothing_masked_and_a_bare_state_dict_needs_its_name(tmp_path: Path) -> None:
+    model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
+    torch.save(model.state_dict(), tmp_path / "dense.pt")
+    setup = tiny_setup(OneShot(), model=from_(tmp_path / "dense.pt", name="resnet18", kwargs=KWARGS))
+    assert all(mask.all() for mask in scheduler.start(setup).parent.masks.values())
+    assert [stage.segment.sparsity for stage in setup.stages] == [0.0, 0.9]
+    with pytest.raises(UserError, match=r"--model.init .*layer1\.0\.conv1\.weight has shape"):
+        tiny_setup(model=from_(tmp_path / "dense.pt", name="resnet18", kwargs={**KWARGS, "channels": [4, 8, 8, 8]}))
+    with pytest.raises(UserError, match=r"lacks layer1\.0\.conv3\.weight|has layer1"):
+        tiny_setup(model=from_(tmp_path / "dense.pt", name="resnet50"))
+
+
+def test_a_kept_weight_that_happens_to_be_0_is_no_pruned_one_in_a_run_with_masks(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(tiny_config(GMP(), out=out, sparsity=0.5))
+    file = out / "model" / "model.safetensors"
+    tensors, kept = states.load(file), states.load(out / "masks.safetensors")
+    name = "layer1.0.conv1.weight"
+    index = tuple(kept[name].nonzero()[0])
+    tensors[name][index] = 0.0
+    states.save(file, tensors)
+    parent = scheduler.start(tiny_setup(model=from_(out), sparsity=0.5)).parent
+    assert parent.masks[name][index]
+    kept[name][index] = True
+    tensors[name][~kept[name]] = 1.0
+    states.save(file, tensors)
+    with pytest.raises(UserError, match=r"masks\.safetensors does not suit"):
+        tiny_setup(model=from_(out), sparsity=0.5)
+
+
+def test_a_plan_is_raised_to_what_is_masked_already_and_no_further() -> None:
+    budget = Budget(10.0, 0.8, 0.0, lambda done: 1.0)
+    plan = IMP(dense=0.4, cycles=4).plan(budget)
+    stages = raised(tuple(Stage(budget, plan, i) for i in range(len(plan))), kept=501, total=1000)
+    planned = [0.0, *(1.0 - 0.2 ** (k / 4) for k in (1, 2, 3)), 0.8]
+    assert [s.segment.sparsity for s in stages] == pytest.approx([max(0.499, sparsity) for sparsity in planned])
+    with pytest.raises(UserError, match=r"--sparsity is 0\.8, but 80\.1"):
+        raised(stages, kept=199, total=1000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--sparsity 0.4 --model.init RUN", "--sparsity is 0.4|50.00|denser"),
+        ("--model.init nothing", "--model.init nothing|nothing is there|run directory"),
+        ("--model.init RUN --model.pretrained true", "--model.init|--model.pretrained"),
+        ("--model.init RUN/metrics.jsonl --model.name resnet18", "--model.init|damaged"),
+        ("--distill nothing", "--distill nothing|nothing is there"),
+        ("--distill", "--distill|needs a value"),
+        ("--distill RUN/model/model.safetensors", "--distill|config.json"),
+        ("--distill RUN --distill.temperature 0", "--distill.temperature is 0|above 0"),
+        ("--distill RUN --distill.weight 1.5", "--distill.weight is 1.5|0 to 1"),
+        ("--distill RUN --distill.heat 3", "--distill.heat"),
+        ("--distill OTHER", "--distill|7 classes|10"),
+    ],
+)
+def test_what_cannot_be_started_from_is_one_line(
+    arguments: str, words: str, sparse_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = timm.create_model("resnet18", num_classes=7, in_chans=1, **KWARGS)
+    timm.models.save_for_hf(other, tmp_path / "other", model_args={**KWARGS, "in_chans": 1}, safe_serialization=True)
+    given = arguments.replace("RUN", str(sparse_run)).replace("OTHER", str(tmp_path / "other")).split()
+    assert cli.main(["fit", *ARGUMENTS[:4], "--out", str(tmp_path / "out"), *given]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(word in err for word in words.split("|")), err
+    assert not (tmp_path / "out").exists()
+
+
+# --- --distill ---------------------------------------------------------------------------------------
+
+
+def distilled(run: Path, temperature: float = 2.0, weight: float = 0.3, **changes: object) -> Setup:
+    return tiny_setup(distill=DistillConfig(str(run), temperature, weight), label_smoothing=0.1, **changes)
+
+
+def test_the_loss_is_the_formula_of_hinton(sparse_run: Path) -> None:
+    setup = distilled(sparse_run)
+    images, labels = next(iter(setup.data.train_batches(0, 1)))
+    logits = setup.model(images)
+    teacher = timm.create_model(f"local-dir:{sparse_run / 'model'}", pretrained=True).eval()
+    taught = teacher(images)
+    total = 0.0
+    for ours, theirs, label in zip(logits.tolist(), taught.tolist(), labels.tolist(), strict=True):
+        p = [math.exp(v) / sum(map(math.exp, ours)) for v in ours]
+        q, r = ([math.exp(v / 2) / sum(math.exp(u / 2) for u in row) for v in row] for row in (theirs, ours))
+        hard = -sum((0.9 * (i == label) + 0.01) * math.log(x) for i, x in enumerate(p))
+        soft = sum(a * math.log(a / b) for a, b in zip(q, r, strict=True))
+        total += 0.7 * hard + 0.3 * 4 * soft
+    assert float(setup.loss(logits, labels, images).detach()) == pytest.approx(total / len(labels), rel=1e-4)
+
+
+def test_the_teacher_answers_in_evaluation_mode_and_learns_nothing(sparse_run: Path) -> None:
+    setup = distilled(sparse_run)
+    assert setup.teacher is not None
+    before = states.capture(setup.teacher)
+    trained(setup, scheduler.start(setup).parent, setup.stages[0])
+    assert_equal(states.capture(setup.teacher), before)  # BatchNorm statistics too
+    assert not any(module.training for module in setup.teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in setup.teacher.parameters())
+
+
+def test_a_weight_of_0_trains_as_without_a_teacher_and_any_other_does_not(sparse_run: Path) -> None:
+    plain = tiny_setup(label_smoothing=0.1)
+    alone, none, some = (
+        trained(setup, scheduler.start(setup).parent, setup.stages[0]).tensors
+        for setup in (plain, distilled(sparse_run, weight=0.0), distilled(sparse_run, weight=0.5))
+    )
+    assert_equal(alone, none)
+    assert not torch.equal(alone["fc.weight"], some["fc.weight"])
+
+
+def test_replicas_in_lockstep_learn_from_the_teacher_as_those_one_after_another(sparse_run: Path) -> None:
+    setup = distilled(sparse_run, weight=0.9)
+    parent, stage = scheduler.start(setup).parent, setup.stages[0]
+    replicas, schedule = fork(setup.config, stage), setup.method.learning_rate(stage)
+    lockstep = Lockstep(setup, 2)
+    together = [
+        Training(setup, parent, stage, r, schedule, model=m) for r, m in zip(replicas, lockstep.models, strict=True)
+    ]
+    batches = [list(t.batches())[:3] for t in together]
+    for step in range(3):
+        lockstep.step(together, [b[step][0] for b in batches], [b[step][1] for b in batches])
+    for replica, training, mine in zip(replicas, together, batches, strict=True):
+        alone = Training(setup, parent, stage, replica, schedule)
+        for images, labels in mine:
+            alone.step(images, labels)
+        for (name, one), other in zip(alone.model.named_parameters(), training.model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(alone.loss, training.loss)
+
+
+def test_yaml_takes_a_teacher_as_a_name_or_with_its_options(
+    sparse_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in (f"distill: {sparse_run}", f"distill: {{model: {sparse_run}, weight: 0.5}}"):
+        (tmp_path / "c.yaml").write_text(text)
+        assert cli.main(["fit", "--config", str(tmp_path / "c.yaml"), "--print_config"]) == 0
+        out = capsys.readouterr().out
+        assert f"model: {sparse_run}" in out
+        assert "weight: 0.5" in out
+
+
+def test_a_teacher_is_any_timm_model_of_the_data_whatever_its_architecture(sparse_run: Path, tmp_path: Path) -> None:
+    wide = timm.create_model("resnet18", num_classes=10, in_chans=1, layers=[1, 1, 1, 1], channels=[16, 16, 16, 16])
+    arguments = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "in_chans": 1}
+    timm.models.save_for_hf(wide, tmp_path / "wide", model_args=arguments, safe_serialization=True)
+    setup = distilled(tmp_path / "wide")
+    assert isinstance(setup.teacher, nn.Module)
+    images, _ = next(iter(setup.data.train_batches(0, 1)))
+    torch.testing.assert_close(setup.teacher(images), wide.eval()(images))

@@ -1,0 +1,157 @@
+"""Checkpoints: whole or not at all, checksummed, the last two kept, and never a pickle."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from run_files import newest
+
+from sparsekit.errors import RunError
+from sparsekit.run.checkpoint import Damaged, Keeper, StoredFile
+
+
+def filled(folder: Path, count: int = 3) -> Keeper:
+    keeper = Keeper(folder)
+    for number in range(count):
+        tensors = {"weight": torch.full((64, 3), float(number)), "step": torch.tensor(number)}
+        keeper.commit({"segment": number}, {"parent": keeper.store("parent", tensors)})
+    return keeper
+
+
+def test_the_last_two_are_kept_with_their_files(tmp_path: Path) -> None:
+    filled(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000004-parent.safetensors",
+        "000004.json",
+        "000005-parent.safetensors",
+        "000005.json",
+    ]
+
+
+def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
+    (tmp_path / ".tmpAbC123").touch()  # as safetensors calls a file before it is whole
+    keeper = filled(tmp_path, 3)
+    assert (tmp_path / ".tmpAbC123").exists()
+    keeper.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
+    filled(tmp_path)
+    keeper, said = Keeper(tmp_path), []
+    found = newest(keeper, said.append)
+    assert found is not None
+    body, files = found
+    assert body["segment"] == 2
+    assert torch.equal(keeper.load(files["parent"])["weight"], torch.full((64, 3), 2.0))
+    assert said == []
+    keeper.commit({"segment": 3}, files)
+    assert (tmp_path / "000004.json").exists()
+
+
+def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:
+    assert newest(Keeper(tmp_path / "none"), pytest.fail) is None
+
+
+def test_every_flipped_byte_is_detected(tmp_path: Path) -> None:
+    """200 places over the manifest and the tensors: the one before is used, and the damage is named."""
+    filled(tmp_path)
+    chance = random.Random(0)
+    for path in (tmp_path / "000003.json", tmp_path / "000003-parent.safetensors"):
+        good = path.read_bytes()
+        for place in chance.sample(range(len(good)), 100):
+            bad = bytearray(good)
+            bad[place] ^= 1 << chance.randrange(8)
+            path.write_bytes(bytes(bad))
+            said: list[str] = []
+            found = newest(Keeper(tmp_path), said.append)
+            assert found is not None
+            assert found[0]["segment"] == 1, f"{path.name}, byte {place}"
+            assert len(said) == 1
+            assert "000003.json is damaged" in said[0]
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, -1])
+def test_truncated_files_are_detected(tmp_path: Path, cut: int) -> None:
+    filled(tmp_path)
+    path = tmp_path / "000003-parent.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    found = newest(Keeper(tmp_path), lambda text: None)
+    assert found is not None
+    assert found[0]["segment"] == 1
+
+
+def test_all_damaged_says_so_and_touches_nothing(tmp_path: Path) -> None:
+    filled(tmp_path)
+    for path in tmp_path.glob("*.json"):
+        path.write_bytes(path.read_bytes().replace(b"segment", b"sagment"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunError, match=r"all checkpoints in .* are damaged; nothing was changed"):
+        newest(Keeper(tmp_path), lambda text: None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Payload:
+    """Unpickling it would make a file."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch PAYLOAD_RAN",)
+
+
+def test_a_pickle_in_a_tensor_files_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keeper = Keeper(tmp_path / "checkpoints")
+    keeper.commit({"segment": 0}, {"parent": keeper.store("parent", {"w": torch.ones(2)})})
+    path = next((tmp_path / "checkpoints").glob("*.safetensors"))
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(RunError, match="damaged"):
+        newest(Keeper(tmp_path / "checkpoints"), lambda text: None)
+    assert not (tmp_path / "PAYLOAD_RAN").exists()
+
+
+def test_a_cut_off_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = filled(tmp_path, 1)
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.store("parent", {"w": torch.ones(2)})
+    monkeypatch.undo()
+    found = newest(Keeper(tmp_path), pytest.fail)
+    assert found is not None
+    assert found[0]["segment"] == 0
+
+
+def test_damage_names_the_file(tmp_path: Path) -> None:
+    keeper = filled(tmp_path, 1)
+    (tmp_path / "000001-parent.safetensors").unlink()
+    with pytest.raises(Damaged, match=r"000001-parent\.safetensors is missing"):
+        keeper.open(tmp_path / "000001.json")
+
+
+def test_what_was_stored_once_is_let_go_when_no_checkpoint_needs_it(tmp_path: Path) -> None:
+    class Owner:
+        """Something that can be watched."""
+
+    keeper, parent, replica = Keeper(tmp_path), Owner(), Owner()
+    watched = weakref.ref(replica)
+
+    def files(*owners: tuple[str, object]) -> dict[str, StoredFile]:
+        return {stem: keeper.store_once(stem, owner, lambda: {"w": torch.ones(3)}) for stem, owner in owners}
+
+    first = files(("parent", parent), ("replica-0", replica))
+    keeper.commit({}, first)
+    second = files(("parent", parent))
+    assert second["parent"] == first["parent"]
+    keeper.commit({}, second)
+    del replica
+    assert watched() is None

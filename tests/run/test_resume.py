@@ -1,0 +1,288 @@
+"""A run that is stopped and goes on ends with the bits of one that was not. Real signals, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import torch
+
+from sparsekit.cli.main import main
+from sparsekit.run import directory as rundir
+from sparsekit.run.metrics_log import Tracker
+from sparsekit.training.replica import Training
+
+TINY = ["--epochs", "6", "--replicas.count", "2", "--model.kwargs", "{channels: [8, 8, 16, 16]}"]
+QUIET = ["--wandb.mode", "disabled"]
+
+
+def fit(out: Path, *options: str) -> int:
+    return main(["fit", *TINY, *QUIET, "--out", str(out), *options])
+
+
+def strike(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of a certain training step, counted over the run."""
+    done, step = 0, Training.step
+
+    def counted(self: Training, *batch: object) -> None:
+        nonlocal done
+        step(self, *batch)  # type: ignore[arg-type]
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(Training, "step", counted)
+
+
+def contents(out: Path) -> dict[str, object]:
+    """What must be equal: weights, masks, every metrics row but times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "model": (out / "model" / "model.safetensors").read_bytes(),
+        "masks": (out / "masks.safetensors").read_bytes(),
+        "rows": rows,
+    }
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '"done"', "null", "{", "[" * 100_000, '{"status": "failed"}'])
+def test_what_is_no_summary_of_a_run_that_is_done_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    assert rundir.finished(tmp_path) is None
+    (tmp_path / "summary.json").write_text('{"status": "done", "seed": 3}')
+    assert rundir.finished(tmp_path) == {"status": "done", "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    return {}
+
+
+CASES = {
+    "gmp": ["--method", "gmp"],
+    "gmp adamw": ["--method", "gmp", "--optimizer.name", "adamw", "--optimizer.lr", "0.003"],
+    "imp dropout": ["--method", "imp", "--model.kwargs", "{channels: [8, 8, 16, 16], drop_rate: 0.2}"],
+    "dpf greedy": ["--method", "dpf", "--merge", "greedy"],
+    "bimp subsample": ["--method", "bimp", "--replicas.vary", "subsample", "--masks.allocation", "erk"],
+    "oneshot none": ["--method", "oneshot", "--merge", "none"],
+}
+
+
+@pytest.mark.parametrize("steps", [1, 13, 42])
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_equals_whole(
+    case: str,
+    steps: int,
+    whole: dict[str, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if case not in whole:
+        assert fit(tmp_path / "whole", *CASES[case]) == 0
+        whole[case] = contents(tmp_path / "whole")
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        strike(patch, steps)
+        assert fit(out, *CASES[case]) == 143
+    assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
+    assert "--resume" in capsys.readouterr().err
+    assert fit(out, *CASES[case], "--resume") == 0
+    assert contents(out) == whole[case]
+    assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+OUTSIDE = [
+    ("sparsekit.fit.start", 0),  # the model is there, and nothing was begun
+    ("sparsekit.run.loop.prune", 1),
+    ("sparsekit.run.loop.merging.merge", 1),
+    ("sparsekit.run.loop.probes.gradients", 0),
+    ("sparsekit.training.setup.evaluation.evaluate", 3),
+    ("sparsekit.training.setup.evaluation.recalibrate", 1),
+    ("sparsekit.merging.merge.states.save", 2),  # a candidate's file
+    ("sparsekit.run.checkpoint.states.save", 4),  # a checkpoint's
+    ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
+    ("sparsekit.run.checkpoint.Keeper._sweep", 2),
+    ("sparsekit.run.finish.models.save", 0),
+    ("sparsekit.fit.rundir.write_json", 1),  # the summary
+]
+
+
+OFTEN = ("sparsekit.run.loop.prune", "sparsekit.run.loop.merging.merge")
+LONG = [pytest.mark.slow, pytest.mark.faults]
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"), [pytest.param(*row, marks=[] if row[0] in OFTEN else LONG, id=row[0]) for row in OUTSIDE]
+)
+def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
+    where: str,
+    calls: int,
+    whole: dict[str, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The signal strikes as a function begins, after so many calls of it."""
+    case = ["--method", "rigl", "--merge", "greedy", "--replicas.start", "0"]
+    if "outside" not in whole:
+        assert fit(tmp_path / "whole", *case) == 0
+        whole["outside"] = contents(tmp_path / "whole")
+    out, count = tmp_path / "out", 0
+    owner, _, name = where.rpartition(".")
+    original = resolve_name(owner)
+
+    function = getattr(original, name)
+
+    def struck(*args: object, **kwargs: object) -> object:
+        nonlocal count
+        count += 1
+        if count == calls + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    closed = []
+    close = Tracker.close
+    with monkeypatch.context() as patch:
+        patch.setattr(original, name, struck)
+        patch.setattr(Tracker, "close", lambda self, code=0, *rest: (closed.append(code), close(self, code, *rest)))
+        assert fit(out, *case) == 143
+    assert count > calls
+    assert closed == ([] if where == "sparsekit.fit.start" else [1])
+    assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
+    assert fit(out, *case, "--resume") == 0
+    assert contents(out) == whole["outside"]
+
+
+def test_another_number_of_threads_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        strike(patch, 30)
+        assert fit(tmp_path / "out") == 143
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert fit(tmp_path / "out", "--resume") == 0
+    finally:
+        torch.set_num_threads(threads)
+    said = f"it had OMP_NUM_THREADS={threads} before, and {threads + 1} now: its weights will differ in rounding"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_signal_while_preparing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparsekit.training.setup.models.build", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    assert fit(tmp_path / "out") == 143
+    assert "nothing was begun" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sigint_leaves_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        strike(patch, 5, signal.SIGINT)
+        assert fit(tmp_path / "out") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resuming_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path / "out", "--merge", "none") == 0
+    before = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    assert fit(tmp_path / "out", "--merge", "none", "--resume=true") == 0
+    assert "this run is done" in capsys.readouterr().out
+    assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_resume_starts_afresh_where_nothing_was_kept(tmp_path: Path) -> None:
+    assert fit(tmp_path / "out", "--merge", "none", "--resume") == 0
+
+
+def test_another_config_is_refused_by_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        strike(patch, 5)
+        assert fit(tmp_path / "out") == 143
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert fit(tmp_path / "out", "--sparsity", "0.5", "--method.start", "0.2", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "--sparsity was 0.9, is 0.5" in error
+    assert "--method.start was 0.1, is 0.2" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    # what cannot change the result may differ
+    assert fit(tmp_path / "out", "--checkpoint.minutes", "1", "--wandb.project", "other", "--resume") == 0
+
+
+def test_without_resume_a_run_directory_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert fit(tmp_path / "out") == 2
+    assert "--out" in capsys.readouterr().err
+    assert fit(tmp_path / "out", "--resume") == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_resume_needs_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *QUIET, "--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        strike(patch, 42)
+        assert fit(tmp_path / "cut") == 143
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.json"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-3])
+    capsys.readouterr()
+    assert fit(tmp_path / "cut", "--resume") == 0
+    assert f"{newest.name} is damaged" in capsys.readouterr().err
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_replica_that_stops_being_finite_is_tried_again_and_then_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Training.step
+
+    def poisoned(self: Training, *batch: object) -> None:
+        step(self, *batch)  # type: ignore[arg-type]
+        if self.stage.index == 1 and (self.replica.index, self.attempt) in ((0, 0), (1, 0), (1, 1)):
+            self.loss += float("nan")
+
+    monkeypatch.setattr(Training, "step", poisoned)
+    assert fit(tmp_path / "out", "--replicas.start", "0.1") == 0
+    rows = contents(tmp_path / "out")["rows"]
+    assert isinstance(rows, list)
+    faults = [(row["replica"], row["attempt"], row["outcome"]) for row in rows if row["event"] == "fault"]
+    again, left = "tried again with another seed", "left out of the soup"
+    assert faults == [(0, 0, again), (1, 0, again), (1, 1, left)]
+    merges = [row for row in rows if row["event"] == "merge"]
+    assert merges[1]["ingredients"] == [0]
+    assert "left out" in capsys.readouterr().err
+
+
+def test_no_finite_replica_ends_the_run_and_keeps_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Training.step
+
+    def poisoned(self: Training, *batch: object) -> None:
+        step(self, *batch)  # type: ignore[arg-type]
+        if self.stage.index == 1:
+            self.loss += float("inf")
+
+    monkeypatch.setattr(Training, "step", poisoned)
+    assert fit(tmp_path / "out") == 1
+    assert "no replica stayed finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "failed"
+    assert list((tmp_path / "out" / "checkpoints").glob("*.json"))

@@ -1,0 +1,111 @@
+"""The contract tests that plugins import: sound classes pass, and a broken one is told all that it broke."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plugin_classes import Once, Pulled, Tensors, Thresholds, Twice, by_zeros, merge, method, option, refuse, tried
+
+from sparsekit.api import Budget, PruningMethod, PruningStep, Segment
+from sparsekit.errors import RunError
+from sparsekit.plugins.registry import discover
+from sparsekit.testing import ContractError, check_merge, check_method, command
+from sparsekit.testing.method_case import MethodCase
+from sparsekit.testing.method_rules import METHOD_RULES
+from sparsekit.testing.rules import outcomes
+
+BUILT_IN = [plugin for plugin in discover().plugins if plugin.distribution == "sparsekit-soups"]
+
+
+@pytest.mark.parametrize("plugin", BUILT_IN, ids=str)
+def test_every_built_in_passes(plugin: Any) -> None:
+    {"method": check_method, "merge": check_merge}[plugin.kind](plugin.load())
+
+
+def test_sound_classes_of_all_trades_pass() -> None:
+    check_method(Thresholds, pull=1e-2)
+    check_merge(Pulled, only=["fc.bias"])
+
+
+def test_the_error_tells_every_broken_rule_what_it_asks_and_what_the_class_did() -> None:
+    broken = method(Once, doc=None, __init__=option("share", 0.5, keep=False), plan=refuse("never"))
+    with pytest.raises(ContractError) as caught:
+        check_method(broken)
+    text = str(caught.value)
+    assert text.startswith("Broken breaks ")
+    for rule in ("is_well_formed", "keeps_its_options", "plans_add_up", "ends_well"):
+        assert f"\n\n{rule}: " in text
+    assert "\n    there is no self.share\n" in text
+    assert "exactly round(sparsity · N)" not in text  # what could not be reached is not told as broken
+    assert isinstance(caught.value, AssertionError)
+
+
+def test_an_exception_of_the_plugin_is_the_cause() -> None:
+    with pytest.raises(ContractError, match="ZeroDivisionError") as caught:
+        check_merge(merge(coefficients=by_zeros))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_class_without_an_instance_skips_the_rest() -> None:
+    found = list(outcomes(METHOD_RULES, MethodCase(method(PruningMethod), {})))
+    assert [outcome.state for outcome in found] == ["FAIL"] + ["skipped"] * (len(METHOD_RULES) - 1)
+    assert found[-1].did.endswith("see is_well_formed")
+
+
+def test_options_reach_the_class() -> None:
+    with pytest.raises(ContractError, match=r"GMP\(start=0\.9, end=0\.1\) raised ValueError: --method\.end is 0\.1"):
+        check_method(discover_class("gmp"), start=0.9, end=0.1)
+
+
+def discover_class(name: str) -> Any:
+    return discover().of("method")[name][0].load()
+
+
+def test_the_command_prints_what_is_asked_and_what_was_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = method(PruningMethod)
+    monkeypatch.setattr(command, "find", lambda kind, name: type("P", (), {"load": lambda self: broken})())
+    threads = torch.get_num_threads()
+    try:
+        assert command.child("method", "broken") == 1
+    finally:
+        torch.set_num_threads(threads)
+    first, asks, but, did, *rest = capsys.readouterr().out.splitlines()
+    assert first == "  FAIL     is_well_formed"
+    assert asks.strip().startswith("The class subclasses PruningMethod")
+    assert (but.strip(), did.strip()) == ("but:", "Broken lacks the method plan()")
+    assert rest[-1] == f"  0 of {len(METHOD_RULES)} rules pass, 1 broken, {len(METHOD_RULES) - 1} skipped"
+
+
+def test_the_kit_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    state = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ContractError):
+        check_merge(merge(coefficients=lambda s, candidates, step: 1 / 0))
+    assert list(tmp_path.iterdir()) == []
+    assert random.getstate() == state[1]
+
+
+def test_a_refused_sparsity_is_no_fault() -> None:
+    def plan(self: Any, budget: Budget) -> tuple[Segment, ...]:
+        if budget.sparsity < 0.5:
+            raise ValueError(f"--sparsity is {budget.sparsity:g}; this method needs 0.5 or more")
+        return Twice.plan(self, budget)
+
+    case = MethodCase(method(plan=plan), {})
+    for rule in ("plans_add_up", "learning_rates_are_usable", "prunes_exactly", "works_at_the_extremes"):
+        assert tried(METHOD_RULES, rule, case).state == "pass"
+
+
+def test_run_errors_are_an_answer_to_what_is_not_finite() -> None:
+    def own(self: Any, step: PruningStep) -> Tensors:
+        if not all(bool(torch.isfinite(w).all()) for w in step.weights.values()):
+            raise RunError("a weight is not finite")
+        return step.select(self.scores(step))
+
+    assert tried(METHOD_RULES, "handles_non_finite", MethodCase(method(masks=own), {})).state == "pass"

@@ -1,0 +1,80 @@
+"""Messages between ranks, and ranks that fall silent."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from sparsekit.errors import RunError
+from sparsekit.executors import torchrun
+from sparsekit.run.signals import Stopped, StopSignals
+from sparsekit.training import ranks
+from sparsekit.training.ranks import Ranks
+from sparsekit.training.team import Team
+
+
+def pair() -> tuple[Ranks, Ranks]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    return Ranks(0, 2, store), Ranks(1, 2, store)
+
+
+def test_a_message_waits_for_who_asks_and_the_asker_for_the_message() -> None:
+    leader, other = pair()
+    leader.tell("early", {"shares": [[0], [1]]})
+    assert other.ask("early") == {"shares": [[0], [1]]}
+    threading.Timer(0.2, lambda: other.tell("late", None)).start()
+    assert leader.ask("late") is None
+
+
+@pytest.mark.parametrize("asker", [0, 1])
+def test_a_silent_rank_is_lost_and_one_that_beats_is_not(asker: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(ranks, "_LOST_SECONDS", 2.0)
+    asking, silent = pair()[asker], pair()[1 - asker]
+    silent.store = asking.store
+    with pytest.raises(RunError, match=rf"rank {1 - asker} gave no sign of life for \d+ s; go on with --resume"):
+        asking.ask("never")
+    threading.Thread(target=silent.beat, daemon=True).start()
+    asking._heard.clear()
+    began = time.monotonic()
+    threading.Timer(4.0, lambda: silent.tell("at last", 7)).start()
+    assert asking.ask("at last") == 7
+    assert time.monotonic() - began > 3.5
+
+
+def member(ranks: Ranks) -> Any:
+    """What `_together` looks at, of one of two members of a team that no signal has reached."""
+    return SimpleNamespace(setup=SimpleNamespace(team=Team(0, 1, ranks.rank, 2)), signals=StopSignals())
+
+
+@pytest.mark.parametrize("torch_says", ["Connection closed by peer [127.0.0.1]:8", "[gloo/transport/tcp/pair.cc:561]"])
+def test_a_team_is_stopped_by_the_signal_that_one_of_it_left_for(torch_says: str) -> None:
+    one, other = pair()
+    with pytest.raises(Stopped), torchrun._together(member(other), other):
+        raise Stopped(signal.SIGTERM)
+    with pytest.raises(Stopped) as stop, torchrun._together(member(one), one):
+        raise RuntimeError(torch_says)
+    assert stop.value.signum == signal.SIGTERM
+
+
+def test_one_of_a_team_that_died_without_a_word_is_told() -> None:
+    one, _ = pair()
+    with (
+        pytest.raises(RunError, match=r"a rank of this team is gone .*; go on with --resume"),
+        torchrun._together(member(one), one),
+    ):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), torchrun._together(member(one), one):
+        raise RuntimeError("shape mismatch")
+
+
+def test_one_process_alone_leads_and_tells_nobody() -> None:
+    alone = Ranks.here()
+    assert (alone.leads, list(alone.others), alone.store) == (True, [], None)
+    alone.tell("anything", 1)
