@@ -29,11 +29,11 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
-from sparsekit import fit as fitting
+from sparsekit import fit
 from sparsekit.config import parser as options
 from sparsekit.config.options import FitConfig
 from sparsekit.planning import plan as planning
-from sparsekit.run.context import Job
+from sparsekit.run.context import RunContext
 from sparsekit.training.replica import Training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fashion_mnist_gmp95_soup3.yaml"
@@ -64,15 +64,15 @@ def read(*argv: str) -> FitConfig:
 def measure(argv: list[str], seed: int) -> dict[str, float]:
     """One run: its seconds, those of its checkpoints, and those of its optimizer steps."""
     run, kept, inside, steps = Clock(), Clock(), Clock(), Clock()
-    before = fitting.run, Job.keep, Training.snapshot, Training.step
-    fitting.run, Job.keep = run.around(before[0]), kept.around(before[1])  # type: ignore[method-assign]
+    before = fit.run, RunContext.keep, Training.snapshot, Training.step
+    fit.run, RunContext.keep = run.around(before[0]), kept.around(before[1])  # type: ignore[method-assign]
     Training.snapshot, Training.step = inside.around(before[2]), steps.around(before[3])  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             out = ("--wandb.mode", "disabled", "--out", str(Path(folder, "run")), "--seed", str(seed))
-            fitting.fit(read(*argv, *out))
+            fit.fit(read(*argv, *out))
     finally:
-        fitting.run, Job.keep, Training.snapshot, Training.step = before  # type: ignore[method-assign]
+        fit.run, RunContext.keep, Training.snapshot, Training.step = before  # type: ignore[method-assign]
     cost = kept.seconds + inside.seconds
     return {
         "run": run.seconds,
@@ -87,7 +87,7 @@ def measure(argv: list[str], seed: int) -> dict[str, float]:
 
 def whole_share(row: dict[str, float], config: FitConfig, steps_per_epoch: int) -> float:
     """The share in a run of all the config's epochs."""
-    plan = planning.make_plan(config, planning.make_stages(config))
+    plan = planning.summarize(config, planning.make_plan(config, planning.make_stages(config)))
     seconds = plan.total_epochs * steps_per_epoch * row["step"]
     ends = sum(segment.replicas for segment in plan.segments) + len(plan.segments)
     each = row["each"] + row["each"]  # inside a replica there is the snapshot too, at most as dear

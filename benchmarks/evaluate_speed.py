@@ -20,8 +20,8 @@ from _measure import Section, main, ratio
 from sparsekit.data import ImageData
 from sparsekit.data.images import Normaliser
 from sparsekit.evaluation.corruptions import KINDS, SEVERITIES, Corruption
-from sparsekit.evaluation.evaluate import Bench
-from sparsekit.training.setup import autocast, choose_device, choose_dtype
+from sparsekit.evaluation.evaluate import Evaluator
+from sparsekit.models.device import autocast, choose_device, choose_dtype
 
 SIDE = 32
 
@@ -55,7 +55,7 @@ def measure(quick: bool = False) -> Section:
     context = autocast(device, choose_dtype("auto", device))
     source = data(images, device)
     model = timm.create_model("resnet18", num_classes=10).to(device).to(memory_format=torch.channels_last).eval()
-    bench = Bench(model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, 10)
+    bench = Evaluator(model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, 10)
     ready = [bench.normalise(raw) for raw, _ in source.raw_batches("test")]
 
     def bare() -> None:

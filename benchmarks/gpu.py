@@ -25,10 +25,8 @@ from torch.nn.utils import prune as torch_prune
 from sparsekit.api import Budget, Segment, Stage
 from sparsekit.config.options import MasksConfig
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import state as states
-from sparsekit.models.state import State
-from sparsekit.pruning import masks
-from sparsekit.pruning import prune as pruning
+from sparsekit.models.state import State, cpu_state_dict
+from sparsekit.pruning import masks, prune
 
 
 def steps(model: nn.Module, batch: int, size: int, masked: bool, count: int) -> Callable[[], float]:
@@ -67,16 +65,16 @@ def prune_runs() -> dict[str, Callable[[], float]]:
     names = masks.prunable_names(model)
     stage = Stage(Budget(1.0, 0.9), (Segment(0.9, 1.0),), 0)
 
-    dense = states.capture(model)
+    dense = cpu_state_dict(model)
 
     def ours() -> float:
         model.load_state_dict(dense)
         torch.cuda.synchronize()
 
         def work() -> None:
-            tensors = states.capture(model)
+            tensors = cpu_state_dict(model)
             state = State(tensors, masks.full({name: tensors[name] for name in names}))
-            pruned, _ = pruning.prune(GMP(), state, stage, MasksConfig(), 0)
+            pruned, _ = prune.prune(GMP(), state, stage, MasksConfig(), 0)
             model.load_state_dict(tensors | pruned.weights)
             torch.cuda.synchronize()
 

@@ -17,8 +17,7 @@ from _measure import Section, alternate, main, milliseconds, ratio, sparsekit, t
 from sparsekit.api import Budget, Segment, Stage
 from sparsekit.config.options import MasksConfig
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import state as states
-from sparsekit.models.state import State
+from sparsekit.models.state import State, cpu_state_dict
 from sparsekit.pruning import masks
 from sparsekit.pruning import prune as pruning
 
@@ -26,7 +25,7 @@ from sparsekit.pruning import prune as pruning
 def parent(name: str) -> State:
     """A fresh model, dense."""
     model = timm.create_model(name)
-    tensors = states.capture(model)
+    tensors = cpu_state_dict(model)
     return State(tensors, masks.full({n: tensors[n] for n in masks.prunable_names(model)}))
 
 

@@ -19,16 +19,14 @@ from _measure import Section, alternate, child, extra_bytes, main, milliseconds,
 
 from sparsekit._types import Tensors
 from sparsekit.api import Score
-from sparsekit.merging import merge as merging
-from sparsekit.merging.merge import FileCandidate
-from sparsekit.models import state as states
-from sparsekit.models.state import State
+from sparsekit.merging.candidates import FileCandidate, average, read_tensors
+from sparsekit.models.state import State, cpu_state_dict
 
 
 def candidates(folder: Path, count: int) -> list[FileCandidate]:
     """Random ones with momentum."""
     torch.manual_seed(0)
-    tensors = states.capture(timm.create_model("resnet50"))
+    tensors = cpu_state_dict(timm.create_model("resnet50"))
     found = []
     for index in range(count):
         moved = {n: t + 0.01 * torch.randn(t.shape) if t.is_floating_point() else t for n, t in tensors.items()}
@@ -40,12 +38,12 @@ def candidates(folder: Path, count: int) -> list[FileCandidate]:
 
 def streamed(found: Sequence[FileCandidate]) -> Tensors:
     """Our mean."""
-    return merging.average(found, [1 / len(found)] * len(found), found[0].names())
+    return average(found, [1 / len(found)] * len(found), found[0].names())
 
 
 def at_once(found: Sequence[FileCandidate]) -> Tensors:
     """The mean as one would write it: load all, then average, in float64 too."""
-    loaded = [merging.read(candidate) for candidate in found]
+    loaded = [read_tensors(candidate) for candidate in found]
     return {
         name: sum((one[name].double() / len(found) for one in loaded[1:]), loaded[0][name].double() / len(found)).to(
             tensor.dtype

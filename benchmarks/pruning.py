@@ -25,10 +25,8 @@ from torch.nn.utils import prune as torch_prune
 from sparsekit.api import Budget, Segment, Stage
 from sparsekit.config.options import MasksConfig
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import state as states
-from sparsekit.models.state import State
-from sparsekit.pruning import masks
-from sparsekit.pruning import prune as pruning
+from sparsekit.models.state import State, cpu_state_dict
+from sparsekit.pruning import masks, prune
 
 BUDGET = Budget(2.0, 0.9)
 PLAN = (Segment(0.85, 1.0), Segment(0.9, 1.0))
@@ -41,7 +39,7 @@ class Problem:
         torch.manual_seed(0)
         self.model = timm.create_model(name)
         names = masks.prunable_names(self.model)
-        tensors = states.capture(self.model)
+        tensors = cpu_state_dict(self.model)
         self.dense = State(tensors, masks.full({n: tensors[n] for n in names}))
         self.sparse = self.ours(0)
         self.zeros = copy.deepcopy(self.model)
@@ -51,7 +49,7 @@ class Problem:
     def ours(self, index: int) -> State:
         """Prune the parent of one segment."""
         parent = self.sparse if index else self.dense
-        return pruning.prune(GMP(), parent, Stage(BUDGET, PLAN, index), MasksConfig(), 0)[0]
+        return prune.prune(GMP(), parent, Stage(BUDGET, PLAN, index), MasksConfig(), 0)[0]
 
     def torch_step(self, model: nn.Module, amount: float | int) -> float:
         """Seconds of global_unstructured on a copy of `model`."""

@@ -36,12 +36,12 @@ from torchvision import transforms
 from sparsekit.api import Budget, PruningMethod, Segment
 from sparsekit.config.options import DataConfig, FitConfig, ReplicasConfig, WandbConfig
 from sparsekit.merges.none import NoMerge
-from sparsekit.planning.replicas import fork
-from sparsekit.pruning import masks
-from sparsekit.pruning import prune as pruning
-from sparsekit.run import loop as scheduler
-from sparsekit.training import replica as training
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.planning.replicas import replicas_of
+from sparsekit.pruning import masks, prune
+from sparsekit.run.progress import first_progress
+from sparsekit.training.prepare import prepare
+from sparsekit.training.replica import Training, train
+from sparsekit.training.setup import Setup
 
 SPARSITY = 0.9
 
@@ -78,12 +78,12 @@ def lenet() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def ours(setup: Setup, steps: int) -> training.Training:
+def ours(setup: Setup, steps: int) -> Training:
     """A replica about to be trained for so many steps, its masks in place."""
     setup = replace(setup, steps=(steps,))
-    stage = setup.stages[0]
-    parent, stage = pruning.prune(setup.method, scheduler.start(setup).parent, stage, setup.config.masks, 0)
-    return training.Training(setup, parent, stage, fork(setup.config, stage)[0], setup.method.learning_rate(stage))
+    stage = setup.plan[0].stage
+    parent, stage = prune.prune(setup.method, first_progress(setup).parent, stage, setup.config.masks, 0)
+    return Training(setup, parent, stage, replicas_of(setup.config, stage)[0], setup.method.learning_rate(stage))
 
 
 class Bare:
@@ -137,7 +137,7 @@ def loop_runs(data: DataConfig, steps: int, mlp: bool = False) -> dict[str, Call
 
     def fit() -> float:
         work = ours(setup, steps)
-        return clock(lambda: training.train(work, lambda _: None))
+        return clock(lambda: train(work, lambda _: None))
 
     def by_hand() -> float:
         batches = other.data.train_batches(ours(setup, steps).seed, steps)

@@ -15,7 +15,7 @@ from plots import FOLDER, path, svg, text
 from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Score, Tensors
-from sparsekit.merging import merge as merging
+from sparsekit.merging.candidates import average
 from sparsekit.plugins.registry import discover, find
 
 PARENT, BEST = (0.3, 0.25), (1.65, 0.85)
@@ -62,7 +62,7 @@ def soup_of(merge: MergeStrategy) -> tuple[float, float]:
     places = [torch.tensor(at, dtype=torch.float64) for at in CANDIDATES.values()]
     candidates = [Point(i, at, score({"w": places[i]})) for i, at in enumerate(CANDIDATES.values())]
     step = MergeStep(
-        average=partial(merging.average, names=["w"]),
+        average=partial(average, names=["w"]),
         score=score,
         loss=loss,
         fisher=fisher,

@@ -15,9 +15,9 @@ from math import inf
 from pathlib import Path
 
 from sparsekit.api import Stage
-from sparsekit.config import parser as options
+from sparsekit.config import parser
 from sparsekit.config.options import FitConfig
-from sparsekit.planning import plan as planning
+from sparsekit.planning import plan
 from sparsekit.plugins.registry import discover
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -54,13 +54,13 @@ class Drawn:
 
 def configured(method: str) -> FitConfig:
     """The default run with this method."""
-    return options.parse(options.build("plots", ""), ["--method", method])
+    return parser.parse(parser.build("plots", ""), ["--method", method])
 
 
 def drawn(config: FitConfig) -> Drawn:
     """The figures of a run's plan."""
-    stages = planning.make_stages(config)
-    rows = planning.make_plan(config, stages).segments
+    stages = plan.make_stages(config)
+    rows = plan.summarize(config, plan.make_plan(config, stages)).segments
     rates = [point for stage in stages if stage.segment.epochs > 0 for point in _rates(config, stage)]
     return Drawn([(r.start_epoch, r.epochs, r.sparsity, r.replicas) for r in rows], rates)
 

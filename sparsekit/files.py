@@ -1,9 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, also after a power cut: bytes and safetensors."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+import yaml
+
+from sparsekit._types import Tensors
+from sparsekit.errors import RunError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -18,6 +24,16 @@ def write_whole(path: Path, data: bytes) -> None:
     sync(path.parent)  # the new name lasts only with its folder
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_yaml(path: Path, value: object) -> None:
+    """Write a value as YAML, whole or not at all."""
+    write_whole(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -25,3 +41,33 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+    make_readable(part)
+    sync(part)
+    os.replace(part, path)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the permissions that new files have here; safetensors lets its owner alone read it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def load_tensors(path: Path) -> Tensors:
+    """Read a safetensors file to the CPU; raises RunError where it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # only now: it imports torch
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file: {error}") from error

@@ -1,11 +1,11 @@
-"""`sparsekit fit`: prepare, run, and leave a run directory."""
+"""One run, from a configuration to its summary: prepare, start or resume, loop, finish."""
 
 from __future__ import annotations
 
 import os
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +16,82 @@ from safetensors import SafetensorError
 from sparsekit.config.options import FitConfig, describe, flatten
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
-from sparsekit.executors import choose, torchrun
-from sparsekit.planning.plan import table_rows
-from sparsekit.planning.replicas import fork
-from sparsekit.run import directory as rundir
-from sparsekit.run import finish as closing
-from sparsekit.run import progress as places
-from sparsekit.run.checkpoint import Damaged, Keeper, StoredFile
-from sparsekit.run.context import Job
-from sparsekit.run.loop import run, start
+from sparsekit.executors import choose_executor, torchrun
+from sparsekit.files import write_json, write_yaml
+from sparsekit.models import device
+from sparsekit.planning.plan import summarize, table_rows
+from sparsekit.run import directory, finish, progress
+from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
+from sparsekit.run.context import RunContext
+from sparsekit.run.loop import run
 from sparsekit.run.metrics_log import Rows, Tracker
+from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.run.signals import Stopped, StopSignals
 from sparsekit.run.wandb_record import summary_metadata
-from sparsekit.training import threads
+from sparsekit.training.prepare import prepare
 from sparsekit.training.ranks import Ranks
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.setup import Setup
 from sparsekit.training.team import gathered, make_team
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How this call works on its run.
+
+    Attributes:
+        out: The run directory.
+        resumes: Whether there is a run in it to go on with.
+        display: Shows the run.
+        signals: Say when to stop.
+        ranks: The processes of this run.
+        began: When the call began, in seconds of the monotonic clock.
+    """
+
+    out: Path
+    resumes: bool
+    display: Display
+    signals: StopSignals
+    ranks: Ranks
+    began: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a call begins its run: the progress, rows of metrics and seconds of the calls before it."""
+
+    at: RunProgress
+    metrics: int = 0
+    seconds: float = 0.0
+
+
 def fit(config: FitConfig) -> dict[str, Any]:
-    """Train, prune and merge as configured, or go on with a run; returns what summary.json holds.
+    """Train, prune and merge as configured, or resume a run; returns what summary.json holds.
 
     Raises:
         UserError: an option is bad; nothing was written.
-        RunError: the run failed; summary.json says so, checkpoints stay.
+        RunError: the run failed; summary.json has the status `failed`, checkpoints stay.
         Stopped: a signal ended it; a checkpoint is kept.
     """
     began = time.monotonic()
-    plain = describe(config)
     ranks = Ranks.here()
     if not ranks.leads:
         return follow(config, ranks)
-    out, goes_on = rundir.choose(config.out, config.resume, plain)
-    if goes_on and (done := rundir.finished(out)):
+    out, resumes = directory.choose(config.out, config.resume, describe(config))
+    if resumes and (done := directory.finished(out)):
         Display().note(f"{out}: this run is done")
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
-        with signals.minded():
+        with signals.reraise_if_swallowed():
             setup = join(prepare(config), ranks)  # without waiting for anyone
         for rank in ranks.others:
             if wrong := ranks.ask(f"ready/{rank}"):
                 raise UserError(f"rank {rank}: {wrong}")
-        with rundir.locked(out), Display() as display:
+        with directory.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
             setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
             try:
-                summary = _run(setup, plain, out, goes_on, began, display, signals, ranks)
+                return _run(setup, Launch(out, resumes, display, signals, ranks, began))
             except Stopped as stop:
                 stop.out = str(out)
                 raise
@@ -70,14 +99,13 @@ def fit(config: FitConfig) -> dict[str, Any]:
                 raise RunError(
                     f"{_file_error(error, out)}; checkpoints that were finished before are intact"
                 ) from error
-    return summary
 
 
 def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
-    """A rank that does not lead: it trains its share, and what it has to say goes through the leader."""
+    """Run a rank that does not lead: it trains its share, and reports through the leader."""
     with StopSignals() as signals:
         try:
-            with signals.minded():
+            with signals.reraise_if_swallowed():
                 setup = join(prepare(config), ranks)
         except UserError as error:
             ranks.tell(f"ready/{ranks.rank}", str(error))
@@ -85,14 +113,17 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
         ranks.tell(f"ready/{ranks.rank}", "")
         if out := ranks.ask("run"):
             setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
-            with signals.minded():
-                executor, _ = choose(setup)
-            rows, keeper = Rows(ranks.rank), Keeper(Path(out) / "checkpoints", torchrun.prefix(ranks.rank))
+            with signals.reraise_if_swallowed():
+                executor, _ = choose_executor(setup)
+            rows = Rows(ranks.rank)
+            checkpoints = CheckpointStore(Path(out) / "checkpoints", torchrun.prefix(ranks.rank))
             with Path(os.devnull).open("w") as nowhere, Display(Console(file=nowhere)) as display:
-                job = Job(setup, rows, display, keeper, executor, signals, config.checkpoint.minutes)
-                job.header = lambda: {"rows": rows.rows}
+                context = RunContext(
+                    setup, rows, display, checkpoints, executor, signals, config.checkpoint.minutes,
+                    header=lambda: {"rows": rows.rows},
+                )  # fmt: skip
                 try:
-                    torchrun.follow(job, ranks, executor)
+                    torchrun.follow(context, ranks)
                 except (OSError, SafetensorError) as error:
                     raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
     return {}
@@ -102,57 +133,48 @@ def join(setup: Setup, ranks: Ranks) -> Setup:
     """The setup with this rank's team."""
     if ranks.size == 1:
         return setup
-    replicas = max(len(fork(setup.config, stage)) for stage in setup.stages)
-    config = setup.config
+    config, replicas = setup.config, max(len(segment.replicas) for segment in setup.plan)
     team = make_team(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, setup.device)
     return replace(setup, team=team)
 
 
-def _run(
-    setup: Setup,
-    plain: dict[str, Any],
-    out: Path,
-    goes_on: bool,
-    began: float,
-    display: Display,
-    signals: StopSignals,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """The run inside its locked directory, to its result on the screen; its summary."""
-    config, keeper = setup.config, Keeper(out / "checkpoints")
+def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
+    """The run inside its locked directory, up to its result on the screen; returns its summary."""
+    config, out, display, signals = setup.config, launch.out, launch.display, launch.signals
+    checkpoints = CheckpointStore(out / "checkpoints")
     with signals.deferred():  # what a signal breaks off here would look like a damaged checkpoint
-        body, place = _origin(setup, plain, out, goes_on, keeper, display)
+        fresh = first_progress(setup)
+        start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
     signals.stop()
-    with signals.minded():  # and here like a model that vmap cannot take
-        executor, why = choose(setup)
+    with signals.reraise_if_swallowed():  # and here like a model that vmap cannot take
+        executor, why = choose_executor(setup)
     if why:
         display.note(why)
-    leader = torchrun.Leader(ranks, executor)
-    if setup.device.type == "cpu" and (slow := threads.crowded()):
+    leader = torchrun.Leader(launch.ranks, executor)
+    alone = launch.ranks.size == 1
+    if setup.device.type == "cpu" and (slow := device.crowded_threads()):
         display.warn(slow)
-    display.begin(_steps_left(setup, place))
-    summary = closing.begun(setup, plain, out)
+    display.begin(_steps_left(setup, start.at))
+    options, summary = flatten(describe(config)), finish.begun(setup, out)
 
     def seconds() -> float:
-        return float(body["seconds"]) + time.monotonic() - began
+        return start.seconds + time.monotonic() - launch.began
 
-    rank = ranks.rank if ranks.size > 1 else None
-    with Tracker(
-        out, config.wandb, flatten(plain), out.name, warn=display.warn, offset=body["metrics"], rank=rank
-    ) as tracker:
-        job = Job(setup, tracker, display, keeper, executor, signals, config.checkpoint.minutes)
-        job.header = lambda: {"metrics": tracker.offset, "seconds": seconds(), "threads": torch.get_num_threads()}
-        if ranks.size > 1:
-            job.executor = leader
+    rank = None if alone else launch.ranks.rank
+    with Tracker(out, config.wandb, options, out.name, warn=display.warn, offset=start.metrics, rank=rank) as tracker:
+        context = RunContext(
+            setup, tracker, display, checkpoints, executor if alone else leader, signals, config.checkpoint.minutes,
+            header=lambda: {"metrics": tracker.offset, "seconds": seconds(), "threads": torch.get_num_threads()},
+        )  # fmt: skip
         try:
-            with signals.minded():
-                place = torchrun.absorb_all(job, place, body.get("ordered"), display.warn)
-                result = run(job, place)
+            with signals.reraise_if_swallowed():
+                result = run(context, torchrun.absorb_all(context, start.at))
                 leader.finish()
-                summary |= closing.finish(setup, result, out)
+                summary |= finish.finish(setup, result, out)
                 done = summary | {"status": "done"}
-                row = {key: value for key, value in done.items() if key not in closing.MEASURED_ANEW}
-                tracker.log("done", row, step=sum(setup.steps))  # before summary.json, which ends the run for good
+                row = {key: value for key, value in done.items() if key not in finish.NOT_REPRODUCIBLE}
+                # before summary.json, which ends the run for good
+                tracker.log("done", row, step=sum(segment.steps for segment in setup.plan))
                 tracker.summary(done | {"wall_seconds": seconds()})
                 tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
                 summary = done
@@ -161,45 +183,50 @@ def _run(
             raise
         finally:
             summary["wall_seconds"] = seconds()
-            with suppress(OSError):  # where the disk is full, the first error is the one to tell
-                rundir.write_json(out / "summary.json", summary)
-        keeper.clear()
-        page = {"report": str(closing.page_of(out))} if config.evaluation.report else {}
+            with suppress(OSError):  # where the disk is full, the first error is the one to report
+                write_json(out / "summary.json", summary)
+        checkpoints.clear()
+        page = {"report": str(finish.page_of(out))} if config.evaluation.report else {}
         display.finish(summary | page, tracker.wandb_locations)
         # when the result is on the screen and nothing can go wrong any more
-        if config.evaluation.report and (written := closing.write_report(out, display)):
+        if config.evaluation.report and (written := finish.write_report(out, display)):
             tracker.page(written)
     return summary
 
 
-def _origin(
-    setup: Setup, plain: dict[str, Any], out: Path, goes_on: bool, keeper: Keeper, display: Display
-) -> tuple[dict[str, Any], places.Place]:
-    """What the last sound checkpoint says, and its place; without one the beginning, with config and plan written."""
-    fresh = start(setup)
+def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: RunProgress) -> Start | None:
+    """Where the newest good checkpoint leaves off; None where there is none."""
+    out, display = launch.out, launch.display
 
-    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], places.Place]:
+    def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], RunProgress]:
         if not {"metrics", "seconds"} <= body.keys():
             raise Damaged("it does not say what was done")
-        return body, places.restore(keeper, fresh.parent, len(setup.stages), body, files)
+        return body, progress.restore(checkpoints, fresh.parent, len(setup.plan), body, files)
 
-    if found := keeper.restored(display.warn, read) if goes_on else None:
-        body, place = found
-        if body["metrics"] > rundir.size(out / "metrics.jsonl"):
-            raise RunError(
-                f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
-            )
-        display.note(f"{out}: going on in segment {place.segment + 1} of {len(setup.stages)}")
-        if setup.device.type == "cpu" and (differs := threads.changed(body.get("threads"))):
-            display.warn(differs)
-        return found
-    if setup.config.resume:
-        lacks = "no checkpoint" if goes_on else "no run there"
-        display.note(f"{out}: {lacks} to go on from; starting at the beginning")
-    rundir.write_yaml(out / "config.yaml", plain)
-    rundir.write_json(out / "plan.json", setup.plan.to_json())
-    display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
-    return {"metrics": 0, "seconds": 0.0}, fresh
+    found = checkpoints.restored(display.warn, read) if launch.resumes else None
+    if found is None:
+        if setup.config.resume:
+            lacks = "no checkpoint" if launch.resumes else "no run there"
+            display.note(f"{out}: {lacks} to go on from; starting at the beginning")
+        return None
+    body, at = found
+    if body["metrics"] > directory.size(out / "metrics.jsonl"):
+        raise RunError(
+            f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
+        )
+    display.note(f"{out}: going on in segment {at.segment + 1} of {len(setup.plan)}")
+    if setup.device.type == "cpu" and (differs := device.changed_threads(body.get("threads"))):
+        display.warn(differs)
+    return Start(at, body["metrics"], float(body["seconds"]))
+
+
+def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:
+    """The beginning, with config.yaml and plan.json written and the plan shown."""
+    plan = summarize(setup.config, setup.plan)
+    write_yaml(launch.out / "config.yaml", describe(setup.config))
+    write_json(launch.out / "plan.json", plan.to_json())
+    launch.display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
+    return Start(fresh)
 
 
 def _file_error(error: Exception, out: Path) -> str:
@@ -208,8 +235,7 @@ def _file_error(error: Exception, out: Path) -> str:
     return f"{out}: {error}"
 
 
-def _steps_left(setup: Setup, place: places.Place) -> int:
+def _steps_left(setup: Setup, at: RunProgress) -> int:
     """Optimizer steps that are left to do, over all replicas."""
-    left = list(zip(setup.stages, setup.steps, strict=True))[place.segment :]
-    lengths = [[r.steps(n) for r in fork(setup.config, stage)] if n else [] for stage, n in left]
-    return sum(sum(each) for each in lengths) - sum(lengths[0][index] for index in place.finished)
+    lengths = [segment.lengths for segment in setup.plan[at.segment :]]
+    return sum(sum(each) for each in lengths) - sum(lengths[0][index] for index in at.finished)

@@ -1,4 +1,4 @@
-"""What several methods share: checked options, the gradual ramp and the retraining schedules."""
+"""Parts for methods: option checks, the cubic ramp, cycles of pruning, and retraining schedules. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ Retraining = Literal["ft", "lrw", "slr", "clr", "llr", "allr"]
 RETRAIN_WARMUP = 0.1
 
 
-def check_option(name: str, value: float, valid: bool, rule: str) -> None:
-    """Raise ValueError, naming the option and the rule, unless `valid`."""
+def check_option(option: str, value: float, valid: bool, rule: str) -> None:
+    """Check one option of a plugin, such as `check_option("method.start", start, 0 <= start < 1, "a fraction …")`.
+
+    Raises:
+        ValueError: unless `valid`; the message names the option, its value and the rule.
+    """
     if not valid:
-        raise ValueError(f"--method.{name} is {value:g}; give {rule}")
+        raise ValueError(f"--{option} is {value:g}; give {rule}")
 
 
 def cubic_sparsity(time: float, start: float, end: float, initial: float, final: float) -> float:

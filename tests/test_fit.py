@@ -21,7 +21,7 @@ from tiny import ARGUMENTS, KWARGS, MERGES, METHODS, masked_are_zero, optimizer,
 from torch import nn
 
 from sparsekit import Budget, MergeStrategy, PruningMethod, Segment
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
 from sparsekit.data import ImageData
 from sparsekit.errors import RunError, UserError
@@ -35,9 +35,8 @@ from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.state import State
-from sparsekit.planning.replicas import fork
+from sparsekit.training.prepare import prepare
 from sparsekit.training.replica import Training
-from sparsekit.training.setup import prepare
 
 SUMMARY = {
     "status", "method", "merge", "target_sparsity", "sparsity", "model_sparsity", "nonzero", "test.accuracy",
@@ -120,17 +119,17 @@ def check_model(out: Path, config: FitConfig, summary: dict[str, Any]) -> None:
 def check_metrics(out: Path, config: FitConfig, summary: dict[str, Any]) -> None:
     found = rows(out)
     setup = prepare(config)
-    ends = [sum(setup.steps[: i + 1]) for i in range(len(setup.steps))]
+    steps = [segment.steps for segment in setup.plan]
+    ends = [sum(steps[: i + 1]) for i in range(len(steps))]
     for row in found:
         assert set(row) >= KEYS[row["event"]] | {"step"}
         assert isinstance(row["step"], int)
         if "segment" in row:
-            assert ends[row["segment"]] - setup.steps[row["segment"]] <= row["step"] <= ends[row["segment"]]
+            assert ends[row["segment"]] - steps[row["segment"]] <= row["step"] <= ends[row["segment"]]
     assert found[-1]["event"] == "done"
     assert found[-1]["step"] == ends[-1] == config.epochs * setup.data.steps_per_epoch
     total = sum(mask.numel() for mask in load_file(out / "masks.safetensors").values())
-    replicas = [len(fork(config, stage)) for stage in setup.stages]
-    for stage, count in zip(setup.stages, replicas, strict=True):
+    for stage, count in ((segment.stage, len(segment.replicas)) for segment in setup.plan):
         mine = {
             event: [r for r in found if r["event"] == event and r["segment"] == stage.index]
             for event in KEYS
@@ -280,7 +279,7 @@ def test_defaults_along_every_axis_suit_any_count(tmp_path: Path) -> None:
         for count in (1, 2, 5):
             replicas = ReplicasConfig(count, vary=axis, start=0.0)  # type: ignore[arg-type]
             setup = prepare(tiny_config(OneShot(), replicas=replicas))
-            assert len(fork(setup.config, setup.stages[1])) == count
+            assert len(setup.plan[1].replicas) == count
 
 
 # --- segments without training ---------------------------------------------------------------------------
@@ -361,7 +360,7 @@ def test_a_replica_that_blew_up_never_enters_a_soup(
 def test_a_run_whose_replicas_all_blow_up_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["--epochs", "6", "--replicas.count", "2", "--optimizer.lr", "1e9", "--out", str(out)]
-    assert cli.main(["fit", *ARGUMENTS, *options]) == 1
+    assert main.main(["fit", *ARGUMENTS, *options]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("sparsekit: error: segment 1: no replica stayed finite; lower --optimizer.lr")
     summary = json.loads((out / "summary.json").read_text())

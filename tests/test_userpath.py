@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import ARGUMENTS
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.userpath import expanded
 
 
@@ -42,7 +42,7 @@ def test_every_command_takes_paths_below_home(tmp_path: Path, monkeypatch: pytes
         ["report", "~/run", "-o=~/page.html"],
         ["plugins", "new", "mine", "--kind=merge", "--out=~/new"],
     ):
-        assert cli.main(command) == 0, command
+        assert main.main(command) == 0, command
     made = ("run/summary.json", "again/summary.json", "found.json", "small.safetensors", "soup/merge.json", "page.html")
     assert [name for name in (*made, "new/sparsekit-mine/pyproject.toml") if not (home / name).is_file()] == []
     assert list(here.iterdir()) == []
@@ -53,5 +53,5 @@ def test_so_does_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = "epochs: {values: [2]}, data.image_size: {value: 8}, wandb.mode: {value: disabled}"
     (tmp_path / "sweep.yaml").write_text(f"method: grid\nparameters: {{{settings}}}\n")
-    assert cli.main(["sweep", "~/sweep.yaml", "--out=~/swept"]) == 0
+    assert main.main(["sweep", "~/sweep.yaml", "--out=~/swept"]) == 0
     assert len(list((tmp_path / "swept").glob("*/summary.json"))) == 1

@@ -31,12 +31,12 @@ from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.state import State
-from sparsekit.planning.replicas import Replica, fork
+from sparsekit.planning.replicas import Replica, replicas_of
 from sparsekit.pruning.prune import prune
-from sparsekit.run import loop as scheduler
-from sparsekit.training import replica as training
-from sparsekit.training.replica import Progress
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.run.progress import first_progress
+from sparsekit.training.prepare import prepare
+from sparsekit.training.replica import Progress, Training, train
+from sparsekit.training.setup import Setup
 
 METHODS: dict[str, Callable[[], PruningMethod]] = {"gmp": GMP, "imp": IMP, "bimp": BIMP, "dpf": DPF, "oneshot": OneShot}
 MERGES: dict[str, Callable[[], MergeStrategy]] = {"uniform": Uniform, "greedy": Greedy, "best": Best, "none": NoMerge}
@@ -103,7 +103,7 @@ def quiet(progress: Progress) -> None:
 def pruned(setup: Setup, parent: State, index: int) -> tuple[State, Stage]:
     """The parent pruned for one segment, as the scheduler does it."""
     config = setup.config
-    return prune(config.method, parent, setup.stages[index], config.masks, config.seed)
+    return prune(config.method, parent, setup.plan[index].stage, config.masks, config.seed)
 
 
 def trained(
@@ -116,14 +116,14 @@ def trained(
 ) -> State:
     """One replica through one segment, as the scheduler does it."""
     if isinstance(replica, int):
-        replica = fork(setup.config, stage)[replica]
-    work = training.Training(setup, parent, stage, replica, schedule or setup.method.learning_rate(stage))
-    return training.train(work, report)
+        replica = replicas_of(setup.config, stage)[replica]
+    work = Training(setup, parent, stage, replica, schedule or setup.method.learning_rate(stage))
+    return train(work, report)
 
 
 def dense_then_pruned(setup: Setup) -> tuple[State, Stage]:
     """The second segment's pruned parent, after training replica 0 through the first."""
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     return pruned(setup, trained(setup, parent, stage), 1)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str], display: Display) -> int:
     """Run the command."""
     from sparsekit.display import tables
-    from sparsekit.run import directory as rundir
+    from sparsekit.files import write_json
 
     subject, config, output = parse(arguments)
     from sparsekit.evaluation import evaluate as suite
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str], display: Display) -> int:
     path = expanded(output) if output else subject.folder / "evaluation.json" if own else None
     if path:
         try:
-            rundir.write_json(path, found)
+            write_json(path, found)
         except OSError as error:
             raise UserError(f"--output {path}: {error.strerror}; give a file that can be written") from error
         display.note(f"written: {path}")

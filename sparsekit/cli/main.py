@@ -108,7 +108,7 @@ def _plan(arguments: Sequence[str]) -> int:
         from sparsekit.display import live as display
         from sparsekit.planning import plan as planning
 
-        plan = planning.make_plan(config, planning.make_stages(config))
+        plan = planning.summarize(config, planning.make_plan(config, planning.make_stages(config)))
         shown = display.Display()
         shown.plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
         shown.picture(plan)

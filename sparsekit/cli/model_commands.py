@@ -12,7 +12,7 @@ from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError
 
 if TYPE_CHECKING:
-    from sparsekit.models.saved import Source
+    from sparsekit.models.saved import SavedModel
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -28,9 +28,9 @@ def export_command(arguments: Sequence[str]) -> int:
     if len(places) != 1:
         raise UserError(f"give one model to export, not {len(places)}: {usage}")
     from sparsekit.export.export import export
-    from sparsekit.models.saved import open_source
+    from sparsekit.models.saved import open_saved_model
 
-    source = open_source("MODEL", places[0])
+    source = open_saved_model("MODEL", places[0])
     config = options.parse_as(ExportConfig, parser, [*data_options([source]), *given])
     tell(export(source, config, data_of(config.data, [source], given)))
     return 0
@@ -49,15 +49,15 @@ def merge_command(arguments: Sequence[str]) -> int:
     if not places:
         raise UserError(f"give the models to merge: {usage}")
     from sparsekit.merging import finished as soups
-    from sparsekit.models.saved import open_source
+    from sparsekit.models.saved import open_saved_model
 
-    sources = [open_source("MODEL", place) for place in places]
+    sources = [open_saved_model("MODEL", place) for place in places]
     config = options.parse_as(MergeConfig, parser, [*data_options(sources), *given])
     tell(soups.merge(sources, config, data_of(config.data, sources, given)))
     return 0
 
 
-def data_options(sources: Sequence[Source]) -> list[str]:
+def data_options(sources: Sequence[SavedModel]) -> list[str]:
     """The data of the first sparsekit run among the sources, as options."""
     run: dict[str, Any] = next((source.run for source in sources if source.run), {})
     data = run.get("data") or {}
@@ -68,7 +68,7 @@ def data_options(sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def data_of(data: DataConfig, sources: Sequence[Source], given: Sequence[str]) -> DataConfig | None:
+def data_of(data: DataConfig, sources: Sequence[SavedModel], given: Sequence[str]) -> DataConfig | None:
     """The data, where it was given or a run names it."""
     asked = any(argument.startswith("--data.") for argument in given)
     return data if asked or any(source.run.get("data") for source in sources) else None

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from sparsekit.display import plan_picture as pictures
-from sparsekit.planning.plan import Plan
+from sparsekit.display import plan_picture
+from sparsekit.planning.plan import PlanSummary
 
 _PLAIN_SECONDS = 10.0
 """Without a terminal, lines about progress keep at least this distance."""
@@ -55,10 +55,10 @@ class Display:
         cost = f"{critical_epochs:.4g} along the critical path, {total_epochs:.4g} in total"
         self._print(Text(f"\nreplica-epochs: {cost}\n", "dim"))
 
-    def picture(self, plan: Plan) -> None:
+    def picture(self, plan: PlanSummary) -> None:
         """Draw a plan as wide as the terminal, up to 100 characters."""
         plain = not (self._out.encoding or "").lower().startswith("utf")
-        self._print(Text(pictures.plan(plan, min(self._out.width, 100), plain)))
+        self._print(Text(plan_picture.plan(plan, min(self._out.width, 100), plain)))
 
     def begin(self, total_steps: int) -> None:
         """Start the clock of a run of so many optimizer steps, over all segments and replicas."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.planning.plan import Plan, PlannedSegment
+from sparsekit.planning.plan import PlanRow, PlanSummary
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _MARGIN = 17
 
 
-def plan(found: Plan, width: int = 80, plain: bool = False) -> str:
+def plan(found: PlanSummary, width: int = 80, plain: bool = False) -> str:
     """Lines of at most `width` characters, 40 or more.
 
     Each column is a stretch of the budget. Sparsity and learning rate (as it is highest where it has bounds) are drawn
@@ -38,11 +38,11 @@ def plan(found: Plan, width: int = 80, plain: bool = False) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _segment(segments: Sequence[PlannedSegment], epoch: float) -> PlannedSegment:
+def _segment(segments: Sequence[PlanRow], epoch: float) -> PlanRow:
     return next((row for row in segments if epoch < row.start_epoch + row.epochs), segments[-1])
 
 
-def _rate(row: PlannedSegment, epoch: float) -> float:
+def _rate(row: PlanRow, epoch: float) -> float:
     """The line between a segment's highest first and last rates."""
     done = (epoch - row.start_epoch) / row.epochs
     return row.lr_first[1] + (row.lr_last[1] - row.lr_first[1]) * min(max(done, 0.0), 1.0)
@@ -69,7 +69,7 @@ def _axis(total: float, columns: int) -> str:
     return "".join(line)
 
 
-def _tracks(segments: Sequence[PlannedSegment], total: float, columns: int, plain: bool) -> str:
+def _tracks(segments: Sequence[PlanRow], total: float, columns: int, plain: bool) -> str:
     """Replicas over the budget: `<3=>` from fork to merge, `1-` for one model alone."""
     fork, merge, many, one = "<>=-" if plain else "╞╡═─"
     line = [one] * columns

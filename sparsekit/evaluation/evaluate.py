@@ -16,11 +16,11 @@ from sparsekit.config.evaluate_options import EvaluateConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.errors import UserError
-from sparsekit.evaluation import scores as evaluation
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
+from sparsekit.evaluation.scores import RECALIBRATION_IMAGES, measure_model, predict_logits, recalibrate_batchnorm
+from sparsekit.models.device import autocast, choose_device, choose_dtype
 from sparsekit.models.subjects import Subject, find
-from sparsekit.training import setup
 
 if TYPE_CHECKING:
     from sparsekit.evaluation.corruptions import Corruption
@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Evaluator:
     """A model with what it takes to test it."""
 
     model: nn.Module
@@ -39,14 +39,14 @@ class Bench:
 
     def measure(self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None) -> Metrics:
         """Metrics on images uint8 [B, C, S, S], corrupted first."""
-        return self.answers(raw, corruption)[0]
+        return self.predictions(raw, corruption)[0]
 
-    def answers(
+    def predictions(
         self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None
     ) -> tuple[Metrics, Tensor]:
-        """The same, and each predicted class."""
+        """Metrics on images uint8 [B, C, S, S], corrupted first, and the predicted class of each, int64 [N]."""
         changed = ((self.normalise(_changed(images, corruption)), labels) for images, labels in raw)
-        return evaluation.measure(self.model, changed, self.classes, self.autocast)
+        return measure_model(self.model, changed, self.classes, self.autocast)
 
 
 def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = None) -> dict[str, Any]:
@@ -55,23 +55,23 @@ def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = N
     Raises:
         UserError: model and data do not belong together, or an option is bad.
     """
-    device = setup.choose_device(config.device)
-    dtype = setup.choose_dtype(config.precision, device)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
-    bench = _bench(subject, config, data, device, dtype)
+    evaluator = _evaluator(subject, config, data, device, dtype)
     published = Published.open(config.corruption_files, subject.classes) if config.corruption_files else None
     dense = None
     if config.dense:
-        other = _bench(find(config.dense, "--dense"), config, data, device, dtype)
-        dense = other.answers(data.raw_batches("test"))[1]
+        other = _evaluator(find(config.dense, "--dense"), config, data, device, dtype)
+        dense = other.predictions(data.raw_batches("test"))[1]
     variants: dict[str, Any] = {}
     if config.batchnorm != "recalibrated":
-        variants["saved"] = measured(bench, data, config, dense, published, report)
+        variants["saved"] = measured(evaluator, data, config, dense, published, report)
     if config.batchnorm != "saved":
-        images = data.raw_batches("train", limit=setup.RECALIBRATION_IMAGES)
-        clean = ((bench.normalise(raw), labels) for raw, labels in images)
-        evaluation.recalibrate(bench.model, clean, bench.autocast)
-        variants["recalibrated"] = measured(bench, data, config, dense, published, report)
+        images = data.raw_batches("train", limit=RECALIBRATION_IMAGES)
+        clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
+        recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
+        variants["recalibrated"] = measured(evaluator, data, config, dense, published, report)
     about = header(str(subject.folder), config.data.name, data, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
@@ -86,7 +86,7 @@ def described(metrics: Metrics) -> dict[str, Any]:
 
 
 def measured(
-    bench: Bench,
+    evaluator: Evaluator,
     data: Data,
     config: EvaluateConfig,
     dense: Tensor | None = None,
@@ -94,7 +94,7 @@ def measured(
     report: Report | None = None,
 ) -> dict[str, Any]:
     """One variant of an evaluation; `dense` is what the dense model predicts for each test image."""
-    metrics, predicted = bench.answers(data.raw_batches("test"))
+    metrics, predicted = evaluator.predictions(data.raw_batches("test"))
     found = described(metrics)
     if dense is not None:
         found["agreement"] = float((predicted == dense).double().mean())
@@ -104,7 +104,9 @@ def measured(
         found["corruptions"] = {}
         for kind in KINDS:
             found["corruptions"][kind] = [
-                _brief(bench.measure(data.raw_batches("test"), Corruption(kind, severity, config.seed, data.device)))
+                _brief(
+                    evaluator.measure(data.raw_batches("test"), Corruption(kind, severity, config.seed, data.device))
+                )
                 for severity in range(1, SEVERITIES + 1)
             ]
             if report:
@@ -112,7 +114,9 @@ def measured(
     if published:
         found["corruption_files"] = {
             kind: [
-                _brief(bench.measure(published.batches(kind, severity, data.image_size, data.channels, data.device)))
+                _brief(
+                    evaluator.measure(published.batches(kind, severity, data.image_size, data.channels, data.device))
+                )
                 for severity in range(1, SEVERITIES + 1)
             ]
             for kind in published.files
@@ -133,7 +137,9 @@ def _changed(images: Tensor, corruption: Corruption | None) -> Tensor:
     return images if corruption is None else corruption(images.float().div_(255.0)).mul_(255.0)
 
 
-def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype) -> Bench:
+def _evaluator(
+    subject: Subject, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype
+) -> Evaluator:
     inputs = subject.inputs
     channels = int(inputs["input_size"][0])
     if (subject.classes, channels) != (data.num_classes, data.channels):
@@ -151,16 +157,16 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory)
     normalise = Normaliser(tuple(inputs["mean"]), tuple(inputs["std"]), device, memory)
-    bench = Bench(model, normalise, setup.autocast(device, dtype), subject.classes)
+    evaluator = Evaluator(model, normalise, autocast(device, dtype), subject.classes)
     images, _ = next(iter(data.raw_batches("test")))
     try:
-        evaluation.logits(model, normalise(images[:2]), bench.autocast)
+        predict_logits(model, normalise(images[:2]), evaluator.autocast)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{subject.folder}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
             f"({(str(error) or '?').splitlines()[0].rstrip('.;')}); set --data.image_size"
         ) from error
-    return bench
+    return evaluator
 
 
 def header(model: str, name: str, data: Data, seed: int) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from sparsekit.api import Score
 from sparsekit.errors import RunError
 from sparsekit.evaluation.metrics import Metrics, Tally
 
+RECALIBRATION_IMAGES = 10_000
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
+def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
     """Accuracy, 0 to 1, and mean cross-entropy in nats, summed in float64, in evaluation mode.
 
     A model with a non-finite output scores an infinite loss.
@@ -39,15 +41,15 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocas
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
-    """What a model answers in evaluation mode, [B, K]."""
+def predict_logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
+    """Logits of a model in evaluation mode, [B, K]."""
     with autocast:
-        answer: Tensor = model.eval()(images)
-    return answer
+        logits: Tensor = model.eval()(images)
+    return logits
 
 
 @torch.no_grad()
-def measure(
+def measure_model(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
 ) -> tuple[Metrics, Tensor]:
     """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU.
@@ -60,28 +62,28 @@ def measure(
     predicted = []
     for images, labels in batches:
         with autocast:
-            answer = model(images)
-        tally = tally or Tally(classes, answer.device)
-        predicted.append(tally.add(answer, labels))
+            logits = model(images)
+        tally = tally or Tally(classes, logits.device)
+        predicted.append(tally.add(logits, labels))
     if tally is None:
         raise RunError("there is nothing to evaluate: the split is empty")
     return tally.result(), torch.cat(predicted).cpu()
 
 
-def batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def batchnorm_layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers that keep running statistics."""
     kinds = nn.modules.batchnorm._BatchNorm
     return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
     """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
 
     Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
     the first are left out, as each would count as much as a whole one.
     """
-    layers = batchnorms(model)
+    layers = batchnorm_layers(model)
     if not layers:
         return
     model.eval()

@@ -19,55 +19,57 @@ from torch.func import functional_call, vmap
 from sparsekit._types import Tensors
 from sparsekit.api import Stage
 from sparsekit.executors import sequential
-from sparsekit.planning.replicas import Replica, fork
-from sparsekit.run.context import Job
-from sparsekit.run.progress import Place
+from sparsekit.planning.replicas import Replica
+from sparsekit.run.context import RunContext
+from sparsekit.run.progress import RunProgress
 from sparsekit.seeds import derive
-from sparsekit.training.replica import Fault, Training
+from sparsekit.training.replica import NonFinite, Training
 from sparsekit.training.setup import Setup
 
 
-def train_replicas(job: Job, stage: Stage, replicas: Sequence[Replica], at: Place) -> Place:
+def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> RunProgress:
     """Train replicas of one segment in lockstep; what goes wrong in one is tried again alone, with another seed."""
     done = {(u.attempt, u.done) for r in replicas if (u := at.underway.get(r.index))}
     begun = [r for r in replicas if r.index in at.underway]
     together = len(replicas) > 1 and (not begun or (len(begun) == len(replicas) and len(done) == 1))
     if not together or any(attempt for attempt, _ in done):
-        return sequential.train_replicas(job, stage, replicas, at)
-    schedule = job.setup.method.learning_rate(stage)
-    lockstep = Lockstep(job.setup, len(replicas))
+        return sequential.train_replicas(context, stage, replicas, at)
+    schedule = context.setup.method.learning_rate(stage)
+    lockstep = Lockstep(context.setup, len(replicas))
     trainings = [
-        Training(job.setup, at.parent, stage, replica, schedule, model=model)
+        Training(context.setup, at.parent, stage, replica, schedule, model=model)
         for replica, model in zip(replicas, lockstep.models, strict=True)
     ]
     if not begun:
-        torch.manual_seed(derive(job.setup.config.seed, "segment", stage.index, "vectorized"))
+        torch.manual_seed(derive(context.setup.config.seed, "segment", stage.index, "vectorized"))
     for training in trainings:
         if underway := at.underway.get(training.replica.index):
             training.restore(underway)
-    with job.signals.deferred():
-        faults = _train(job, stage, lockstep, trainings, at)
+    with context.signals.deferred():
+        faults = _train(context, stage, lockstep, trainings, at)
     for training in trainings:
         index = training.replica.index
         try:
             if index in faults:
                 raise faults[index]
-            trained = sequential.scored(job.setup, training.result())
-            at = sequential.settle(job, stage, training.replica, trained, at)
-        except Fault as fault:
-            sequential.log_fault(job, stage, training, fault, at)
-            again = Training(job.setup, at.parent, stage, training.replica, schedule, attempt=1)
+            trained = sequential.scored(context.setup, training.result())
+            at = sequential.settle(context, stage, training.replica, trained, at)
+        except NonFinite as fault:
+            sequential.log_fault(context, stage, training, fault, at)
+            again = Training(context.setup, at.parent, stage, training.replica, schedule, attempt=1)
             at = replace(at, underway={**at.underway, index: again.snapshot()})
-    job.keep(at)  # all at once: a part of them trained again in lockstep would not give the same bits
-    job.signals.stop()
-    return sequential.train_replicas(job, stage, [r for r in replicas if r.index not in at.finished], at)
+    context.keep(at)  # all at once: a part of them trained again in lockstep would not give the same bits
+    context.signals.stop()
+    return sequential.train_replicas(context, stage, [r for r in replicas if r.index not in at.finished], at)
 
 
-def _train(job: Job, stage: Stage, lockstep: Lockstep, trainings: Sequence[Training], at: Place) -> dict[int, Fault]:
+def _train(
+    context: RunContext, stage: Stage, lockstep: Lockstep, trainings: Sequence[Training], at: RunProgress
+) -> dict[int, NonFinite]:
     """Train to the end of the segment; which replicas went wrong, by index. They do not disturb the others."""
-    faults: dict[int, Fault] = {}
+    faults: dict[int, NonFinite] = {}
 
-    def snapshots() -> Place:
+    def snapshots() -> RunProgress:
         return replace(at, underway={**at.underway, **{t.replica.index: t.snapshot() for t in trainings}})
 
     for batches in zip(*(training.batches() for training in trainings), strict=True):
@@ -75,15 +77,15 @@ def _train(job: Job, stage: Stage, lockstep: Lockstep, trainings: Sequence[Train
         for training in trainings if trainings[0].due else ():
             try:
                 now = training.report()
-            except Fault as fault:
+            except NonFinite as fault:
                 faults.setdefault(training.replica.index, fault)
                 continue
             if training.replica.index not in faults:
-                sequential.report(job, stage, training.replica, at, now)
+                sequential.report(context, stage, training.replica, at, now)
         if len(faults) == len(trainings):
             break
         if trainings[0].done < trainings[0].steps:
-            job.pause(snapshots)
+            context.pause(snapshots)
     return faults
 
 
@@ -140,7 +142,8 @@ def obstacle(setup: Setup) -> str:
     """Why this setup's replicas cannot be trained in lockstep; empty where they can."""
     if setup.config.replicas.vary == "epochs":
         return "as they differ in length"
-    if len(batches := {_batch(setup, replica) for stage in setup.stages for replica in fork(setup.config, stage)}) > 1:
+    batches = {_batch(setup, replica) for segment in setup.plan for replica in segment.replicas}
+    if len(batches) > 1:
         return f"as their batches differ in size ({min(batches)} and {max(batches)} images)"
     lockstep = Lockstep(setup, 2)
     for model in lockstep.models:

@@ -17,17 +17,15 @@ from sparsekit.config.model_options import ExportConfig
 from sparsekit.config.options import DataConfig
 from sparsekit.config.userpath import expanded
 from sparsekit.errors import RunError, UserError
-from sparsekit.export import onnx_file, semi_structured, sparse, timm_directory
-from sparsekit.export import speed as measuring
-from sparsekit.export import torch_program as program
+from sparsekit.export import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
 from sparsekit.export.formats import Format, Loaded
-from sparsekit.export.model import Subject, subject_of
-from sparsekit.models.saved import Source
+from sparsekit.export.model import ExportModel, subject_of
+from sparsekit.models.saved import SavedModel
 
 FORMATS: Mapping[str, Format] = {
     "timm": timm_directory.FORMAT,
     "onnx": onnx_file.FORMAT,
-    "torch": program.FORMAT,
+    "torch": torch_program.FORMAT,
     "sparse": sparse.FORMAT,
     "2:4": semi_structured.FORMAT,
 }
@@ -51,7 +49,7 @@ class Comparison:
     disagree: int
 
 
-def export(source: Source, config: ExportConfig, data: DataConfig | None) -> list[tuple[str, str]]:
+def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) -> list[tuple[str, str]]:
     """Write, read back and compare; what is to be told, as names and lines.
 
     Raises:
@@ -89,14 +87,14 @@ def export(source: Source, config: ExportConfig, data: DataConfig | None) -> lis
         _remove(hidden)
     told = _told(subject, config.format, out, found, loaded)
     if config.measure:
-        dense, plain = measuring.measure(subject, form, loaded, subject.images)
+        dense, plain = speed.measure(subject, form, loaded, subject.images)
         told.append(("speed", f"{dense} as the same export of a model without zeros"))
-        told.append(("", measuring.verdict(dense, config.format)))
+        told.append(("", speed.verdict(dense, config.format)))
         told.append(("", f"{plain} as this model in plain PyTorch on this machine's CPU"))
     return told
 
 
-def compare(reference: Loaded, loaded: Loaded, subject: Subject) -> Comparison:
+def compare(reference: Loaded, loaded: Loaded, subject: ExportModel) -> Comparison:
     """Both on the subject's images, in batches of different sizes."""
     difference = largest = 0.0
     disagree = 0
@@ -131,7 +129,7 @@ def same_tensors(ours: Tensors, theirs: Tensors) -> None:
             raise RunError(f"{name} did not come back as it was")
 
 
-def _told(subject: Subject, name: str, out: Path, found: Comparison, loaded: Loaded) -> list[tuple[str, str]]:
+def _told(subject: ExportModel, name: str, out: Path, found: Comparison, loaded: Loaded) -> list[tuple[str, str]]:
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
     parameters = [p for _, p in subject.model.named_parameters()]
     total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)

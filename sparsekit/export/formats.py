@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
-from sparsekit.export.model import Subject
+from sparsekit.export.model import ExportModel
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Format:
         check: Raises UserError where this machine, or the model, cannot have this format.
     """
 
-    write: Callable[[Subject, Path], None]
-    load: Callable[[Path, Subject], Loaded]
-    reference: Callable[[Subject], Loaded] = lambda subject: of_module(subject.model)
+    write: Callable[[ExportModel, Path], None]
+    load: Callable[[Path, ExportModel], Loaded]
+    reference: Callable[[ExportModel], Loaded] = lambda subject: of_module(subject.model)
     tolerance: float = 1e-4
-    check: Callable[[Subject], None] = lambda subject: None
+    check: Callable[[ExportModel], None] = lambda subject: None
 
 
 def of_module(model: nn.Module) -> Loaded:

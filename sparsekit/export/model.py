@@ -14,16 +14,15 @@ from sparsekit.config.model_options import ArchitectureConfig
 from sparsekit.config.options import DataConfig, ModelConfig
 from sparsekit.data import Data, load
 from sparsekit.errors import UserError
-from sparsekit.models import create as models
-from sparsekit.models.create import InputConfig
-from sparsekit.models.saved import OF_DATA, Source, without_sizes
+from sparsekit.models.create import InputConfig, load_model
+from sparsekit.models.saved import DATA_ARGS, SavedModel, without_sizes
 
 IMAGES = 1_000
 _RANDOM = 64
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExportModel:
     """A model on the CPU in evaluation mode, and what its export needs.
 
     Attributes:
@@ -35,7 +34,7 @@ class Subject:
         real: Whether they are images of a data set, not random numbers.
     """
 
-    source: Source
+    source: SavedModel
     config: ModelConfig
     model: nn.Module
     inputs: InputConfig
@@ -50,7 +49,7 @@ class Subject:
         return file if self.source.config and same and file.is_file() else None
 
 
-def architecture(source: Source, given: ArchitectureConfig) -> ModelConfig:
+def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:
     """Timm's name and arguments of a saved model: `--model` wins over what it says itself.
 
     Raises:
@@ -63,14 +62,14 @@ def architecture(source: Source, given: ArchitectureConfig) -> ModelConfig:
     return ModelConfig(source.name, kwargs={**source.kwargs, **given.kwargs})
 
 
-def subject_of(source: Source, given: ArchitectureConfig, data: DataConfig | None) -> Subject:
+def subject_of(source: SavedModel, given: ArchitectureConfig, data: DataConfig | None) -> ExportModel:
     """Rebuild a saved model; raises UserError where it cannot be."""
     config = architecture(source, given)
     images_of = load(data, torch.device("cpu"), channels_last=False) if data else None
     channels, classes = sizes(source, config, images_of)
     plain = without_sizes(config.kwargs)
     config = ModelConfig(config.name, kwargs=plain)
-    model = models.load(Source(source.option, source.path, source.file, config.name, plain), classes, channels)
+    model = load_model(SavedModel(source.option, source.path, source.file, config.name, plain), classes, channels)
     if images_of is None:
         inputs = _inputs(source, model, channels)
         shape = (_RANDOM, inputs.channels, inputs.image_size, inputs.image_size)
@@ -84,10 +83,10 @@ def subject_of(source: Source, given: ArchitectureConfig, data: DataConfig | Non
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{source.path} cannot take images of {tuple(images.shape[1:])}: {reason}") from error
-    return Subject(source, config, model, inputs, images.contiguous(), images_of is not None)
+    return ExportModel(source, config, model, inputs, images.contiguous(), images_of is not None)
 
 
-def sizes(source: Source, config: ModelConfig, data: Data | None) -> tuple[int, int]:
+def sizes(source: SavedModel, config: ModelConfig, data: Data | None) -> tuple[int, int]:
     """Channels and classes of a model: of the data, else by its arguments, its config.json, or timm's defaults.
 
     Raises:
@@ -98,7 +97,7 @@ def sizes(source: Source, config: ModelConfig, data: Data | None) -> tuple[int, 
     known = (source.channels, source.num_classes)
     about = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
     timms = (3, about.num_classes if about else 1000)
-    for option, default, mine, said in zip(OF_DATA, timms, of_data, known, strict=True):
+    for option, default, mine, said in zip(DATA_ARGS, timms, of_data, known, strict=True):
         value = config.kwargs.get(option, said)
         if mine is not None and value is not None and value != mine:
             raise UserError(
@@ -108,7 +107,7 @@ def sizes(source: Source, config: ModelConfig, data: Data | None) -> tuple[int, 
     return found[0], found[1]
 
 
-def _inputs(source: Source, model: nn.Module, channels: int) -> InputConfig:
+def _inputs(source: SavedModel, model: nn.Module, channels: int) -> InputConfig:
     """What a timm model says of its images."""
     said: dict[str, Any] = source.config.get("pretrained_cfg") or dict(model.pretrained_cfg)  # type: ignore[arg-type]
     resolved = timm.data.resolve_data_config(pretrained_cfg=said, model=model)  # type: ignore[attr-defined,no-untyped-call]

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from sparsekit.errors import RunError, UserError
 from sparsekit.export.formats import Format, Loaded
-from sparsekit.export.model import Subject
+from sparsekit.export.model import ExportModel
 from sparsekit.export.torch_program import traced
 
 
-def check(subject: Subject) -> None:
+def check(subject: ExportModel) -> None:
     """Raise UserError where a package is missing."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'sparsekit-soups[export]'")
 
 
-def write(subject: Subject, out: Path) -> None:
+def write(subject: ExportModel, out: Path) -> None:
     """Export without optimisation: initialisers are the model's tensors, under its names.
 
     Raises:
@@ -53,7 +53,7 @@ def write(subject: Subject, out: Path) -> None:
             raise RunError(f"torch.onnx cannot convert {subject.config.name}: {_reason(error)}") from error
 
 
-def load(out: Path, subject: Subject) -> Loaded:
+def load(out: Path, subject: ExportModel) -> Loaded:
     """A session of onnxruntime on the CPU, and the file's initialisers."""
     import onnx
     import onnxruntime

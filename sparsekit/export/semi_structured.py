@@ -20,9 +20,10 @@ from torch.sparse import to_sparse_semi_structured
 
 from sparsekit.errors import RunError, UserError
 from sparsekit.export.formats import Format, Loaded, of_module
-from sparsekit.export.model import Subject
-from sparsekit.models import create as models
-from sparsekit.models import state as states
+from sparsekit.export.model import ExportModel
+from sparsekit.files import load_tensors, save_tensors
+from sparsekit.models.create import save_model
+from sparsekit.models.state import cpu_state_dict
 
 KEY = "semi_structured"
 _ROWS, _COLUMNS = 32, 64  # what torch asks of half-precision matrices
@@ -40,7 +41,7 @@ def layers(model: nn.Module) -> list[str]:
     ]
 
 
-def check(subject: Subject) -> None:
+def check(subject: ExportModel) -> None:
     """Raise UserError without a CUDA device, or without a layer to pack."""
     if not torch.cuda.is_available():
         raise UserError("--format 2:4 needs a CUDA device, and this machine has none; export where the model is to run")
@@ -51,18 +52,18 @@ def check(subject: Subject) -> None:
         )
 
 
-def write(subject: Subject, out: Path) -> None:
+def write(subject: ExportModel, out: Path) -> None:
     """config.json, and half-precision weights with the names of the layers to pack."""
-    models.save(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
+    save_model(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
     if subject.described:
         shutil.copyfile(subject.described, out / "config.json")
-    half = {name: t.half() if t.is_floating_point() else t for name, t in states.capture(subject.model).items()}
-    states.save(out / "model.safetensors", half, {KEY: json.dumps(layers(subject.model))})
+    half = {name: t.half() if t.is_floating_point() else t for name, t in cpu_state_dict(subject.model).items()}
+    save_tensors(out / "model.safetensors", half, {KEY: json.dumps(layers(subject.model))})
 
 
-def load(out: Path, subject: Subject) -> Loaded:
+def load(out: Path, subject: ExportModel) -> Loaded:
     """The model on the CUDA device, packed."""
-    tensors = states.load(out / "model.safetensors")
+    tensors = load_tensors(out / "model.safetensors")
     model = copy.deepcopy(subject.model).half()
     model.load_state_dict(tensors)
     model = model.cuda().eval()
@@ -105,7 +106,7 @@ def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]
     return predict
 
 
-def reference(subject: Subject) -> Loaded:
+def reference(subject: ExportModel) -> Loaded:
     """The same half-precision model, not packed."""
     model = copy.deepcopy(subject.model).half()
     predict = of_module(copy.deepcopy(model).cuda().eval()).predict

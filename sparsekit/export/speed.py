@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit.export.formats import Format, Loaded, of_module
-from sparsekit.export.model import Subject
+from sparsekit.export.model import ExportModel
 
 ROUNDS = 15
 BATCH = 64
@@ -34,7 +34,7 @@ class Ratio:
         return f"{self.median:.2f} times as fast ({self.low:.2f} to {self.high:.2f})"
 
 
-def measure(subject: Subject, form: Format, exported: Loaded, images: Tensor) -> tuple[Ratio, Ratio]:
+def measure(subject: ExportModel, form: Format, exported: Loaded, images: Tensor) -> tuple[Ratio, Ratio]:
     """How fast an export is against the same export of a model without zeros, and against plain PyTorch."""
     full = replace(subject, model=filled(subject.model))
     with tempfile.TemporaryDirectory() as folder:

@@ -9,23 +9,24 @@ from pathlib import Path
 import timm
 
 from sparsekit.export.formats import Format, Loaded, of_module
-from sparsekit.export.model import Subject
-from sparsekit.models import create as models
-from sparsekit.models import state as states
+from sparsekit.export.model import ExportModel
+from sparsekit.files import make_readable, save_tensors
+from sparsekit.models.create import save_model
+from sparsekit.models.state import cpu_state_dict
 
 
-def write(subject: Subject, out: Path) -> None:
+def write(subject: ExportModel, out: Path) -> None:
     """Copy what the source says of itself, or describe it anew."""
     if subject.described:
         out.mkdir()
         shutil.copyfile(subject.described, out / "config.json")
-        states.save(out / "model.safetensors", states.capture(subject.model))
+        save_tensors(out / "model.safetensors", cpu_state_dict(subject.model))
     else:
-        models.save(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
-        states.make_readable(out / "model.safetensors")
+        save_model(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
+        make_readable(out / "model.safetensors")
 
 
-def load(out: Path, subject: Subject) -> Loaded:
+def load(out: Path, subject: ExportModel) -> Loaded:
     """As anyone would."""
     return of_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
 

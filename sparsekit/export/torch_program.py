@@ -10,10 +10,10 @@ import torch
 
 from sparsekit.errors import RunError
 from sparsekit.export.formats import Format, Loaded, of_module
-from sparsekit.export.model import Subject
+from sparsekit.export.model import ExportModel
 
 
-def traced(subject: Subject) -> Any:
+def traced(subject: ExportModel) -> Any:
     """The program; raises RunError where the model cannot be traced."""
     example = subject.images[:2].repeat(2, 1, 1, 1)[:2]
     with warnings.catch_warnings():
@@ -26,14 +26,14 @@ def traced(subject: Subject) -> Any:
             raise RunError(f"torch.export cannot trace {subject.config.name}: {reason}") from error
 
 
-def write(subject: Subject, out: Path) -> None:
+def write(subject: ExportModel, out: Path) -> None:
     """Save the program."""
     program = traced(subject)
     with out.open("wb") as file:  # by name, torch wants it to end in .pt2
         torch.export.save(program, file)
 
 
-def load(out: Path, subject: Subject) -> Loaded:
+def load(out: Path, subject: ExportModel) -> Loaded:
     """Load the program as a module."""
     with out.open("rb") as file:
         program = torch.export.load(file)

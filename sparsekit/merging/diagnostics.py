@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sparsekit.api import Score
 from sparsekit.data import Split
-from sparsekit.evaluation.scores import logits
-from sparsekit.merging.merge import FileCandidate, read
+from sparsekit.evaluation.scores import predict_logits
+from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
 
@@ -85,7 +85,7 @@ def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], spl
     """Score of the mean of the candidates' probabilities; each is loaded once, one after another."""
     total: Tensor | None = None
     for candidate in candidates:
-        setup.install(like.renamed(read(candidate)))
+        setup.install(like.renamed(read_tensors(candidate)))
         p = torch.cat([_probabilities(setup, images) for images, _ in setup.data.evaluation_batches(split)])
         total = p if total is None else total.add_(p)
     assert total is not None
@@ -97,7 +97,7 @@ def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], spl
 
 
 def _probabilities(setup: Setup, images: Tensor) -> Tensor:
-    return logits(setup.model, images, setup.autocast()).double().softmax(1)
+    return predict_logits(setup.model, images, setup.autocast()).double().softmax(1)
 
 
 def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence[str]) -> dict[str, Any]:

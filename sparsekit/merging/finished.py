@@ -22,26 +22,25 @@ from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, Replica
 from sparsekit.config.userpath import expanded
 from sparsekit.display.live import percent
 from sparsekit.errors import RunError, UserError
-from sparsekit.evaluation import scores as evaluation
 from sparsekit.export.model import architecture, sizes
-from sparsekit.files import write_whole
-from sparsekit.merging import merge as merging
+from sparsekit.files import save_tensors, write_whole
 from sparsekit.merging.diagnostics import has_lost
-from sparsekit.merging.finished_context import Kitchen, SavedCandidate
+from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
+from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, survey
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import create as models
-from sparsekit.models import state as states
-from sparsekit.models.saved import Source, open_source, without_sizes
+from sparsekit.models import create
+from sparsekit.models.saved import SavedModel, open_saved_model, without_sizes
 from sparsekit.models.state import State
 from sparsekit.plugins.registry import name_of
 from sparsekit.pruning import masks
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.prepare import prepare
+from sparsekit.training.setup import Setup
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
-def merge(sources: Sequence[Source], config: MergeConfig, data: DataConfig | None) -> list[tuple[str, str]]:
+def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig | None) -> list[tuple[str, str]]:
     """Merge and write; what is to be told, as names and lines.
 
     Raises:
@@ -59,22 +58,22 @@ def merge(sources: Sequence[Source], config: MergeConfig, data: DataConfig | Non
     prunable = setup.prunable if setup else _prunable(known, sources[0])
     overlap = survey(sources, prunable)
     _agree(overlap, config, sources)
-    parent = open_source("--parent", config.parent) if config.parent else None
+    parent = open_saved_model("--parent", config.parent) if config.parent else None
     if parent:
         survey([sources[0], parent], ())
     if setup:
         _fits(setup, sources[0])
-    kitchen = Kitchen(setup, overlap.union, name, parent)
-    candidates = [SavedCandidate(index, source, kitchen) for index, source in enumerate(sources)]
-    soup = config.merge.merge(candidates, kitchen.step(sources[0].names(), config.seed))
-    merging.check_soup(type(config.merge).__name__, soup, candidates)
+    context = FinishedMergeContext(setup, overlap.union, name, parent)
+    candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
+    soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
+    check_soup(type(config.merge).__name__, soup, candidates)
     tensors, kept = _masked(soup.tensors, overlap.union, config)
     if setup and len(soup.ingredients) > 1:
-        tensors = merging.recalibrated(setup, State(tensors, {n: kept[n] for n in setup.prunable})).tensors
+        tensors = setup.recalibrated(context.state(tensors, kept)).tensors
     masks.check(tensors, kept, "the soup")
     told = _summary(name, sources, soup, tensors, kept)
     if setup:
-        told |= _scored(setup, candidates, tensors)
+        told |= _scored(setup, candidates, context.state(tensors, kept))
     try:
         _write(out, tensors, kept, told, sources, known, setup)
     except OSError as error:
@@ -103,7 +102,7 @@ def _new(out: str | None) -> Path:
     return path
 
 
-def _architecture(sources: Sequence[Source], config: MergeConfig) -> tuple[Source, ModelConfig] | None:
+def _architecture(sources: Sequence[SavedModel], config: MergeConfig) -> tuple[SavedModel, ModelConfig] | None:
     """A source that says what it is, and what it says; None where none does and `--model.name` is not given."""
     said = [source for source in sources if source.name is not None]
     for other in said[1:]:
@@ -115,7 +114,7 @@ def _architecture(sources: Sequence[Source], config: MergeConfig) -> tuple[Sourc
     return source, architecture(source, config.model)
 
 
-def _setup(known: tuple[Source, ModelConfig] | None, config: MergeConfig, data: DataConfig) -> Setup:
+def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, data: DataConfig) -> Setup:
     """The model and the data for merges that look at images."""
     if known is None:
         raise UserError("the models do not say which architecture they are; give --model.name and --model.kwargs")
@@ -135,22 +134,24 @@ def _setup(known: tuple[Source, ModelConfig] | None, config: MergeConfig, data: 
     )
 
 
-def _prunable(known: tuple[Source, ModelConfig] | None, first: Source) -> Sequence[str]:
+def _prunable(known: tuple[SavedModel, ModelConfig] | None, first: SavedModel) -> Sequence[str]:
     """The weights that masks are about: Conv and Linear ones or, of an unknown architecture, all matrices."""
     if known is None:
         return [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
     channels, classes = sizes(known[0], known[1], None)
     with torch.device("meta"):  # shapes are all that is needed
-        model = models.build(ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0)
+        model = create.build_model(
+            ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0
+        )
     _same_names(model.state_dict(), first)
     return masks.prunable_names(model)
 
 
-def _fits(setup: Setup, first: Source) -> None:
+def _fits(setup: Setup, first: SavedModel) -> None:
     _same_names(setup.model.state_dict(), first)
 
 
-def _same_names(wanted: dict[str, Any], first: Source) -> None:
+def _same_names(wanted: dict[str, Any], first: SavedModel) -> None:
     names = set(first.names())
     for name in (*wanted, *names):
         if name not in wanted or name not in names or first.read(name).shape != wanted[name].shape:
@@ -159,7 +160,7 @@ def _same_names(wanted: dict[str, Any], first: Source) -> None:
             )
 
 
-def _agree(overlap: Overlap, config: MergeConfig, sources: Sequence[Source]) -> None:
+def _agree(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:
     """Raise UserError where masks differ and may not, or where `--prune-again` asks for less than is pruned."""
     if not overlap.same and config.masks == "same":
         print(overlap.table())
@@ -191,7 +192,7 @@ def _masked(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple[Tens
     return tensors, kept
 
 
-def _summary(name: str, sources: Sequence[Source], soup: Soup, tensors: Tensors, kept: Tensors) -> dict[str, Any]:
+def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tensors, kept: Tensors) -> dict[str, Any]:
     """What merge.json says without having seen an image."""
     return {
         "merge": name,
@@ -204,11 +205,10 @@ def _summary(name: str, sources: Sequence[Source], soup: Soup, tensors: Tensors,
     }
 
 
-def _scored(setup: Setup, candidates: Sequence[SavedCandidate], tensors: Tensors) -> dict[str, Any]:
+def _scored(setup: Setup, candidates: Sequence[SavedCandidate], merged: State) -> dict[str, Any]:
     """Held-out scores of the models as they are, and both scores of the soup."""
     accuracies = [candidate.score.accuracy for candidate in candidates]
-    setup.model.load_state_dict(tensors)
-    held_out, test = setup.score("held_out"), setup.score("test")
+    held_out, test = setup.score(merged, "held_out"), setup.score(merged, "test")
     return {
         "candidates": accuracies,
         "held_out.accuracy": held_out.accuracy,
@@ -224,8 +224,8 @@ def _write(
     tensors: Tensors,
     kept: Tensors,
     told: dict[str, Any],
-    sources: Sequence[Source],
-    known: tuple[Source, ModelConfig] | None,
+    sources: Sequence[SavedModel],
+    known: tuple[SavedModel, ModelConfig] | None,
     setup: Setup | None,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -233,15 +233,15 @@ def _write(
     if described and known and known[0].config:
         shutil.copyfile(described, out / "config.json")
     elif setup:
-        inputs = models.InputConfig(setup.data.channels, setup.data.image_size, setup.data.mean, setup.data.std)
-        models.save(setup.model, setup.config.model, inputs, out)
-    states.save(out / "model.safetensors", tensors)
-    states.save(out / "masks.safetensors", kept)
+        inputs = create.InputConfig(setup.data.channels, setup.data.image_size, setup.data.mean, setup.data.std)
+        create.save_model(setup.model, setup.config.model, inputs, out)
+    save_tensors(out / "model.safetensors", tensors)
+    save_tensors(out / "masks.safetensors", kept)
     write_whole(out / "merge.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _lines(
-    told: dict[str, Any], out: Path, overlap: Overlap, setup: Setup | None, first: Source
+    told: dict[str, Any], out: Path, overlap: Overlap, setup: Setup | None, first: SavedModel
 ) -> list[tuple[str, str]]:
     count = len(told["models"])
     lines = [("soup", f"{told['merge']}: {len(told['ingredients'])} of {count} model{'s' * (count > 1)}")]
@@ -266,7 +266,7 @@ def _lines(
     lines.append(("nonzero", f"{told['nonzero']:,} of {told['prunable']:,} prunable weights"))
     if not overlap.same:
         lines.append(("masks", "they differed: what any model keeps was kept"))
-    norms = evaluation.batchnorms(setup.model) if setup else [n for n in first.names() if n.endswith("running_var")]
+    norms = any(name.endswith("running_var") for name in first.names())
     if norms and not setup and len(told["ingredients"]) > 1:
         lines.append(("BatchNorm", "its statistics are averages; give --data.name to have them measured again"))
     return [*lines, ("written", str(out))]

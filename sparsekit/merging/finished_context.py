@@ -11,8 +11,8 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score
 from sparsekit.errors import UserError
-from sparsekit.merging import merge as merging
-from sparsekit.models.saved import Lazy, Source
+from sparsekit.merging.candidates import average, read_tensors
+from sparsekit.models.saved import Lazy, SavedModel
 from sparsekit.models.state import State
 from sparsekit.seeds import derive
 from sparsekit.training import probes
@@ -22,13 +22,13 @@ from sparsekit.training.setup import Setup
 class SavedCandidate(Candidate):
     """A finished model as a merge sees it; its held-out score is measured when it is asked for."""
 
-    def __init__(self, index: int, source: Source, kitchen: Kitchen) -> None:
-        self.index, self.source, self.kitchen = index, source, kitchen
+    def __init__(self, index: int, source: SavedModel, context: FinishedMergeContext) -> None:
+        self.index, self.source, self.context = index, source, context
 
     @property
     def score(self) -> Score:  # type: ignore[override]
         """Its held-out score, as it is; raises UserError without data."""
-        return self.kitchen.score_of(self.source)
+        return self.context.score_of(self.source)
 
     def names(self) -> Sequence[str]:
         return self.source.names()
@@ -37,7 +37,7 @@ class SavedCandidate(Candidate):
         return self.source.read(name)
 
 
-class Kitchen:
+class FinishedMergeContext:
     """What a merge may ask for; without data it says which option gives some.
 
     Args:
@@ -47,7 +47,7 @@ class Kitchen:
         parent: What `--parent` names.
     """
 
-    def __init__(self, setup: Setup | None, masks_of: Tensors, name: str, parent: Source | None) -> None:
+    def __init__(self, setup: Setup | None, masks_of: Tensors, name: str, parent: SavedModel | None) -> None:
         self.setup, self.masks, self.name, self.parent = setup, masks_of, name, parent
         self._scores: dict[Path, Score] = {}
 
@@ -58,11 +58,12 @@ class Kitchen:
             raise UserError(f"--merge {self.name} looks at images; give --data.name and what else it needs")
         return self.setup
 
-    def state(self, tensors: Tensors) -> State:
-        """Tensors with the masks."""
-        return State(tensors, {name: self.masks[name] for name in self.with_data.prunable}, progress=1.0)
+    def state(self, tensors: Tensors, masks: Tensors | None = None) -> State:
+        """Tensors with masks; by default those of the models that are merged."""
+        masks = self.masks if masks is None else masks
+        return State(tensors, {name: masks[name] for name in self.with_data.prunable}, progress=1.0)
 
-    def score_of(self, source: Source) -> Score:
+    def score_of(self, source: SavedModel) -> Score:
         """A model's held-out score with its own BatchNorm statistics."""
         if source.path not in self._scores:
             self._scores[source.path] = self._score(source.tensors(), again=False)
@@ -71,22 +72,19 @@ class Kitchen:
     def step(self, names: Sequence[str], seed: int) -> MergeStep:
         """What the merge is handed."""
         return MergeStep(
-            average=lambda some, coefficients: merging.average(some, coefficients, names),
+            average=lambda some, coefficients: average(some, coefficients, names),
             score=partial(self._score, again=True),
             loss=lambda named: probes.held_out_loss(self.with_data, self.state(dict(named)), named),
             fisher=lambda candidate, images=256: probes.fisher(
-                self.with_data, self.state(merging.read(candidate)), images
+                self.with_data, self.state(read_tensors(candidate)), images
             ),
             parent=Lazy(self.parent) if self.parent else _NoParent(self.name),
             generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
         )
 
     def _score(self, tensors: Tensors, again: bool) -> Score:
-        setup = self.with_data
-        setup.install(self.state(tensors))
-        if again and setup.config.replicas.batchnorm == "recalibrate":
-            setup.recalibrate()
-        return setup.score("held_out")
+        setup, state = self.with_data, self.state(tensors)
+        return setup.score(setup.recalibrated(state) if again else state, "held_out")
 
 
 class _NoParent(Mapping[str, torch.Tensor]):

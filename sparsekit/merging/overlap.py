@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
-from sparsekit.models.saved import Source
+from sparsekit.models.saved import SavedModel
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
 """How many bits of a byte are set."""
@@ -67,7 +67,7 @@ class Overlap:
         return self.both[i][j] / either if either else 1.0
 
 
-def survey(sources: Sequence[Source], prunable: Sequence[str]) -> Overlap:
+def survey(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Overlap:
     """Read every model once, tensor by tensor.
 
     Raises:
@@ -97,7 +97,9 @@ def survey(sources: Sequence[Source], prunable: Sequence[str]) -> Overlap:
     return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
 
 
-def _check(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: Source, first: Source) -> None:
+def _check(
+    tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: SavedModel, first: SavedModel
+) -> None:
     """Raise UserError unless a tensor is as the first model's."""
     where = f"{source.path}: {name}"
     if tensor.shape != shape:
@@ -108,7 +110,7 @@ def _check(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, sou
         raise UserError(f"{where} is not finite; leave this model out")
 
 
-def _same_names(first: Source, other: Source) -> None:
+def _same_names(first: SavedModel, other: SavedModel) -> None:
     mine, theirs = set(first.names()), set(other.names())
     if missing := sorted(mine - theirs):
         raise UserError(f"{other.path} lacks {missing[0]}, which {first.path} has; give models of one architecture")

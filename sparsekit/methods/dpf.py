@@ -22,13 +22,16 @@ class DPF(PruningMethod):
     """
 
     def __init__(self, start: float = 0.05, end: float = 0.6, interval: float = 0.05, freeze: float = 0.8) -> None:
-        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
         check_option(
-            "end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1"
+            "method.end",
+            end,
+            start < end < 1.0,
+            f"a fraction of the budget above --method.start ({start:g}) and below 1",
         )
-        check_option("interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+        check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
         check_option(
-            "freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
+            "method.freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
         )
         self.start, self.end, self.interval, self.freeze = start, end, interval, freeze
 

@@ -18,8 +18,8 @@ class IMP(PruningMethod):
     """
 
     def __init__(self, dense: float = 0.4, cycles: int = 3, retrain: Retraining = "llr") -> None:
-        check_option("dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
-        check_option("cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")
+        check_option("method.dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
+        check_option("method.cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")
         self.dense, self.cycles, self.retrain = dense, cycles, retrain
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:

@@ -16,7 +16,7 @@ from sparsekit.config.options import ModelConfig
 from sparsekit.config.userpath import local_directory
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.files import sync
-from sparsekit.models.saved import Source, described, fill, open_source
+from sparsekit.models.saved import SavedModel, described, fill, open_saved_model
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
@@ -35,9 +35,9 @@ class InputConfig:
     std: tuple[float, ...]
 
 
-def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """The timm name and keyword arguments that a config stands for."""
-    if config.name is None and config.init is not None and (source := initial(config)) and source.name:
+    if config.name is None and config.init is not None and (source := initial_model(config)) and source.name:
         return source.name, {**source.kwargs, **config.kwargs}
     if config.name is None:
         return DEFAULT_NAME, {**DEFAULT_KWARGS, **config.kwargs}
@@ -50,19 +50,19 @@ def resolve(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return f"local-dir:{directory}", {**own, **config.kwargs}
 
 
-def initial(config: ModelConfig) -> Source | None:
+def initial_model(config: ModelConfig) -> SavedModel | None:
     """The trained model that `--model.init` names; raises UserError where there is none."""
-    return open_source("--model.init", config.init) if config.init is not None else None
+    return open_saved_model("--model.init", config.init) if config.init is not None else None
 
 
-def build(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     """The timm model for `num_classes` and images of `channels`; random weights follow from `seed` alone.
 
     Raises:
         UserError: timm does not know the name, refuses an argument, or finds no pretrained weights; or the weights of
             `--model.init` are not for this model.
     """
-    source = initial(config)
+    source = initial_model(config)
     model = _create(config, num_classes, channels, seed)
     if source is not None:
         fill(model, source)
@@ -75,7 +75,7 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
     Raises:
         UserError: there is no model, or it is for other images or classes.
     """
-    source = open_source("--distill", path)
+    source = open_saved_model("--distill", path)
     if source.name is None:
         raise UserError(f"--distill {path}: nothing says which architecture it is; give a directory with a config.json")
     for what, has, needed in (("classes", source.num_classes, num_classes), ("channels", source.channels, channels)):
@@ -83,10 +83,10 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
             raise UserError(
                 f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
             )
-    return load(source, num_classes, channels).requires_grad_(False)
+    return load_model(source, num_classes, channels).requires_grad_(False)
 
 
-def load(source: Source, num_classes: int, channels: int) -> nn.Module:
+def load_model(source: SavedModel, num_classes: int, channels: int) -> nn.Module:
     """A saved model whose architecture is known, in evaluation mode; raises UserError."""
     model = _create(ModelConfig(source.name, kwargs=source.kwargs), num_classes, channels, 0)
     fill(model, source)
@@ -94,7 +94,7 @@ def load(source: Source, num_classes: int, channels: int) -> nn.Module:
 
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
-    name, kwargs = resolve(config)
+    name, kwargs = resolve_model(config)
     local = local_directory(name)
     if not local and not timm.is_model(name):
         raise UserError(f"--model.name {name!r} is no timm model.{nearest(name, timm.list_models())}")
@@ -119,14 +119,14 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error
 
 
-def save(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
+def save_model(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
     """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`.
 
     Raises:
         OSError: the disk refused.
         RunError: timm wrote no safetensors file.
     """
-    _, kwargs = resolve(config)
+    _, kwargs = resolve_model(config)
     size = (inputs.channels, inputs.image_size, inputs.image_size)
     given: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     # what else timm's own weights came with, their licence and test size, is not true of these

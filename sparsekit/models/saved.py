@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from sparsekit._types import Tensors
 from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
-from sparsekit.models import sparse_file as sparsefile
+from sparsekit.models import sparse_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-OF_DATA = ("in_chans", "num_classes")
+DATA_ARGS = ("in_chans", "num_classes")
 """Arguments of `timm.create_model` that follow from the data, and are handed over apart from the others."""
 KINDS = "a run directory, a directory that timm saved, a safetensors file or a state dict"
 
 
 @dataclass(frozen=True)
-class Source:
+class SavedModel:
     """A saved model; its tensors are read on demand.
 
     Attributes:
@@ -35,7 +35,7 @@ class Source:
         path: As it was given, with `~` expanded.
         file: Where the weights are.
         name: timm's name of the architecture; None where nothing says so.
-        kwargs: Arguments of `timm.create_model` that belong to it, but `OF_DATA`.
+        kwargs: Arguments of `timm.create_model` that belong to it, but `DATA_ARGS`.
         config: The whole `config.json`; empty without one.
         run: The options of the sparsekit run that made it, as plain data; empty where it is no run.
     """
@@ -90,10 +90,10 @@ class Source:
         return given if isinstance(given, int) else None
 
     @cached_property
-    def _stored_masks(self) -> Source | None:
+    def _stored_masks(self) -> SavedModel | None:
         """The file of masks that lies beside the model, if there is one."""
         file = self.path / "masks.safetensors"
-        return Source(self.option, file, file) if file.is_file() else None
+        return SavedModel(self.option, file, file) if file.is_file() else None
 
     @cached_property
     def _reader(self) -> tuple[Sequence[str], Callable[[str], Tensor]]:
@@ -102,8 +102,8 @@ class Source:
                 tensors = _state_dict(self, self.file)
                 return list(tensors), lambda name: tensors[name].detach().to("cpu", copy=True).contiguous()
             with safe_open(str(self.file), framework="pt") as file:
-                if sparsefile.is_sparse(file.metadata()):
-                    whole = sparsefile.load(self.file)
+                if sparse_file.is_sparse(file.metadata()):
+                    whole = sparse_file.load(self.file)
                     return list(whole), whole.__getitem__
                 names = sorted(file.keys())
         return names, self._read_one
@@ -142,7 +142,7 @@ class _Guard:
             raise UserError(f"{self.option} {self.file} is damaged, or holds no model: {reason}") from error
 
 
-def open_source(option: str, path: Path | str) -> Source:
+def open_saved_model(option: str, path: Path | str) -> SavedModel:
     """What a path holds; its weights are not read yet.
 
     Args:
@@ -154,7 +154,7 @@ def open_source(option: str, path: Path | str) -> Source:
     """
     path = expanded(str(path))
     if path.is_file():
-        return Source(option, path, path)
+        return SavedModel(option, path, path)
     if not path.is_dir():
         raise UserError(f"{option} {path}: nothing is there; give {KINDS}")
     base, run = path, {}
@@ -167,13 +167,13 @@ def open_source(option: str, path: Path | str) -> Source:
     if not files:
         raise UserError(f"{option} {path}: neither {' nor '.join(WEIGHTS)} is there; give {KINDS}")
     if not (base / "config.json").is_file():
-        return Source(option, path, files[0], run=run)
+        return SavedModel(option, path, files[0], run=run)
     name, kwargs, config = described(option, path, base)
-    return Source(option, path, files[0], name, kwargs, config, run)
+    return SavedModel(option, path, files[0], name, kwargs, config, run)
 
 
 def described(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What config.json in `base` says: architecture, arguments but `OF_DATA`, and all of it; raises UserError."""
+    """What config.json in `base` says: architecture, arguments but `DATA_ARGS`, and all of it; raises UserError."""
     config = _mapping(option, base / "config.json", json.loads, ValueError)
     name, kwargs = config.get("architecture"), config.get("model_args") or {}
     if not isinstance(name, str) or not isinstance(kwargs, dict):
@@ -183,10 +183,10 @@ def described(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any],
 
 def without_sizes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `timm.create_model` but those that follow from the data."""
-    return {key: value for key, value in kwargs.items() if key not in OF_DATA}
+    return {key: value for key, value in kwargs.items() if key not in DATA_ARGS}
 
 
-def fill(model: nn.Module, source: Source) -> None:
+def fill(model: nn.Module, source: SavedModel) -> None:
     """Put a saved model's weights into a model of the same architecture.
 
     Raises:
@@ -236,7 +236,7 @@ def _looks_like_pickle(file: Path) -> bool:
     return head[:2] == b"PK" or head[:1] == b"\x80"
 
 
-def _state_dict(source: Source, file: Path) -> Mapping[str, Tensor]:
+def _state_dict(source: SavedModel, file: Path) -> Mapping[str, Tensor]:
     """The tensors of a state dict; nothing else is ever unpickled."""
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -257,7 +257,7 @@ def _is_entry(name: object, value: object) -> bool:
 class Lazy(Mapping[str, Tensor]):
     """A source's tensors as a mapping that reads each when it is asked for."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SavedModel) -> None:
         self.source = source
 
     def __getitem__(self, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
-from sparsekit.models import state as states
+from sparsekit.files import save_tensors
 
 FORMAT = "sparsekit-sparse-1"
 _LARGEST = 255
@@ -36,7 +36,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
         layout[name] = [kind, list(tensor.shape)]
         for part, value in parts.items():
             stored[f"{name}:{part}" if part else name] = value
-    states.save(path, stored, {**(metadata or {}), "format": FORMAT, "tensors": json.dumps(layout)})
+    save_tensors(path, stored, {**(metadata or {}), "format": FORMAT, "tensors": json.dumps(layout)})
 
 
 def load(path: Path | str) -> Tensors:

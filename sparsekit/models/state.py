@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
-from sparsekit.errors import RunError
-from sparsekit.files import sync
 
 EXTRA, OPTIMIZER = "extra.", "optimizer."
 
@@ -60,7 +54,7 @@ class State:
         )
 
 
-def keeps_dense(method: PruningMethod) -> bool:
+def has_dense_weights(method: PruningMethod) -> bool:
     """Whether the method has effective weights of its own, with others behind them."""
     return type(method).effective is not PruningMethod.effective
 
@@ -88,31 +82,6 @@ def from_file(tensors: Tensors, progress: float, target: float) -> State:
     return State(part("model."), part("mask."), part(EXTRA), part(OPTIMIZER), progress, target)
 
 
-def capture(model: nn.Module) -> Tensors:
+def cpu_state_dict(model: nn.Module) -> Tensors:
     """A copy of the model's parameters and buffers, on the CPU."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-
-
-def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-    make_readable(part)
-    sync(part)
-    os.replace(part, path)
-
-
-def make_readable(path: Path) -> None:
-    """Give a file the permissions that new files have here; safetensors lets its owner alone read it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def load(path: Path) -> Tensors:
-    """Read a safetensors file to the CPU; raises RunError where it is none."""
-    try:
-        return dict(load_file(path))
-    except SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file: {error}") from error

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from sparsekit.api import Budget, Schedule, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig
 from sparsekit.errors import UserError
-from sparsekit.planning.replicas import fork
+from sparsekit.planning.replicas import Replica, replicas_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
 _POINTS = 40
@@ -19,7 +19,27 @@ _TRIED = 100  # longer budgets than one that is too short, to name the first tha
 
 @dataclass(frozen=True)
 class PlannedSegment:
-    """One row of a plan. Epochs are passes over the training data; learning rates are absolute.
+    """One segment as a run works through it.
+
+    Attributes:
+        stage: The segment in its plan.
+        replicas: The replicas that it trains; none where it only prunes.
+        steps: Optimizer steps of a replica of full length; 0 where it only prunes, or before the data is known.
+    """
+
+    stage: Stage
+    replicas: tuple[Replica, ...]
+    steps: int = 0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Optimizer steps of each replica."""
+        return tuple(replica.steps(self.steps) for replica in self.replicas) if self.steps else ()
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One row of a plan for people. Epochs are passes over the training data; learning rates are absolute.
 
     Attributes:
         segment: Number from 0.
@@ -43,10 +63,10 @@ class PlannedSegment:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The segments and the cost in replica-epochs, along the critical path and in total."""
+class PlanSummary:
+    """A plan for people and plan.json: its rows, and its cost in replica-epochs, on the critical path and in total."""
 
-    segments: tuple[PlannedSegment, ...]
+    segments: tuple[PlanRow, ...]
     critical_epochs: float
     total_epochs: float
 
@@ -86,7 +106,7 @@ def make_stages(config: FitConfig) -> tuple[Stage, ...]:
     return tuple(Stage(budget, plan, index) for index in range(len(plan)))
 
 
-def raised(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...]:
+def start_from_sparsity(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...]:
     """The plan for a model that is sparse already: no segment keeps more weights than the model has.
 
     Args:
@@ -163,29 +183,36 @@ def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
     )
 
 
-def make_plan(config: FitConfig, stages: tuple[Stage, ...]) -> Plan:
+def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int = 0) -> tuple[PlannedSegment, ...]:
+    """Every segment with its replicas and, where the data is known, its optimizer steps."""
+    steps = segment_steps(stages, steps_per_epoch)
+    return tuple(
+        PlannedSegment(stage, tuple(replicas_of(config, stage)), count)
+        for stage, count in zip(stages, steps, strict=True)
+    )
+
+
+def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
     """The plan that `sparsekit plan` prints and plan.json keeps."""
-    rows = tuple(_row(config, stage) for stage in stages)
-    critical = sum(
-        row.epochs * max(r.length for r in fork(config, stage)) for row, stage in zip(rows, stages, strict=True)
-    )
-    total = sum(
-        row.epochs * replica.length for row, stage in zip(rows, stages, strict=True) for replica in fork(config, stage)
-    )
-    return Plan(rows, critical, total)
+    rows = tuple(_row(config, planned) for planned in plan)
+    lengths = [[replica.length for replica in planned.replicas] for planned in plan]
+    critical = sum(row.epochs * max(each, default=0.0) for row, each in zip(rows, lengths, strict=True))
+    total = sum(row.epochs * length for row, each in zip(rows, lengths, strict=True) for length in each)
+    return PlanSummary(rows, critical, total)
 
 
-def _row(config: FitConfig, stage: Stage) -> PlannedSegment:
+def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
+    stage = planned.stage
     bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
     lr = config.optimizer.lr
-    return PlannedSegment(
+    return PlanRow(
         segment=stage.index,
         start_epoch=stage.start,
         epochs=stage.segment.epochs,
         sparsity=stage.segment.sparsity,
         lr_first=_range(lr * _peak(schedule) for schedule in bounds),
         lr_last=_range(lr * schedule(1.0) for schedule in bounds),
-        replicas=len(fork(config, stage)),
+        replicas=max(len(planned.replicas), 1),
         lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
     )
 
@@ -200,7 +227,7 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
     return found[0], found[-1]
 
 
-def table_rows(plan: Plan) -> list[dict[str, object]]:
+def table_rows(plan: PlanSummary) -> list[dict[str, object]]:
     """The plan for `display.plan_table`."""
     rows: list[dict[str, object]] = []
     for row in plan.segments:

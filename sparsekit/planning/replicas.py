@@ -44,16 +44,20 @@ class Replica:
         return max(1, round(self.length * segment))
 
 
-def fork(config: FitConfig, stage: Stage) -> list[Replica]:
-    """The replicas of one segment: one before `--replicas.start`, and no more than the merge wants.
+def replicas_of(config: FitConfig, stage: Stage) -> list[Replica]:
+    """The replicas of one segment: none where it only prunes, one before `--replicas.start`.
+
+    The merge and the segment may ask for fewer than `--replicas.count`.
 
     The axis of `--replicas.vary` applies only where all `--replicas.count` replicas are trained.
     """
+    if stage.segment.epochs == 0.0:
+        return []
     base = Replica(0, 0, config.optimizer.lr, config.optimizer.weight_decay)
     limits = [limit for limit in (config.merge.max_replicas, stage.segment.replicas) if limit is not None]
     count = min([config.replicas.count, *limits])
     early = stage.start < config.replicas.start * stage.budget.epochs - 1e-9
-    if early or stage.segment.epochs == 0.0:
+    if early:
         count = 1
     if count < config.replicas.count:
         return [replace(base, index=i, seed=i) for i in range(count)]

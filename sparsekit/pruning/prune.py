@@ -15,8 +15,7 @@ from sparsekit.api import PruningMethod, PruningStep, Stage
 from sparsekit.config.options import MasksConfig
 from sparsekit.config.pattern import Pattern
 from sparsekit.errors import RunError
-from sparsekit.models import state as states
-from sparsekit.models.state import State
+from sparsekit.models.state import State, effective, has_dense_weights
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
@@ -63,9 +62,9 @@ def prune(
     chosen = method.masks(step)
     maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
     _check(type(method).__name__, maker, chosen, parent.weights, stage, pattern)
-    if states.keeps_dense(method):
+    if has_dense_weights(method):
         pruned = replace(parent, masks=chosen)
-        before, after = states.effective(method, parent).weights, states.effective(method, pruned).weights
+        before, after = effective(method, parent).weights, effective(method, pruned).weights
         squares = [_squares(before[name], after[name]) for name in chosen]
     else:
         after, squares = {}, []

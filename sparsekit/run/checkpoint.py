@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import Any, TypeVar
 
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
-from sparsekit.files import write_whole
-from sparsekit.models import state as states
+from sparsekit.files import load_tensors, save_tensors, write_whole
 
 T = TypeVar("T")
 KEEP = 2
@@ -38,7 +38,7 @@ class Damaged(Exception):
     """A checkpoint that cannot be trusted; the message says which file and why."""
 
 
-class Keeper:
+class CheckpointStore:
     """The checkpoint folder of one run, or one writer's part in it.
 
     Several ranks may write to one folder, each under a prefix of its own: a keeper removes what it wrote itself, and
@@ -55,15 +55,21 @@ class Keeper:
     def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder, self.prefix = folder, prefix
         self.number = max((self._number_of(path) for path in self.manifests()), default=0)
+        self._written = time.monotonic()
         self._known: dict[str, StoredFile] = {}
         self._once: dict[str, tuple[object, StoredFile]] = {}
+
+    @property
+    def age(self) -> float:
+        """Seconds since this store last committed a checkpoint, or since it was made."""
+        return time.monotonic() - self._written
 
     # --- writing
 
     def store(self, stem: str, tensors: Tensors) -> StoredFile:
         """Write tensors to a new file, flushed to the disk."""
         path = self.new(f"{self.number + 1:06}-{stem}")
-        states.save(path, tensors)
+        save_tensors(path, tensors)
         return self.described(path)
 
     def new(self, stem: str) -> Path:
@@ -95,6 +101,7 @@ class Keeper:
         data = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
         name = f"{self.prefix}{self.number:06}.json"
         write_whole(self.folder / name, data)
+        self._written = time.monotonic()
         self._once = {stem: entry for stem, entry in self._once.items() if entry[1] in files.values()}
         self._sweep()
         return name
@@ -130,7 +137,7 @@ class Keeper:
 
     def load(self, file: StoredFile) -> Tensors:
         """A checked file's tensors, on the CPU."""
-        return states.load(self.path(file))
+        return load_tensors(self.path(file))
 
     def path(self, file: StoredFile) -> Path:
         """Where a file lies."""

@@ -9,30 +9,29 @@ from typing import Any
 
 from sparsekit._types import Tensors
 from sparsekit.config.evaluate_options import EvaluateConfig
+from sparsekit.config.options import describe
 from sparsekit.display.live import Display
-from sparsekit.evaluation import cost
-from sparsekit.evaluation import evaluate as suite
-from sparsekit.models import create as models
-from sparsekit.models import state as states
-from sparsekit.planning.replicas import fork
+from sparsekit.evaluation import cost, evaluate
+from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
+from sparsekit.models.create import InputConfig, save_model
 from sparsekit.pruning import masks
-from sparsekit.run import directory as rundir
 from sparsekit.run.loop import Result
 from sparsekit.training.setup import Setup
 
-MEASURED_ANEW = ("wall_seconds", "out", "latency.seconds")
+NOT_REPRODUCIBLE = ("wall_seconds", "out", "latency.seconds")
 """What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
 
 
-def begun(setup: Setup, plain: dict[str, Any], out: Path) -> dict[str, Any]:
+def begun(setup: Setup, out: Path) -> dict[str, Any]:
     """What summary.json says from the start."""
+    plain = describe(setup.config)
     return {
         "status": "failed",
         "method": plain["method"]["name"],
         "merge": plain["merge"]["name"],
         "seed": setup.config.seed,
         "target_sparsity": setup.config.sparsity,
-        "segments": len(setup.stages),
+        "segments": len(setup.plan),
         "out": str(out),
     }
 
@@ -48,12 +47,12 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
     setup.model.load_state_dict(result.state.with_weights(whole).tensors)
     measured = measure(setup, result.state.masks, out)
-    inputs = models.InputConfig(data.channels, data.image_size, data.mean, data.std)
-    models.save(setup.model, setup.config.model, inputs, out / "model")
-    states.save(out / "masks.safetensors", result.state.masks)
+    inputs = InputConfig(data.channels, data.image_size, data.mean, data.std)
+    save_model(setup.model, setup.config.model, inputs, out / "model")
+    save_tensors(out / "masks.safetensors", result.state.masks)
     file = out / "model" / "model.safetensors"
-    states.make_readable(file)
-    saved = states.load(file)
+    make_readable(file)
+    saved = load_tensors(file)
     masks.check(saved, result.state.masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
@@ -84,25 +83,21 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     """
     config, data = setup.config, setup.data
     options = EvaluateConfig(config.data, config.evaluation.corruptions, seed=config.seed)
-    bench = suite.Bench(setup.model, data.normalise, setup.autocast(), data.num_classes)
-    found = suite.measured(bench, data, options)
-    about = suite.header("model", config.data.name, data, config.seed)
-    rundir.write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
+    evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), data.num_classes)
+    found = evaluate.measured(evaluator, data, options)
+    about = evaluate.header("model", config.data.name, data, config.seed)
+    write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
     if "corruptions" in found:
         rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]
         values["test.corrupted_accuracy"] = sum(rows) / len(rows)
     images, _ = next(data.evaluation_batches("test"))
     flops = cost.flops(setup.model, images[:1], chosen)
-    lengths = [
-        tuple(replica.steps(steps) for replica in fork(config, stage)) if steps else ()
-        for stage, steps in zip(setup.stages, setup.steps, strict=True)
-    ]
     return {
         **values,
         "flops.dense": flops.dense,
         "flops.sparse": flops.sparse,
-        **cost.seen(lengths, data.batch_size),
+        **cost.seen([segment.lengths for segment in setup.plan], data.batch_size),
         "latency.seconds": cost.latency(setup.model, images[:1], setup.autocast()),
         **merges(out),
     }
@@ -130,11 +125,11 @@ def page_of(out: Path) -> Path:
 
 def write_report(out: Path, display: Display) -> Path | None:
     """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
-    from sparsekit.cli import report as command
+    from sparsekit.cli import report
 
     path = page_of(out)
     try:
-        command.write([str(out)], path)
+        report.write([str(out)], path)
         return path
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sparsekit.api import Score, Stage
+from sparsekit.api import Score
 from sparsekit.errors import RunError
 from sparsekit.merging import diagnostics
-from sparsekit.merging import merge as merging
-from sparsekit.models import state as states
-from sparsekit.models.state import State
-from sparsekit.planning.replicas import fork
+from sparsekit.merging.merge import merge
+from sparsekit.models.state import State, effective
+from sparsekit.planning.plan import PlannedSegment
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
-from sparsekit.run.context import Job
-from sparsekit.run.progress import Place
+from sparsekit.run.context import RunContext
+from sparsekit.run.progress import RunProgress
 from sparsekit.training import probes
-from sparsekit.training.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -29,91 +27,81 @@ class Result:
     candidates: tuple[Score, ...]
 
 
-def run(job: Job, at: Place) -> Result:
-    """Train, prune and merge, segment by segment, from a place on."""
-    for stage in job.setup.stages[at.segment :]:
-        stage, at = prune_parent(job, stage, at)
-        if stage.segment.epochs > 0:
-            at = train_replicas(job, stage, at)
-            at = merge_candidates(job, stage, at)
-        at = evaluate(job, stage, at)
-        job.keep(at)
+def run(context: RunContext, at: RunProgress) -> Result:
+    """Prune, train and merge, segment by segment, from `at` to the end of the plan."""
+    for segment in context.setup.plan[at.segment :]:
+        segment, at = prune_parent(context, segment, at)
+        if segment.replicas:
+            at = train_replicas(context, segment, at)
+            at = merge_candidates(context, segment, at)
+        at = evaluate(context, segment, at)
+        context.keep(at)
     assert at.test is not None
-    return Result(states.effective(job.setup.method, at.parent), at.test, at.tested)
+    return Result(effective(context.setup.method, at.parent), at.test, at.tested)
 
 
-def start(setup: Setup) -> Place:
-    """The first place: the fresh or pretrained model, nothing pruned but what `--model.init` gave as 0."""
-    tensors = states.capture(setup.model)
-    weights = {name: tensors[name] for name in setup.prunable}
-    extra = dict(sorted(setup.method.extra(weights).items()))  # in the order in which files give them back
-    return Place(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
-
-
-def prune_parent(job: Job, stage: Stage, at: Place) -> tuple[Stage, Place]:
-    """Prune, and say so; a parent that a checkpoint found pruned stays as it is."""
-    config = job.setup.config
-    replicas = len(fork(config, stage)) if stage.segment.epochs > 0 else 0
+def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) -> tuple[PlannedSegment, RunProgress]:
+    """Prune the parent and log it; a parent that a checkpoint holds pruned stays as it is."""
+    config, stage = context.setup.config, segment.stage
     if at.change is None:
-        gradients = partial(probes.gradients, job.setup, at.parent, stage)
+        gradients = partial(probes.gradients, context.setup, at.parent, stage)
         parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients)
         at = replace(at, parent=parent, change=stage.relative_change)
         values = {
             "sparsity": masks.sparsity(parent.masks),
-            "replicas": replicas,
+            "replicas": len(segment.replicas),
             "relative_change": stage.relative_change,
             "mask": masks.digest(parent.masks),
             "layers": {name: masks.sparsity({name: mask}) for name, mask in parent.masks.items()},
         }
-        job.tracker.log("segment", values, step=at.step, segment=stage.index)
-    job.display.start_segment(stage.index, len(stage.plan), masks.sparsity(at.parent.masks), replicas)
-    return replace(stage, relative_change=at.change or 0.0), at
+        context.tracker.log("segment", values, step=at.step, segment=stage.index)
+    sparsity = masks.sparsity(at.parent.masks)
+    context.display.start_segment(stage.index, len(stage.plan), sparsity, len(segment.replicas))
+    return replace(segment, stage=replace(stage, relative_change=at.change or 0.0)), at
 
 
-def train_replicas(job: Job, stage: Stage, at: Place) -> Place:
+def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
     """Train the segment's replicas that are not finished yet; those that stay finite become candidates.
 
     Raises:
         RunError: no replica stayed finite.
     """
-    left = [replica for replica in fork(job.setup.config, stage) if replica.index not in at.finished]
+    left = [replica for replica in segment.replicas if replica.index not in at.finished]
     if left:
-        at = job.executor(job, stage, left, at)
+        at = context.executor(context, segment.stage, left, at)
     if not at.candidates:
         raise RunError(
-            f"segment {stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set --optimizer.clip_norm; "
-            f"the last checkpoint is in {job.keeper.folder}"
+            f"segment {segment.stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set "
+            f"--optimizer.clip_norm; the last checkpoint is in {context.checkpoints.folder}"
         )
     return replace(at, candidates=tuple(sorted(at.candidates, key=lambda candidate: candidate.index)))
 
 
-def merge_candidates(job: Job, stage: Stage, at: Place) -> Place:
-    """Merge, and say what came of it."""
-    setup, candidates = job.setup, at.candidates
-    merged, soup = merging.merge(setup, at.parent, candidates, stage)
-    setup.install(merged)
-    held_out = setup.score("held_out")
+def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
+    """Merge the candidates into the next parent, and log the merge."""
+    setup, stage, candidates = context.setup, segment.stage, at.candidates
+    merged, soup = merge(setup, at.parent, candidates, stage)
+    held_out = setup.score(merged, "held_out")
+    accuracies = [candidate.score.accuracy for candidate in candidates]
     values = {
-        "candidates": [c.score.accuracy for c in candidates],
+        "candidates": accuracies,
         "ingredients": list(soup.ingredients),
         "coefficients": soup.coefficients and list(soup.coefficients),
         "soup": held_out.accuracy,
         "soup.loss": held_out.loss,
-        "barrier": held_out.loss - sum(c.score.loss for c in candidates) / len(candidates),
+        "barrier": held_out.loss - sum(candidate.score.loss for candidate in candidates) / len(candidates),
     }
     values |= diagnostics.of_merge(setup, at.parent, merged, candidates, held_out)
-    step = at.step + setup.steps[stage.index]
-    job.tracker.log("merge", values, step=step, segment=stage.index)
-    lost = bool(values.get("soup.lost"))
-    job.display.merged(held_out.accuracy, [c.score.accuracy for c in candidates], len(soup.ingredients), lost)
-    tested = tuple(c.tested for c in candidates if c.tested is not None)
+    step = at.step + segment.steps
+    context.tracker.log("merge", values, step=step, segment=stage.index)
+    context.display.merged(held_out.accuracy, accuracies, len(soup.ingredients), bool(values.get("soup.lost")))
+    tested = tuple(candidate.tested for candidate in candidates if candidate.tested is not None)
     return replace(at, parent=merged, step=step, candidates=(), tested=tested)
 
 
-def evaluate(job: Job, stage: Stage, at: Place) -> Place:
+def evaluate(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
     """Score the parent on the test split, and move on to the next segment."""
-    job.setup.install(at.parent)
-    test = job.setup.score("test")
+    test, index = context.setup.score(at.parent, "test"), segment.stage.index
     values = {"test.accuracy": test.accuracy, "test.loss": test.loss, "sparsity": masks.sparsity(at.parent.masks)}
-    job.tracker.log("evaluate", values, step=at.step, segment=stage.index)
-    return replace(at, segment=stage.index + 1, change=None, finished=(), test=test)
+    context.tracker.log("evaluate", values, step=at.step, segment=index)
+    return replace(at, segment=index + 1, change=None, finished=(), test=test)

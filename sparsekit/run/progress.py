@@ -1,4 +1,4 @@
-"""How far a run has come: one immutable value that is passed along the straight path and saved in checkpoints."""
+"""How far a run is: one immutable value, from its start along the straight path, to checkpoints and back."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from safetensors import SafetensorError
 
 from sparsekit._types import Tensors
 from sparsekit.api import Score
-from sparsekit.merging.merge import FileCandidate
-from sparsekit.models.state import State, from_file, to_file
+from sparsekit.merging.candidates import FileCandidate
+from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
 from sparsekit.pruning import masks
-from sparsekit.run.checkpoint import Damaged, Keeper, StoredFile
-from sparsekit.training.replica import Underway
+from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
+from sparsekit.training.replica import ReplicaSnapshot
+from sparsekit.training.setup import Setup
 
 
 @dataclass(frozen=True)
-class Place:
-    """A run between two of its actions.
+class RunProgress:
+    """How far a run is, between two of its actions.
 
     Attributes:
-        segment: Index of the segment that is under way or comes next.
+        segment: Index of the segment that is being trained or comes next.
         step: Optimizer steps along the critical path before it, or with it once it is merged.
         parent: The one model.
         change: The pruning's relative change; None while the segment's pruning is still to come.
@@ -34,6 +35,7 @@ class Place:
         tested: Test scores of the last merge's candidates, once it is over.
         underway: The replicas that a checkpoint cut in two, by index.
         test: Test score at the end of the last segment.
+        ordered: Number of the checkpoint from which several ranks train at present; None with one rank.
     """
 
     segment: int
@@ -43,42 +45,54 @@ class Place:
     finished: tuple[int, ...] = ()
     candidates: tuple[FileCandidate, ...] = ()
     tested: tuple[Score, ...] = ()
-    underway: Mapping[int, Underway] = field(default_factory=dict)
+    underway: Mapping[int, ReplicaSnapshot] = field(default_factory=dict)
     test: Score | None = None
+    ordered: int | None = None
 
 
-def save(keeper: Keeper, place: Place, header: dict[str, Any]) -> str:
-    """Commit a checkpoint of this place, and return its name; `header` is what else its reader needs to know."""
-    files = {"parent": keeper.store_once("parent", place.parent, lambda: to_file(place.parent))}
-    for candidate in place.candidates:
-        files[f"candidate {candidate.index}"] = keeper.described(candidate.path)
-    for index, underway in place.underway.items():
-        files[f"replica {index}"] = keeper.store_once(f"replica-{index}", underway, partial(_tensors, underway))
-    return keeper.commit(
+def first_progress(setup: Setup) -> RunProgress:
+    """The start: the fresh or pretrained model, nothing pruned but what `--model.init` gave as 0."""
+    tensors = cpu_state_dict(setup.model)
+    weights = {name: tensors[name] for name in setup.prunable}
+    extra = dict(sorted(setup.method.extra(weights).items()))  # in the order in which files give them back
+    return RunProgress(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
+
+
+def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) -> str:
+    """Commit a checkpoint, and return its manifest's name; `header` is what else its reader needs to know."""
+    files = {"parent": checkpoints.store_once("parent", at.parent, lambda: to_file(at.parent))}
+    for candidate in at.candidates:
+        files[f"candidate {candidate.index}"] = checkpoints.described(candidate.path)
+    for index, underway in at.underway.items():
+        files[f"replica {index}"] = checkpoints.store_once(f"replica-{index}", underway, partial(_tensors, underway))
+    return checkpoints.commit(
         header
         | {
-            "segment": place.segment,
-            "step": place.step,
-            "progress": place.parent.progress,
-            "target": place.parent.target,
-            "change": place.change,
-            "finished": place.finished,
+            "segment": at.segment,
+            "step": at.step,
+            "progress": at.parent.progress,
+            "target": at.parent.target,
+            "change": at.change,
+            "finished": at.finished,
             "candidates": [
-                [c.index, _plain(c.score), c.mask_digest, c.tested and _plain(c.tested)] for c in place.candidates
+                [c.index, _plain(c.score), c.mask_digest, c.tested and _plain(c.tested)] for c in at.candidates
             ],
-            "tested": [_plain(score) for score in place.tested],
-            "underway": [[index, u.done, u.attempt, u.averaged] for index, u in place.underway.items()],
-            "test": place.test and _plain(place.test),
+            "tested": [_plain(score) for score in at.tested],
+            "underway": [[index, u.done, u.attempt, u.averaged] for index, u in at.underway.items()],
+            "ordered": at.ordered,
+            "test": at.test and _plain(at.test),
         },
         files,
     )
 
 
-def restore(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]) -> Place:
+def restore(
+    checkpoints: CheckpointStore, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]
+) -> RunProgress:
     """The place that a checkpoint holds. Its files were checked when it was chosen; here they must suit the run.
 
     Args:
-        keeper: The checkpoint folder.
+        checkpoints: The checkpoint folder.
         fresh: The model before its first segment: what tensors there are, and the order of the masks, which files do
             not keep and ties between layers depend on.
         segments: How many the plan has.
@@ -89,34 +103,36 @@ def restore(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], f
         Damaged: it is no checkpoint of this run.
     """
     try:
-        return _restored(keeper, fresh, segments, body, files)
+        return _restored(checkpoints, fresh, segments, body, files)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         raise Damaged(f"it is none of this run ({type(error).__name__}: {error})") from error
 
 
-def _restored(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]) -> Place:
-    stored = keeper.load(files["parent"])
+def _restored(
+    checkpoints: CheckpointStore, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]
+) -> RunProgress:
+    stored = checkpoints.load(files["parent"])
     if "random.cpu" in stored:
         raise Damaged("a replica stands in its parent's place")
     parent = from_file(stored, _fraction(body["progress"]), _fraction(body["target"]))
     _same_tensors(parent, fresh)
     parent = replace(parent, masks={name: parent.masks[name] for name in fresh.masks})
-    keeper.adopt("parent", parent, files["parent"])
+    checkpoints.adopt("parent", parent, files["parent"])
     candidates = []
     for index, score, digest, tested in body["candidates"]:
-        path = keeper.path(files[f"candidate {_count(index)}"])
+        path = checkpoints.path(files[f"candidate {_count(index)}"])
         candidate = FileCandidate(path, index, _score(score), str(digest), tested and _score(tested))
         if digest != masks.digest(parent.masks) or set(candidate.names()) != set(fresh.named()):
             raise Damaged(f"candidate {index} is none of its parent's")
         candidates.append(candidate)
     underway = {}
     for index, done, attempt, averaged in body["underway"]:
-        tensors = keeper.load(files[f"replica {_count(index)}"])
-        underway[index] = Underway(_count(done), _count(attempt), _count(averaged), tensors)
+        tensors = checkpoints.load(files[f"replica {_count(index)}"])
+        underway[index] = ReplicaSnapshot(_count(done), _count(attempt), _count(averaged), tensors)
         _same_tensors(from_file(tensors, 0.0, 0.0), fresh)
         if tensors["random.cpu"].shape != torch.get_rng_state().shape or tensors["loss"].shape:
             raise Damaged(f"the random state of replica {index} is none")
-    place = Place(
+    at = RunProgress(
         segment=_count(body["segment"], segments),
         step=_count(body["step"]),
         parent=parent,
@@ -126,14 +142,15 @@ def _restored(keeper: Keeper, fresh: State, segments: int, body: dict[str, Any],
         tested=tuple(_score(score) for score in body["tested"]),
         underway=underway,
         test=body["test"] and _score(body["test"]),
+        ordered=None if body.get("ordered") is None else _count(body["ordered"]),
     )
 
-    if len(candidates) > len(place.finished) or (place.segment == segments and place.test is None):
+    if len(candidates) > len(at.finished) or (at.segment == segments and at.test is None):
         raise Damaged("its parts do not fit one another")
     _count(body.get("metrics", 0))
     if type(body.get("seconds", 0.0)) not in (int, float):
         raise Damaged("it does not say how long the run took")
-    return place
+    return at
 
 
 def _same_tensors(found: State, fresh: State) -> None:
@@ -161,7 +178,7 @@ def _fraction(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _tensors(underway: Underway) -> Tensors:
+def _tensors(underway: ReplicaSnapshot) -> Tensors:
     return underway.tensors
 
 

@@ -50,7 +50,7 @@ class StopSignals:
             self._deferring = False
 
     @contextmanager
-    def minded(self) -> Iterator[None]:
+    def reraise_if_swallowed(self) -> Iterator[None]:
         """Raise Stopped again where the code inside lost it: libraries turn what is raised in a call of theirs into an
         error of their own (torch, where it looks what an object holds), or try something else instead.
         """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.config.options import WandbConfig
-from sparsekit.run import wandb_record as wandb_run
+from sparsekit.run import wandb_record
 from sparsekit.run.wandb_keys import find_keys
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class WandbMirror:
         self._keys: list[str] = []
         self._first = 0
         self._patience = PATIENCE_SECONDS
-        self._known = wandb_run.read(out)
+        self._known = wandb_record.read(out)
         self._located = threading.Event()
         # A daemon, so that a W&B which hangs for good cannot keep the process alive.
         self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
@@ -74,7 +74,7 @@ class WandbMirror:
 
     def page(self, path: Path) -> None:
         """Show an HTML page."""
-        self._jobs.put(lambda run: wandb_run.show(run, path))
+        self._jobs.put(lambda run: wandb_record.show(run, path))
 
     def model(self, files: Sequence[Path], metadata: Mapping[str, object], parent: str | None) -> None:
         """Keep a model as an artifact, where the run is online and wants it."""
@@ -84,9 +84,9 @@ class WandbMirror:
         def keep(run: wandb.Run) -> None:
             if not run.offline:
                 self._patience += MODEL_SECONDS
-                name = wandb_run.keep_model(run, files, dict(metadata), parent, MODEL_SECONDS)
+                name = wandb_record.keep_model(run, files, dict(metadata), parent, MODEL_SECONDS)
                 self._known = replace(self._known, artifact=name)
-                wandb_run.write(self._out, self._known)
+                wandb_record.write(self._out, self._known)
 
         self._jobs.put(keep)
 
@@ -143,8 +143,8 @@ class WandbMirror:
         for name, best in _BEST.items():
             run.define_metric(name.replace(".", r"\."), step_metric="step", summary=f"last,{best}")
         self._first = 0 if run.offline else run.step
-        self._known = wandb_run.place(run, self._out, self._known)
-        wandb_run.write(self._out, self._known)
+        self._known = wandb_record.place(run, self._out, self._known)
+        wandb_record.write(self._out, self._known)
         return run
 
     def _init(self, mode: str) -> wandb.Run:

@@ -20,15 +20,17 @@ from sparsekit.data import ImageData
 from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.merging import merge as merging
-from sparsekit.merging.merge import FileCandidate
+from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State
 from sparsekit.plugins.registry import Kind
-from sparsekit.run import loop as scheduler
+from sparsekit.run import loop
+from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.problem import clones, difference
 from sparsekit.testing.rules import Broken, Unreached, describe
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.prepare import prepare
+from sparsekit.training.setup import Setup
 
 SPARSITY = 0.8
 
@@ -89,15 +91,15 @@ class MergeCase(PluginCase[MergeStrategy]):
         config = problem.config(_Ground(), Uniform(), sparsity=SPARSITY, replicas=ReplicasConfig(count=3, start=0.0))
         setup = prepare(config)
         running = self._stack.enter_context(problem.job(setup))
-        first, second = setup.stages
-        stage, at = scheduler.prune_parent(running, first, scheduler.start(setup))
-        at = scheduler.merge_candidates(running, stage, scheduler.train_replicas(running, stage, at))
-        at = scheduler.evaluate(running, stage, at)
-        stage, at = scheduler.prune_parent(running, second, at)
-        at = scheduler.train_replicas(running, stage, at)
+        first, second = setup.plan
+        segment, at = loop.prune_parent(running, first, first_progress(setup))
+        at = loop.merge_candidates(running, segment, loop.train_replicas(running, segment, at))
+        at = loop.evaluate(running, segment, at)
+        segment, at = loop.prune_parent(running, second, at)
+        at = loop.train_replicas(running, segment, at)
         replicas = tuple(problem.state_of(at.parent, candidate) for candidate in at.candidates)
-        folder = running.keeper.folder
-        return Ground(setup, at.parent, stage, replicas, tuple(c.score for c in at.candidates), folder)
+        folder = running.checkpoints.folder
+        return Ground(setup, at.parent, segment.stage, replicas, tuple(c.score for c in at.candidates), folder)
 
     def candidates(
         self,

@@ -48,8 +48,7 @@ def soups_are_whole(case: MergeCase) -> None:
         raise Broken(describe(case.usual_error)) from case.usual_error
     soup, setup = case.usual.soup, case.ground.setup
     need(isinstance(soup, Soup), f"merge() returned {type(soup).__name__}, not a Soup")
-    setup.install(case.ground.parent.renamed(soup.tensors))
-    loss = setup.score("held_out").loss
+    loss = setup.score(case.ground.parent.renamed(soup.tensors), "held_out").loss
     need(math.isfinite(loss), f"the soup's held-out loss is {loss}; is a running variance below 0?")
 
 

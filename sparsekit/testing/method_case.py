@@ -14,17 +14,18 @@ from sparsekit.api import Budget, PruningMethod, Segment, Stage, TrainingStep
 from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
-from sparsekit.models.state import State, keeps_dense
+from sparsekit.models.state import State, has_dense_weights
 from sparsekit.planning.plan import decay_shape
 from sparsekit.plugins.registry import Kind
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
-from sparsekit.run import loop as scheduler
+from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.problem import Run, clones, difference, frozen
 from sparsekit.testing.rules import Unreached, need
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.prepare import prepare
+from sparsekit.training.setup import Setup
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
 
@@ -62,7 +63,7 @@ class MethodCase(PluginCase[PruningMethod]):
 
     def start(self, method: PruningMethod) -> State:
         """The first parent of a run."""
-        return scheduler.start(replace(self.setup, config=replace(self.setup.config, method=method))).parent
+        return first_progress(replace(self.setup, config=replace(self.setup.config, method=method))).parent
 
     def prunings(self, method: PruningMethod, sparsity: float, **doctored: Tensors) -> Iterator[Pruning]:
         """Every pruning of a plan of 30 epochs; small random changes stand in for the training in between.
@@ -80,7 +81,7 @@ class MethodCase(PluginCase[PruningMethod]):
             child, stage = prune(method, parent, Stage(given, plan, index), MasksConfig(), 0, gradients)
             touched = difference(before[0], parent.named()) or difference(before[1], parent.masks)
             yield Pruning(stage, child, touched)
-            parent = child if doctored else _moved(child, index, keeps_dense(method))
+            parent = child if doctored else _moved(child, index, has_dense_weights(method))
 
     @cached_property
     def _run(self) -> Run | Exception:
@@ -108,7 +109,7 @@ class MethodCase(PluginCase[PruningMethod]):
         state = self.start(method)
         half = {name: torch.arange(w.numel()).reshape(w.shape) % 2 for name, w in state.weights.items()}
         for progress, kept in ((0.0, masks.full(state.weights)), (0.01, half), (0.5, half), (1.0, half)):
-            behind = masks.full(state.weights) if keeps_dense(method) else kept
+            behind = masks.full(state.weights) if has_dense_weights(method) else kept
             yield TrainingStep(
                 {name: (w * behind[name]).requires_grad_() for name, w in state.weights.items()},
                 {name: mask.to(state.weights[name].dtype) for name, mask in kept.items()},

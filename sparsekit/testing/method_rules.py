@@ -10,7 +10,7 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.errors import RunError, UserError
-from sparsekit.models.state import keeps_dense
+from sparsekit.models.state import has_dense_weights
 from sparsekit.planning.plan import check_plan
 from sparsekit.testing import run_rules
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
@@ -242,7 +242,7 @@ def gradients_fit(case: MethodCase) -> None:
     behind the mask, 0 for those that are masked.
     """
     method = case.make()
-    dense = keeps_dense(method)
+    dense = has_dense_weights(method)
     for step in case.training_steps(method):
         generator = torch.Generator().manual_seed(0)
         noise = {name: torch.randn(w.shape, generator=generator) for name, w in step.weights.items()}

@@ -24,21 +24,20 @@ from sparsekit.api import MergeStrategy, PruningMethod, Stage
 from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError
-from sparsekit.executors import choose, sequential, torchrun
-from sparsekit.merging.merge import FileCandidate, read
-from sparsekit.models import state as states
-from sparsekit.models.state import OPTIMIZER, State
-from sparsekit.planning.replicas import fork
+from sparsekit.executors import choose_executor, sequential, torchrun
+from sparsekit.merging.candidates import FileCandidate, read_tensors
+from sparsekit.models.state import OPTIMIZER, State, effective
 from sparsekit.pruning import masks
-from sparsekit.run import loop as scheduler
-from sparsekit.run import progress as places
-from sparsekit.run.checkpoint import Keeper
-from sparsekit.run.context import Job
+from sparsekit.run import loop, progress
+from sparsekit.run.checkpoint import CheckpointStore
+from sparsekit.run.context import RunContext
 from sparsekit.run.metrics_log import Rows, Tracker
+from sparsekit.run.progress import first_progress
 from sparsekit.run.signals import Stopped, StopSignals
 from sparsekit.testing.rules import describe
+from sparsekit.training.prepare import prepare
 from sparsekit.training.ranks import Ranks
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.setup import Setup
 from sparsekit.training.team import Team
 
 EPOCHS = 6
@@ -64,7 +63,7 @@ def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitCo
 
 
 @contextmanager
-def job(setup: Setup) -> Iterator[Job]:
+def job(setup: Setup) -> Iterator[RunContext]:
     """A run in a temporary directory that says nothing."""
     silent = Display(Console(file=io.StringIO()), Console(file=io.StringIO()))
     with (
@@ -72,7 +71,9 @@ def job(setup: Setup) -> Iterator[Job]:
         silent,
         Tracker(Path(folder), setup.config.wandb, {}, "check", warn=silent.warn) as tracker,
     ):
-        yield Job(setup, tracker, silent, Keeper(Path(folder) / "checkpoints"), choose(setup)[0])
+        yield RunContext(
+            setup, tracker, silent, CheckpointStore(Path(folder) / "checkpoints"), choose_executor(setup)[0]
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Run:
 
 
 def watched_run(setup: Setup) -> Run:
-    """`scheduler.run`, step by step, keeping each state."""
+    """`loop.run`, step by step, keeping each state."""
     moments: list[Moment] = []
 
     def keep(where: str, stage: Stage, state: State, mask: str = "") -> None:
@@ -118,21 +119,22 @@ def watched_run(setup: Setup) -> Run:
         moments.append(Moment(where, stage.index, mask or masks.digest(state.masks), state))
 
     with job(setup) as running:
-        at = scheduler.start(setup)
-        for stage in setup.stages:
-            stage, at = scheduler.prune_parent(running, stage, at)
+        at = first_progress(setup)
+        for segment in setup.plan:
+            segment, at = loop.prune_parent(running, segment, at)
+            stage = segment.stage
             keep("the pruning of", stage, at.parent)
-            if stage.segment.epochs > 0:
-                at = scheduler.train_replicas(running, stage, at)
-                if len(at.candidates) < len(fork(setup.config, stage)):
+            if segment.replicas:
+                at = loop.train_replicas(running, segment, at)
+                if len(at.candidates) < len(segment.replicas):
                     raise RunError(f"segment {stage.index + 1}: a replica did not stay finite and was left out")
                 for c in at.candidates:
                     keep(f"training replica {c.index + 1} in", stage, state_of(at.parent, c), c.mask_digest)
-                at = scheduler.merge_candidates(running, stage, at)
+                at = loop.merge_candidates(running, segment, at)
                 keep("the merge of", stage, at.parent)
-            at = scheduler.evaluate(running, stage, at)
-        rows = (running.keeper.folder.parent / "metrics.jsonl").read_text("utf-8")
-    return Run(setup, tuple(moments), states.effective(setup.method, at.parent), rows.count('"event": "fault"'))
+            at = loop.evaluate(running, segment, at)
+        rows = (running.checkpoints.folder.parent / "metrics.jsonl").read_text("utf-8")
+    return Run(setup, tuple(moments), effective(setup.method, at.parent), rows.count('"event": "fault"'))
 
 
 class _Cut(StopSignals):
@@ -156,19 +158,20 @@ class _Cut(StopSignals):
 def resumed_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy) -> State:
     """The finished model of a run that one instance began and another went on with after three fifths of its steps."""
     setup, again = prepare(config(first, merge)), prepare(config(second, merge))
-    steps = sum(n * len(fork(setup.config, stage)) for stage, n in zip(setup.stages, setup.steps, strict=True))
+    steps = sum(sum(segment.lengths) for segment in setup.plan)
     with job(setup) as running:
-        running.signals = _Cut(3 * steps // 5)
         with suppress(Stopped):
-            scheduler.run(running, scheduler.start(setup))
-        keeper = Keeper(running.keeper.folder)
-        fresh = scheduler.start(again).parent
-        read = partial(places.restore, keeper, fresh, len(again.stages))
-        place = keeper.restored(running.display.warn, read)
-        if place is None:
+            loop.run(replace(running, signals=_Cut(3 * steps // 5)), first_progress(setup))
+        checkpoints = CheckpointStore(running.checkpoints.folder)
+        fresh = first_progress(again).parent
+        read = partial(progress.restore, checkpoints, fresh, len(again.plan))
+        at = checkpoints.restored(running.display.warn, read)
+        if at is None:
             raise RunError("the run that was stopped kept no checkpoint")
-        going_on = replace(running, setup=again, keeper=keeper, executor=choose(again)[0], signals=StopSignals())
-        return scheduler.run(going_on, place).state
+        going_on = replace(
+            running, setup=again, checkpoints=checkpoints, executor=choose_executor(again)[0], signals=StopSignals()
+        )
+        return loop.run(going_on, at).state
 
 
 class _Baton(Ranks):
@@ -204,20 +207,22 @@ def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy
     def follow(folder: Path) -> None:
         with turn:
             rows, silent = Rows(1), Display(Console(file=io.StringIO()), Console(file=io.StringIO()))
-            work = Job(other, rows, silent, Keeper(folder, torchrun.prefix(1)), sequential.train_replicas)
-            work.header = lambda: {"rows": rows.rows}
+            work = RunContext(
+                other, rows, silent, CheckpointStore(folder, torchrun.prefix(1)), sequential.train_replicas,
+                header=lambda: {"rows": rows.rows},
+            )  # fmt: skip
             try:
-                torchrun.follow(work, _Baton(1, store, turn), work.executor)
+                torchrun.follow(work, _Baton(1, store, turn))
             except Exception as error:
                 store["failed"] = describe(error)
 
     with job(lead) as running, turn:
         ranks = _Baton(0, store, turn)
         leader = torchrun.Leader(ranks, sequential.train_replicas)
-        thread = threading.Thread(target=follow, args=(running.keeper.folder,), daemon=True)
+        thread = threading.Thread(target=follow, args=(running.checkpoints.folder,), daemon=True)
         thread.start()
         try:
-            final = scheduler.run(replace(running, executor=leader), scheduler.start(lead)).state
+            final = loop.run(replace(running, executor=leader), first_progress(lead)).state
         finally:
             leader.finish()
             turn.release()
@@ -231,7 +236,7 @@ def shared_run(first: PruningMethod, second: PruningMethod, merge: MergeStrategy
 def state_of(parent: State, candidate: FileCandidate) -> State:
     """A candidate's file as a state."""
     stored = {name.removeprefix(OPTIMIZER): candidate.read(name) for name in candidate.optimizer_names()}
-    return replace(parent.renamed(read(candidate)), optimizer=stored)
+    return replace(parent.renamed(read_tensors(candidate)), optimizer=stored)
 
 
 def run(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> Run:

@@ -8,8 +8,7 @@ import torch
 
 from sparsekit.config.options import ReplicasConfig
 from sparsekit.merges.uniform import Uniform
-from sparsekit.models import state as states
-from sparsekit.models.state import State, keeps_dense
+from sparsekit.models.state import State, effective, has_dense_weights
 from sparsekit.pruning import masks
 from sparsekit.testing import problem
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
@@ -62,7 +61,7 @@ def optimizer_state_is_cleared(case: MethodCase) -> None:
     Methods that keep dense weights behind the mask are free of this.
     """
     run = case.run
-    for moment in () if keeps_dense(run.setup.method) else run.moments:
+    for moment in () if has_dense_weights(run.setup.method) else run.moments:
         for name, tensor in moment.state.optimizer.items():
             mask = moment.state.masks.get(name.rpartition("/")[0])
             if mask is not None and mask.shape == tensor.shape:
@@ -116,7 +115,7 @@ def _check_finite(run: Run) -> None:
 
 def _check_zeros(run: Run) -> None:
     for moment in run.moments:
-        segment = run.setup.stages[moment.segment].segment
+        segment = run.setup.plan[moment.segment].stage.segment
         _check_state(run.setup, moment.state, segment.sparsity, moment.where)
     _check_state(run.setup, run.final, run.setup.config.sparsity, "in the finished model", finished=True)
 
@@ -125,7 +124,7 @@ def _check_state(setup: Setup, state: State, sparsity: float, where: str, finish
     total = sum(mask.numel() for mask in state.masks.values())
     wanted, got = round(sparsity * total), sum(int((~mask).sum()) for mask in state.masks.values())
     need(got == wanted, f"{where}, {got} of {total} weights are masked instead of {wanted}")
-    weights = state.weights if finished else states.effective(setup.method, state).weights
+    weights = state.weights if finished else effective(setup.method, state).weights
     for name, mask in state.masks.items():
         revived = int((weights[name][~mask] != 0).sum())
         need(not revived, f"{where}, {revived} masked weights of {name} are not 0")

@@ -47,7 +47,7 @@ def _fused(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def laid_as(like: Tensor, tensor: Tensor) -> Tensor:
+def match_memory_format(like: Tensor, tensor: Tensor) -> Tensor:
     """The tensor in the memory order of another of its shape: fused steps take gradients and state to be in that."""
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
@@ -82,7 +82,7 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
         else:
             place = places[parameter]
             if isinstance(value, Tensor) and value.shape == parameters[place].shape:
-                value = laid_as(parameters[place], value)
+                value = match_memory_format(parameters[place], value)
             state["state"].setdefault(place, {})[key] = value
     optimizer.load_state_dict(state)
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import Schedule, Stage
-from sparsekit.models import state as states
-from sparsekit.models.state import State
+from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
 from sparsekit.planning.replicas import Replica
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
@@ -22,7 +21,7 @@ from sparsekit.training.step import MaskedStep, TrajectoryMean
 LOG_STEPS = 50
 
 
-class Fault(Exception):
+class NonFinite(Exception):
     """A replica whose loss or weights are no longer finite."""
 
 
@@ -37,7 +36,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Underway:
+class ReplicaSnapshot:
     """A replica in the middle of its training, as a checkpoint keeps it.
 
     Attributes:
@@ -76,7 +75,7 @@ class Training:
         config = setup.config
         again = ("attempt", attempt) if attempt else ()
         self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
-        self.steps = replica.steps(setup.steps[stage.index])
+        self.steps = replica.steps(setup.plan[stage.index].steps)
         self.every = min(LOG_STEPS, setup.data.steps_per_epoch)
         self.lr = 0.0  # of the last step, taken from the schedule at the step's middle
         self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
@@ -123,7 +122,7 @@ class Training:
         loss = float(self.loss) / since
         self.loss.zero_()
         if not math.isfinite(loss):
-            raise Fault(f"its loss is {loss} at step {self.done} of {self.steps}")
+            raise NonFinite(f"its loss is {loss} at step {self.done} of {self.steps}")
         return Progress(self.done, self.steps, loss, self.lr)
 
     @property
@@ -137,14 +136,14 @@ class Training:
             self.mean.install()
         state = replace(
             self.parent,
-            tensors=states.capture(self.model),
+            tensors=cpu_state_dict(self.model),
             extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
             optimizer=optimizers.export(self.optimizer, self.names),
             progress=self.stage.end / self.stage.budget.epochs,
         )
         for name, tensor in state.named().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise Fault(f"{name} is not finite after {self.steps} steps")
+                raise NonFinite(f"{name} is not finite after {self.steps} steps")
         return state
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,27 +151,27 @@ class Training:
         part = (self.setup.team.member, self.setup.team.size)
         return self.setup.data.train_batches(self.seed, self.steps, start=self.done, subset=self.subset, part=part)
 
-    def snapshot(self) -> Underway:
+    def snapshot(self) -> ReplicaSnapshot:
         """Everything that the rest of the training depends on."""
         state = replace(
             self.parent,
-            tensors=states.capture(self.model),
+            tensors=cpu_state_dict(self.model),
             extra={name: t.detach().cpu() for name, t in self.extra.items()},
             optimizer=optimizers.export(self.optimizer, self.names),
         )
-        tensors = states.to_file(state) | {"loss": self.loss.cpu(), "random.cpu": torch.get_rng_state()}
+        tensors = to_file(state) | {"loss": self.loss.cpu(), "random.cpu": torch.get_rng_state()}
         if self.setup.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
         if self.mean is not None:
             tensors |= {f"mean.{i}": t.cpu() for i, t in enumerate(self.mean.means)}
         if self.take_step.scaler.is_enabled():
             tensors |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
-        return Underway(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
+        return ReplicaSnapshot(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
 
-    def restore(self, underway: Underway) -> None:
+    def restore(self, underway: ReplicaSnapshot) -> None:
         """Go on from a snapshot of the same training."""
         tensors = underway.tensors
-        state = states.from_file(tensors, 0.0, 0.0)
+        state = from_file(tensors, 0.0, 0.0)
         self.model.load_state_dict(state.tensors)
         with torch.no_grad():
             for name, tensor in self.extra.items():

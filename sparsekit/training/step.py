@@ -8,8 +8,7 @@ from torch.optim import Optimizer
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
-from sparsekit.models import state as states
-from sparsekit.models.state import State
+from sparsekit.models.state import State, has_dense_weights
 from sparsekit.training import optimizers
 from sparsekit.training.setup import Setup
 
@@ -55,7 +54,7 @@ class MaskedStep:
         self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
         self.masked = list(self.weights.values()), list(self.masks.values())
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.dense = states.keeps_dense(setup.method)
+        self.dense = has_dense_weights(setup.method)
         self.penalised = type(setup.method).penalty is not PruningMethod.penalty
         self.steered = type(setup.method).gradients is not PruningMethod.gradients
         self.forward = setup.forward if setup.team.size == 1 else setup.team.forward(model, setup.forward)
@@ -109,7 +108,7 @@ class MaskedStep:
         """Let the method change the gradients."""
         given = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
         for name, grad in self.setup.method.gradients(now, given).items():
-            self.weights[name].grad = optimizers.laid_as(self.weights[name], grad)
+            self.weights[name].grad = optimizers.match_memory_format(self.weights[name], grad)
 
     def _mask_gradients(self) -> None:
         """No gradient, and so no momentum, for what is pruned."""

@@ -25,18 +25,18 @@ from run_files import newest
 from tiny import assert_equal, pruned, tiny_config
 
 from sparsekit.api import Score
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import FitConfig, describe, flatten
 from sparsekit.errors import RunError
-from sparsekit.merging.merge import FileCandidate
+from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State
 from sparsekit.pruning.masks import digest
-from sparsekit.run import loop as scheduler
-from sparsekit.run import progress as places
-from sparsekit.run.checkpoint import Keeper
-from sparsekit.run.progress import Place
+from sparsekit.run import loop, progress
+from sparsekit.run.checkpoint import CheckpointStore
+from sparsekit.run.progress import RunProgress, first_progress
+from sparsekit.training.prepare import prepare
 from sparsekit.training.replica import Training
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.setup import Setup
 
 # --- the config parser ------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def plan(*argv: str) -> int:
     """Run `sparsekit plan`; a bad end is one or two lines."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(["plan", *argv])
+        code = main.main(["plan", *argv])
     assert code in (0, 2)
     if code == 2:
         assert err.getvalue().startswith("sparsekit: error: ")
@@ -137,36 +137,36 @@ def ready() -> Setup:
 
 
 @functools.cache
-def stored() -> tuple[dict[str, bytes], Place]:
+def stored() -> tuple[dict[str, bytes], RunProgress]:
     """The files of one checkpoint in the middle of a replica, and its place."""
     setup = ready()
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 1)
-    training = Training(setup, parent, stage, scheduler.fork(setup.config, stage)[0], setup.method.learning_rate(stage))
+    parent, stage = pruned(setup, first_progress(setup).parent, 1)
+    training = Training(setup, parent, stage, loop.fork(setup.config, stage)[0], setup.method.learning_rate(stage))
     images, labels = next(iter(setup.data.train_batches(0, 1)))
     training.step(images, labels)
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(Path(folder))
+        keeper = CheckpointStore(Path(folder))
         other = State(parent.tensors, parent.masks, parent.extra)
         candidate = FileCandidate.write(Path(folder, "segment-001-0.safetensors"), 0, other, Score(0.5, 1.0))
-        place = Place(1, 24, parent, 0.25, (0,), (candidate,), (), {1: training.snapshot()}, Score(0.5, 1.0))
-        places.save(keeper, place, {"metrics": 100, "seconds": 1.5, "ordered": None})
+        place = RunProgress(1, 24, parent, 0.25, (0,), (candidate,), (), {1: training.snapshot()}, Score(0.5, 1.0))
+        progress.save(keeper, place, {"metrics": 100, "seconds": 1.5, "ordered": None})
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}, place
 
 
 @contextlib.contextmanager
-def as_folder(files: dict[str, bytes]) -> Iterator[Keeper]:
+def as_folder(files: dict[str, bytes]) -> Iterator[CheckpointStore]:
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             Path(folder, name).write_bytes(data)
-        yield Keeper(Path(folder))
+        yield CheckpointStore(Path(folder))
 
 
-def loaded(files: dict[str, bytes]) -> Place | None:
+def loaded(files: dict[str, bytes]) -> RunProgress | None:
     """What a run would go on from; None where that is refused. Anything else that is raised is a failure."""
     setup, expected = ready(), stored()[1]
     with as_folder(files) as keeper:
-        fresh = scheduler.start(setup).parent
-        read = functools.partial(places.restore, keeper, fresh, len(setup.stages))
+        fresh = first_progress(setup).parent
+        read = functools.partial(progress.restore, keeper, fresh, len(setup.plan))
         try:
             place = keeper.restored(lambda text: None, read)
         except RunError:

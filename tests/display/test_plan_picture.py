@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from sparsekit.cli import main as cli
-from sparsekit.display import plan_picture as pictures
-from sparsekit.planning.plan import Plan, PlannedSegment
+from sparsekit.cli import main
+from sparsekit.display import plan_picture
+from sparsekit.planning.plan import PlanRow, PlanSummary
 
 WIDTH = 17 + 40
 
 
 def segment(
     index: int, start: float, epochs: float, sparsity: float, lr: tuple[float, float], replicas: int
-) -> PlannedSegment:
-    return PlannedSegment(index, start, epochs, sparsity, (lr[0] / 2, lr[0]), (lr[1], lr[1]), replicas)
+) -> PlanRow:
+    return PlanRow(index, start, epochs, sparsity, (lr[0] / 2, lr[0]), (lr[1], lr[1]), replicas)
 
 
-PLAN = Plan(
+PLAN = PlanSummary(
     (
         segment(0, 0.0, 10.0, 0.0, (0.2, 0.1), 1),
         segment(1, 10.0, 10.0, 0.45, (0.1, 0.0), 3),
@@ -29,7 +29,7 @@ PLAN = Plan(
 
 
 def drawn(plain: bool = False) -> list[str]:
-    return pictures.plan(PLAN, WIDTH, plain).splitlines()
+    return plan_picture.plan(PLAN, WIDTH, plain).splitlines()
 
 
 def heights(lines: list[str]) -> list[int]:
@@ -74,13 +74,13 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 def test_no_line_is_wider_than_asked(width: int, count: int) -> None:
     rows = tuple(segment(i, i / count, 1 / count, 0.5, (1.0, 0.0), 100 if i % 2 else 1) for i in range(count))
     pruned_only = segment(count, 1.0, 0.0, 0.9, (1.0, 0.0), 1)
-    text = pictures.plan(Plan((*rows, pruned_only), 1.0, 1.0), width)
+    text = plan_picture.plan(PlanSummary((*rows, pruned_only), 1.0, 1.0), width)
     assert all(len(line) <= max(width, 40) for line in text.splitlines())
     assert "90 %" in text
 
 
 def test_plan_draws_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "--sparsity", "0.8"]) == 0
+    assert main.main(["plan", "--sparsity", "0.8"]) == 0
     out = capsys.readouterr().out
     assert "replica-epochs" in out
     assert "sparsity    80 %" in out

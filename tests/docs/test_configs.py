@@ -13,12 +13,12 @@ import torch
 from timm.data import create_loader
 from timm.optim import list_optimizers
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config import parser as options
 from sparsekit.config.checks import check
 from sparsekit.config.options import FitConfig, describe, flatten
-from sparsekit.models import cifar as networks
-from sparsekit.models import create as models
+from sparsekit.models import cifar
+from sparsekit.models.create import DEFAULT_NAME, resolve_model
 from sparsekit.planning.plan import make_stages
 from sparsekit.pruning.masks import prunable_names
 from sparsekit.sweep import spec
@@ -64,7 +64,7 @@ def commands(file: Path) -> list[tuple[str, list[str]]]:
 
 @each_run
 def test_the_cost_in_a_header_is_what_plan_prints(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "--config", str(file)]) == 0
+    assert main.main(["plan", "--config", str(file)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     (printed,) = [line for line in out.splitlines() if line.startswith("replica-epochs: ")]
@@ -119,7 +119,7 @@ def test_every_command_in_a_header_is_one(file: Path) -> None:
 @each_run
 def test_timm_knows_what_a_config_names(file: Path) -> None:
     config = parsed("--config", str(file))
-    name, kwargs = models.resolve(config.model) if config.model.init is None else (models.DEFAULT_NAME, {})
+    name, kwargs = resolve_model(config.model) if config.model.init is None else (DEFAULT_NAME, {})
     assert timm.is_model(name)
     channels = 1 if config.data.name == "fashion_mnist" else 3
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def test_cifars_networks_are_used_on_cifar_alone() -> None:
             used.add(config.model.name)
         else:
             assert not (config.model.name or "").startswith("cifar_")
-    assert used == set(networks.default_cfgs)
+    assert used == set(cifar.default_cfgs)
 
 
 # --- sweeps and studies ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from documents import ROOT, BadPage, Block
 from fake_site import offline
 from safetensors.torch import load_file
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.sweep import spec
 
 Capture = pytest.CaptureFixture[str]
@@ -128,7 +128,7 @@ def test_training_commands_have_options_that_fit_takes(
     found = {command: options for command in block.commands if (options := fit_options(command)) is not None}
     assert found
     for command, options in found.items():
-        assert cli.main(["plan", *options]) == 0, f"{command}: {capsys.readouterr().err}"
+        assert main.main(["plan", *options]) == 0, f"{command}: {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
@@ -141,11 +141,11 @@ def test_yaml_blocks_are_configs_or_sweeps(block: Block, tmp_path: Path, capsys:
     file = tmp_path / "block.yaml"
     file.write_text(block.text)
     if "parameters" not in yaml.safe_load(block.text):
-        assert cli.main(["plan", "--config", str(file)]) == 0, capsys.readouterr().err
+        assert main.main(["plan", "--config", str(file)]) == 0, capsys.readouterr().err
         return
     sweep = spec.read(file)
     for cell in sweep.cells(None):
-        assert cli.main(["plan", *sweep.options(cell)]) == 0, capsys.readouterr().err
+        assert main.main(["plan", *sweep.options(cell)]) == 0, capsys.readouterr().err
 
 
 # --- blocks, run --------------------------------------------------------------------------------------

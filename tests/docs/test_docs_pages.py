@@ -19,8 +19,8 @@ from documents import ROOT
 
 import sparsekit
 from sparsekit import _version, api, testing
-from sparsekit.cli import main as cli
-from sparsekit.config import parser as options
+from sparsekit.cli import main
+from sparsekit.config import parser
 from sparsekit.planning import plan as planning
 from sparsekit.plugins.registry import Kind, discover, find
 
@@ -53,7 +53,7 @@ def documented(kind: Kind, name: str) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)
 def test_a_pages_options_are_the_plugins(kind: Kind, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["fit", f"--{kind}.help", name]) == 0
+    assert main.main(["fit", f"--{kind}.help", name]) == 0
     told = capsys.readouterr().out
     printed = {o: d.strip("'") for o, d in re.findall(rf"^--{kind}\.(\w+): .*? = (.*)$", told, re.M)}
     assert {option: default for option, (default, _) in documented(kind, name).items()} == printed
@@ -104,8 +104,8 @@ def points(picture: Path, kind: str) -> list[tuple[float, float]]:
 def test_a_methods_picture_is_its_plan(name: str) -> None:
     file = DOCS / "pictures" / "methods" / f"{name}.svg"
     assert f"(pictures/methods/{name}.svg)" in section("method", name)
-    config = options.parse(options.build("test", ""), ["--method", name])
-    plan = planning.make_plan(config, planning.make_stages(config)).segments
+    config = parser.parse(parser.build("test", ""), ["--method", name])
+    plan = planning.summarize(config, planning.make_plan(config, planning.make_stages(config))).segments
     figures = kept(file)
     drawn = [tuple(row) for row in figures["segments"]]
     expected = [(row.start_epoch, row.epochs, row.sparsity, row.replicas) for row in plan]
@@ -133,8 +133,8 @@ def test_a_methods_picture_is_its_plan(name: str) -> None:
 
 
 def test_the_plan_on_a_time_axis_is_the_default_runs() -> None:
-    config = options.parse(options.build("test", ""), [])
-    plan = planning.make_plan(config, planning.make_stages(config)).segments
+    config = parser.parse(parser.build("test", ""), [])
+    plan = planning.summarize(config, planning.make_plan(config, planning.make_stages(config))).segments
     drawn = kept(DOCS / "pictures" / "plan.svg")["segments"]
     expected = [x for row in plan for x in (row.start_epoch, row.epochs, row.sparsity, row.replicas)]
     assert [x for row in drawn for x in row] == pytest.approx(expected)

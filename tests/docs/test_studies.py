@@ -24,7 +24,7 @@ import study_soups
 import study_tables
 from study_tables import Arm
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config import parser as options
 from sparsekit.sweep import spec
 
@@ -234,7 +234,7 @@ def test_rows_are_the_runs_own_figures(tmp_path: Path) -> None:
     sweep.write_text(
         "method: grid\nparameters:\n  seed: {values: [3, 4]}\n  epochs: {value: 3}\n  wandb.mode: {value: disabled}\n"
     )
-    assert cli.main(["sweep", str(sweep), "--out", str(tmp_path / "tiny")]) == 0
+    assert main.main(["sweep", str(sweep), "--out", str(tmp_path / "tiny")]) == 0
     rows = studies.collect(tmp_path / "tiny")
     assert [row["seed"] for row in rows] == [3, 4]
     assert "wandb.mode" not in rows[0]
@@ -262,7 +262,7 @@ def test_models_pruned_apart_are_averaged_once(tmp_path: Path) -> None:
             parameters[key.replace("__", ".")] = {"values": each} if len(each) > 1 else {"value": each[0]}
         file = tmp_path / f"{name}.json"  # JSON is YAML
         file.write_text(json.dumps({"method": "grid", "parameters": parameters}))
-        assert cli.main(["sweep", str(file), "--out", str(tmp_path / name)]) == 0
+        assert main.main(["sweep", str(file), "--out", str(tmp_path / name)]) == 0
 
     sweep("1-parents", seed=[3, 4], sparsity=[0.0], method=["oneshot"])
     parents = [str(tmp_path / "1-parents" / f"seed={seed}") for seed in (3, 4)]

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import accuracy_score
 from tiny import rows, tiny_config
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import DataConfig, EvaluationConfig
 from sparsekit.data import ImageData
 from sparsekit.evaluation.corruptions import KINDS, Corruption
@@ -36,7 +36,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...
 
     def go(path: Path, *options: str) -> tuple[dict[str, Any], str]:
         file = tmp_path / "found.json"
-        code = cli.main(["evaluate", str(path), "--device", "cpu", "-o", str(file), *options])
+        code = main.main(["evaluate", str(path), "--device", "cpu", "-o", str(file), *options])
         told = capsys.readouterr()
         assert (code, told.err) == (0, "")
         return json.loads(file.read_text()), told.out
@@ -151,9 +151,9 @@ def test_only_a_run_gets_a_file_without_being_asked(run: Path, tmp_path: Path) -
     for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes((run / name).read_bytes())
-    assert cli.main(["evaluate", str(copy / "model")]) == 0
+    assert main.main(["evaluate", str(copy / "model")]) == 0
     assert {path.name for path in (copy / "model").iterdir()} == {"config.json", "model.safetensors"}
-    assert cli.main(["evaluate", str(copy)]) == 0
+    assert main.main(["evaluate", str(copy)]) == 0
     assert set(json.loads((copy / "evaluation.json").read_text())["variants"]) == {"saved"}
 
 
@@ -245,7 +245,7 @@ def test_published_files_that_do_not_fit_are_named(
     published(tmp_path / "files")
     spoil(tmp_path / "files", how)
     given = "~nosuchuser/files" if how == "unknown home" else str(tmp_path / "files")
-    assert cli.main(["evaluate", str(run), "--corruption_files", given]) == 2
+    assert main.main(["evaluate", str(run), "--corruption_files", given]) == 2
     err = capsys.readouterr().err
     assert words in err
     assert "--corruption_files" in err
@@ -281,7 +281,7 @@ def test_bad_input_is_one_line(
     for name in ("config.json", "model.safetensors"):
         (places["damaged"] / name).write_text("{}")
     filled = [part.format(run=run, **places) for part in arguments.split()]
-    assert cli.main(["evaluate", *filled]) == 2
+    assert main.main(["evaluate", *filled]) == 2
     told = capsys.readouterr()
     assert words in told.err
     assert told.err.count("\n") == 1
@@ -295,5 +295,5 @@ def test_another_data_set_is_refused_by_its_classes_or_channels(
     records = b"".join(bytes([label]) + bytes(3072) for label in range(10)) * 6
     for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
         (root / f"{name}.bin").write_bytes(records)
-    assert cli.main(["evaluate", str(run), "--data.name", "cifar10", "--data.root", str(tmp_path)]) == 2
+    assert main.main(["evaluate", str(run), "--data.name", "cifar10", "--data.root", str(tmp_path)]) == 2
     assert "1 input channels, cifar10 has 10 and 3" in capsys.readouterr().err

@@ -21,13 +21,14 @@ from sparsekit.executors import stacked as vectorized
 from sparsekit.fit import fit
 from sparsekit.merges.none import NoMerge
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import state as states
 from sparsekit.models.state import State
-from sparsekit.run import loop as scheduler
+from sparsekit.run import loop
+from sparsekit.run.progress import first_progress
 from sparsekit.run.signals import Stopped
 from sparsekit.testing.problem import job, state_of
 from sparsekit.training import optimizers
-from sparsekit.training.setup import Setup, prepare
+from sparsekit.training.prepare import prepare
+from sparsekit.training.setup import Setup
 from sparsekit.training.step import MaskedStep
 
 LOCKSTEP = ReplicasConfig(count=3, start=0.0, executor="vectorized")
@@ -57,30 +58,28 @@ def far(left: State, right: State) -> float:
 
 def candidates(setup: Setup) -> list[State]:
     """The replicas of the second segment, which start from one parent, whatever trained the first."""
-    first, second = setup.stages[:2]
+    first, second = setup.plan[:2]
     with job(setup) as running:
-        stage, at = scheduler.prune_parent(running, first, scheduler.start(setup))
-        at = scheduler.train_replicas(replace(running, executor=sequential.train_replicas), stage, at)
-        at = scheduler.evaluate(running, stage, scheduler.merge_candidates(running, stage, at))
-        stage, at = scheduler.prune_parent(running, second, at)
-        at = scheduler.train_replicas(running, stage, at)
+        segment, at = loop.prune_parent(running, first, first_progress(setup))
+        at = loop.train_replicas(replace(running, executor=sequential.train_replicas), segment, at)
+        at = loop.evaluate(running, segment, loop.merge_candidates(running, segment, at))
+        segment, at = loop.prune_parent(running, second, at)
+        at = loop.train_replicas(running, segment, at)
         return [state_of(at.parent, candidate) for candidate in at.candidates]
 
 
 def test_a_replica_is_measured_as_its_soup_is() -> None:
     """With BatchNorm of the same images; otherwise averaging would seem to help where only measuring does."""
     setup = tiny_setup()
-    first, *_ = setup.stages
+    first, *_ = setup.plan
     with job(setup) as running:
-        stage, at = scheduler.prune_parent(running, first, scheduler.start(setup))
-        at = scheduler.train_replicas(running, stage, at)
+        segment, at = loop.prune_parent(running, first, first_progress(setup))
+        at = loop.train_replicas(running, segment, at)
         for candidate in at.candidates:
             state = state_of(at.parent, candidate)
-            setup.install(state)
-            setup.recalibrate()
-            measured = states.capture(setup.model)
-            assert_equal(dict(sorted(state.tensors.items())), dict(sorted(measured.items())))
-            assert setup.score("held_out") == candidate.score
+            measured = setup.recalibrated(state)
+            assert_equal(dict(sorted(state.tensors.items())), dict(sorted(measured.tensors.items())))
+            assert setup.score(measured, "held_out") == candidate.score
 
 
 def test_measuring_batchnorm_again_changes_no_weight() -> None:
@@ -234,7 +233,7 @@ def test_half_precision_keeps_masks_exact_and_resumes_with_its_scaler(
 
 def test_an_overflow_in_half_precision_skips_the_step_and_lowers_the_scale() -> None:
     setup = tiny_setup(precision="fp16")
-    parent = scheduler.start(setup).parent
+    parent = first_progress(setup).parent
     built = optimizers.build(setup.config.optimizer, setup.model, {}, 0.1, 0.0)
     step = MaskedStep(setup, setup.model, parent, {}, built, 0.0)
     before = {name: weight.detach().clone() for name, weight in step.weights.items()}
@@ -261,15 +260,15 @@ def test_a_compiled_step_is_compiled_once_for_all_prunings(method: str, executor
     counters.clear()
     setup = prepare(tiny_config(METHODS[method](), replicas=replicas, compile=True, precision="fp32"))
     with job(setup) as running:
-        at = scheduler.start(setup)
-        for stage in setup.stages:
-            stage, at = scheduler.prune_parent(running, stage, at)
-            at = scheduler.merge_candidates(running, stage, scheduler.train_replicas(running, stage, at))
-            at = scheduler.evaluate(running, stage, at)
+        at = first_progress(setup)
+        for segment in setup.plan:
+            segment, at = loop.prune_parent(running, segment, at)
+            at = loop.merge_candidates(running, segment, loop.train_replicas(running, segment, at))
+            at = loop.evaluate(running, segment, at)
             made.append(counters["stats"]["unique_graphs"])
     assert len(made) > 3
     assert made[0] >= 1
-    first = next(i for i, stage in enumerate(setup.stages) if stage.start >= 0.3 * setup.config.epochs)
+    first = next(i for i, segment in enumerate(setup.plan) if segment.stage.start >= 0.3 * setup.config.epochs)
     assert made[first] == made[-1] <= 3
 
 

@@ -19,21 +19,20 @@ from safetensors import safe_open
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.model_options import ArchitectureConfig, ExportConfig
 from sparsekit.config.options import DataConfig, ReplicasConfig
 from sparsekit.data import load
 from sparsekit.errors import RunError
-from sparsekit.export import export as exporting
-from sparsekit.export import semi_structured, sparse
-from sparsekit.export import speed as measuring
+from sparsekit.export import export, semi_structured, sparse, speed
 from sparsekit.export.formats import Loaded
-from sparsekit.export.model import Subject, subject_of
+from sparsekit.export.model import ExportModel, subject_of
+from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import sparse_file as sparsefile
-from sparsekit.models import state as states
-from sparsekit.models.saved import open_source
+from sparsekit.models import sparse_file
+from sparsekit.models.saved import open_saved_model
+from sparsekit.models.state import cpu_state_dict
 from sparsekit.pruning import masks
 
 Capture = pytest.CaptureFixture[str]
@@ -57,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(run: Path, name: str, out: Path, *more: str) -> int:
-    return cli.main(["export", str(run), "--format", name, "-o", str(out), *more])
+    return main.main(["export", str(run), "--format", name, "-o", str(out), *more])
 
 
 def read_elsewhere(name: str, out: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Tensor]]:
@@ -78,7 +77,7 @@ def read_elsewhere(name: str, out: Path) -> tuple[Callable[[Tensor], Tensor], di
         model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     else:
         model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
-        model.load_state_dict(sparsefile.load(out))
+        model.load_state_dict(sparse_file.load(out))
         model.eval()
     return model, dict(model.state_dict())
 
@@ -96,7 +95,7 @@ def test_an_export_predicts_the_same_on_all_test_digits_and_keeps_every_zero(
     assert exported(run, name, out) == 0
     told = capsys.readouterr().out
     original = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
-    nonzero = sum(int((t != 0).sum()) for n, t in states.load(run / "model" / "model.safetensors").items() if t.dim())
+    nonzero = sum(int((t != 0).sum()) for n, t in load_tensors(run / "model" / "model.safetensors").items() if t.dim())
     running = sum(int((t != 0).sum()) for n, t in original.named_buffers() if t.dim())
     assert f"nonzero     {nonzero - running:,} of 12,890 parameters" in told
     assert "no prediction differs" in told
@@ -110,7 +109,7 @@ def test_an_export_predicts_the_same_on_all_test_digits_and_keeps_every_zero(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         for count in (1, 3, 64):  # any batch
             torch.testing.assert_close(predict(images[:count]), ours[:count], rtol=1e-4, atol=1e-4)
-    weights, kept = states.load(run / "model" / "model.safetensors"), states.load(run / "masks.safetensors")
+    weights, kept = load_tensors(run / "model" / "model.safetensors"), load_tensors(run / "masks.safetensors")
     for weight, mask in kept.items():
         assert torch.equal(stored[weight], weights[weight])
         assert not stored[weight][~mask].any()
@@ -129,7 +128,7 @@ def test_an_export_predicts_the_same_on_all_of_fashion_mnist(name: str, fashion_
     with torch.no_grad():
         for part in images.split(500):
             assert torch.equal(original(part).argmax(1), predict(part).argmax(1))
-    for weight, mask in states.load(fashion_run / "masks.safetensors").items():
+    for weight, mask in load_tensors(fashion_run / "masks.safetensors").items():
         assert not stored[weight][~mask].any()
 
 
@@ -148,16 +147,16 @@ def test_a_95_per_cent_sparse_resnet_takes_12_per_cent_at_most_and_comes_back_bi
     torch.manual_seed(0)
     model = timm.create_model("resnet18")
     names = masks.prunable_names(model)
-    tensors = states.capture(model)
+    tensors = cpu_state_dict(model)
     weights = {name: tensors[name] for name in names}
     kept = masks.select({n: w.abs() for n, w in weights.items()}, masks.full(weights), 0.95, "global")
     tensors |= {name: weight.where(kept[name], 0.0) for name, weight in weights.items()}
-    states.save(tmp_path / "dense.safetensors", tensors)
-    sparsefile.save(tmp_path / "sparse.safetensors", tensors)
+    save_tensors(tmp_path / "dense.safetensors", tensors)
+    sparse_file.save(tmp_path / "sparse.safetensors", tensors)
     dense, small = ((tmp_path / f"{kind}.safetensors").stat().st_size for kind in ("dense", "sparse"))
     print(f"{small:,} of {dense:,} bytes: {small / dense:.2%}")
     assert small <= 0.12 * dense
-    loaded = sparsefile.load(tmp_path / "sparse.safetensors")
+    loaded = sparse_file.load(tmp_path / "sparse.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype is tensor.dtype
@@ -180,8 +179,8 @@ def test_any_type_and_sparsity_comes_back_bit_by_bit(dtype: torch.dtype, kept: f
         "scalar": torch.tensor(0),
         "vector": tensor.reshape(-1)[:9].clone(),
     }
-    sparsefile.save(tmp_path / "file", given)
-    for name, back in sparsefile.load(tmp_path / "file").items():
+    sparse_file.save(tmp_path / "file", given)
+    for name, back in sparse_file.load(tmp_path / "file").items():
         assert back.shape == given[name].shape
         assert back.dtype is dtype or name == "scalar"
         assert bytes(back.reshape(-1).view(torch.uint8)) == bytes(given[name].reshape(-1).view(torch.uint8))
@@ -189,16 +188,16 @@ def test_any_type_and_sparsity_comes_back_bit_by_bit(dtype: torch.dtype, kept: f
 
 def test_a_run_ends_with_zeros_without_a_sign_and_an_export_gives_others_theirs(run: Path, tmp_path: Path) -> None:
     file = run / "model" / "model.safetensors"
-    weights, kept = states.load(file), states.load(run / "masks.safetensors")
+    weights, kept = load_tensors(file), load_tensors(run / "masks.safetensors")
     assert not any(weights[name][~mask].signbit().any() for name, mask in kept.items())
     assert exported(run, "sparse", tmp_path / "one") == 0
-    back = sparsefile.load(tmp_path / "one")
+    back = sparse_file.load(tmp_path / "one")
     assert all(back[name].numpy().tobytes() == tensor.numpy().tobytes() for name, tensor in weights.items())
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_bytes((run / "model" / "config.json").read_bytes())
     signed = {n: t.masked_fill(~kept[n], -0.0) if n in kept else t for n, t in weights.items()}
-    states.save(foreign / "model.safetensors", signed)
+    save_tensors(foreign / "model.safetensors", signed)
     assert exported(foreign, "sparse", tmp_path / "two", "--data.image_size", "8") == 0
     assert (tmp_path / "one").stat().st_size == (tmp_path / "two").stat().st_size
 
@@ -211,7 +210,7 @@ def test_the_reader_in_the_documentation_reads_what_is_written(run: Path, tmp_pa
     script = f"{found}\ntorch.save(model.state_dict(), 'out.pt')"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=600)
     back = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert_equal(dict(sorted(back.items())), dict(sorted(states.load(run / "model" / "model.safetensors").items())))
+    assert_equal(dict(sorted(back.items())), dict(sorted(load_tensors(run / "model" / "model.safetensors").items())))
 
 
 def test_a_sparse_file_can_be_started_from_and_exported_again(run: Path, tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_a_sparse_file_can_be_started_from_and_exported_again(run: Path, tmp_pat
     arguments = ["--model.name", "resnet18", "--model.kwargs", json.dumps(KWARGS | {"num_classes": 10, "in_chans": 1})]
     assert exported(tmp_path / "one", "timm", tmp_path / "two", *arguments, "--data.image_size", "8") == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'two'}", pretrained=True)
-    weights = states.load(run / "model" / "model.safetensors")
+    weights = load_tensors(run / "model" / "model.safetensors")
     assert_equal(dict(sorted(model.state_dict().items())), dict(sorted(weights.items())))
 
 
@@ -243,7 +242,7 @@ def half_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_linear_layers_that_follow_the_pattern_are_packed(half_vit: Path) -> None:
-    subject = subject_of(open_source("MODEL", half_vit), ArchitectureConfig(), None)
+    subject = subject_of(open_saved_model("MODEL", half_vit), ArchitectureConfig(), None)
     blocks = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert semi_structured.layers(subject.model) == blocks  # the head has 10 rows
     with torch.no_grad():
@@ -310,7 +309,7 @@ def test_2_to_4_is_packed_and_predicts_as_the_dense_model(half_vit: Path, tmp_pa
 def test_measure_says_what_the_zeros_gain_and_what_would(
     name: str, run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "ROUNDS", 3)
+    monkeypatch.setattr(speed, "ROUNDS", 3)
     assert exported(run, name, tmp_path / "out", "--measure") == 0
     told = capsys.readouterr().out
     assert re.search(r"speed +\d+\.\d\d times as fast .* as the same export of a model without zeros", told)
@@ -318,10 +317,10 @@ def test_measure_says_what_the_zeros_gain_and_what_would(
 
 
 def test_the_verdict_follows_the_ratio_and_names_a_pattern() -> None:
-    ratio = measuring.Ratio
-    assert "faster here" in measuring.verdict(ratio(1.4, 1.3, 1.5), "2:4")
-    assert "--masks.pattern 2:4" in measuring.verdict(ratio(1.01, 0.99, 1.02), "onnx")
-    assert "gain nothing" in measuring.verdict(ratio(1.2, 0.8, 1.6), "onnx")  # too noisy to be a gain
+    ratio = speed.Ratio
+    assert "faster here" in speed.verdict(ratio(1.4, 1.3, 1.5), "2:4")
+    assert "--masks.pattern 2:4" in speed.verdict(ratio(1.01, 0.99, 1.02), "onnx")
+    assert "gain nothing" in speed.verdict(ratio(1.2, 0.8, 1.6), "onnx")  # too noisy to be a gain
 
 
 def test_timing_takes_turns_and_tells_twice_the_work_from_once(run: Path) -> None:
@@ -337,7 +336,7 @@ def test_timing_takes_turns_and_tells_twice_the_work_from_once(run: Path) -> Non
 
         return Loaded(predict, {})
 
-    (ratio,) = measuring.timed([worker("one", 40), worker("four", 160)], torch.zeros(200, 200))
+    (ratio,) = speed.timed([worker("one", 40), worker("four", 160)], torch.zeros(200, 200))
     assert ratio.low <= ratio.median <= ratio.high
     assert ratio.median > 1.5
     assert turns.count("one") == turns.count("four")
@@ -355,14 +354,14 @@ def test_images_are_placed_once_before_the_time_is_taken() -> None:
         return images * 2
 
     one = Loaded(predict, {}, place=place)
-    measuring.timed([one, Loaded(lambda images: images, {})], torch.zeros(7, 10))
+    speed.timed([one, Loaded(lambda images: images, {})], torch.zeros(7, 10))
     assert placed == [7]
     assert torch.equal(one.logits(torch.ones(2, 3)), torch.full((2, 3), 2.0))
 
 
 def test_the_model_without_zeros_has_none_and_is_otherwise_the_same(run: Path) -> None:
     model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
-    full = measuring.filled(model)
+    full = speed.filled(model)
     for (name, one), other in zip(model.named_parameters(), full.parameters(), strict=True):
         assert (other != 0).all(), name
         assert torch.equal(other[one != 0], one[one != 0])
@@ -371,12 +370,12 @@ def test_the_model_without_zeros_has_none_and_is_otherwise_the_same(run: Path) -
 def test_an_export_that_reads_back_otherwise_is_removed_and_fails(
     run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(subject: Subject, out: Path) -> None:
-        tensors = states.capture(subject.model)
+    def wrong(subject: ExportModel, out: Path) -> None:
+        tensors = cpu_state_dict(subject.model)
         tensors["fc.weight"][0, 0] += 1e-6
-        sparsefile.save(out, tensors)
+        sparse_file.save(out, tensors)
 
-    monkeypatch.setitem(exporting.FORMATS, "sparse", replace(sparse.FORMAT, write=wrong))  # type: ignore[arg-type]
+    monkeypatch.setitem(export.FORMATS, "sparse", replace(sparse.FORMAT, write=wrong))  # type: ignore[arg-type]
     assert exported(run, "sparse", tmp_path / "out") == 1
     err = capsys.readouterr().err
     assert "fc.weight did not come back" in err
@@ -388,7 +387,7 @@ def test_an_export_that_reads_back_otherwise_is_removed_and_fails(
 def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
     image: int, run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(out: Path, subject: Subject) -> Loaded:
+    def broken(out: Path, subject: ExportModel) -> Loaded:
         loaded, bad = sparse.load(out, subject), subject.images[image]
 
         def predict(images: Tensor) -> Tensor:
@@ -398,7 +397,7 @@ def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
 
         return replace(loaded, predict=predict)
 
-    monkeypatch.setitem(exporting.FORMATS, "sparse", replace(sparse.FORMAT, load=broken))  # type: ignore[arg-type]
+    monkeypatch.setitem(export.FORMATS, "sparse", replace(sparse.FORMAT, load=broken))  # type: ignore[arg-type]
     assert exported(run, "sparse", tmp_path / "out") == 1
     assert "logits differ by nan" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -408,12 +407,12 @@ def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
 def test_nothing_lies_at_o_before_it_was_read_back_and_compared(
     name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, form, seen = tmp_path / "out", exporting.FORMATS[name], list[bool]()
+    out, form, seen = tmp_path / "out", export.FORMATS[name], list[bool]()
     torn = tmp_path / ".out.part"  # what a killed export leaves
     torn.mkdir()
     (torn / "out").write_text("half a file")
 
-    def watched(path: Path, subject: Subject) -> Loaded:
+    def watched(path: Path, subject: ExportModel) -> Loaded:
         loaded = form.load(path, subject)
 
         def predict(images: Tensor) -> Tensor:
@@ -422,7 +421,7 @@ def test_nothing_lies_at_o_before_it_was_read_back_and_compared(
 
         return replace(loaded, predict=predict)
 
-    monkeypatch.setitem(exporting.FORMATS, name, replace(form, load=watched))  # type: ignore[arg-type]
+    monkeypatch.setitem(export.FORMATS, name, replace(form, load=watched))  # type: ignore[arg-type]
     assert exported(run, name, out) == 0
     assert seen
     assert not any(seen)
@@ -431,13 +430,13 @@ def test_nothing_lies_at_o_before_it_was_read_back_and_compared(
 
 
 def test_an_interrupted_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(out: Path, subject: Subject) -> Loaded:
+    def interrupted(out: Path, subject: ExportModel) -> Loaded:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(exporting.FORMATS, "timm", replace(exporting.FORMATS["timm"], load=interrupted))  # type: ignore[arg-type]
+    monkeypatch.setitem(export.FORMATS, "timm", replace(export.FORMATS["timm"], load=interrupted))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        exporting.export(
-            open_source("MODEL", run),
+        export.export(
+            open_saved_model("MODEL", run),
             ExportConfig(out=str(tmp_path / "out"), format="timm"),
             DataConfig(image_size=8),
         )
@@ -524,7 +523,7 @@ def test_what_cannot_be_exported_is_one_line(
     torch.save({"model": Path("x"), "run": print}, "PICKLE")
     Path("UNFINISHED").mkdir()
     (Path("UNFINISHED") / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    assert cli.main(["export", *arguments.replace("RUN", str(run)).split()]) == 2
+    assert main.main(["export", *arguments.replace("RUN", str(run)).split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1

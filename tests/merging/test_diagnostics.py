@@ -20,8 +20,8 @@ from sparsekit.fit import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.none import NoMerge
 from sparsekit.merging import diagnostics
-from sparsekit.merging import merge as merging
-from sparsekit.merging.merge import FileCandidate
+from sparsekit.merging.candidates import FileCandidate, read_tensors
+from sparsekit.merging.merge import merge
 from sparsekit.methods.dpf import DPF
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
@@ -34,11 +34,10 @@ def cooked(folder: Path, count: int = 3, **changes: Any) -> tuple[Setup, State, 
     candidates = []
     for index in range(count):
         state = trained(setup, parent, stage, index)
-        setup.install(state)
-        candidates.append(FileCandidate.write(folder / f"{index}.safetensors", index, state, setup.score("held_out")))
-    merged, _ = merging.merge(setup, parent, candidates, stage)
-    setup.install(merged)
-    return setup, parent, merged, candidates, setup.score("held_out")
+        score = setup.score(state, "held_out")
+        candidates.append(FileCandidate.write(folder / f"{index}.safetensors", index, state, score))
+    merged, _ = merge(setup, parent, candidates, stage)
+    return setup, parent, merged, candidates, setup.score(merged, "held_out")
 
 
 def vector(setup: Setup, tensors: Any) -> np.ndarray:
@@ -83,7 +82,7 @@ def test_every_number_agrees_with_whole_models_in_memory(tmp_path: Path, method:
     assert found["barycentre.mean"] == pytest.approx(np.mean(found["barycentre"]))
 
     labels = torch.cat([labels for _, labels in setup.data.evaluation_batches("held_out")]).numpy()
-    outputs = [softmax(logits(setup, merged.renamed(merging.read(c)))) for c in candidates]
+    outputs = [softmax(logits(setup, merged.renamed(read_tensors(c)))) for c in candidates]
     losses = [log_loss(labels, p) for p in outputs]
     mean = np.mean(outputs, axis=0)
     assert found["ensemble.loss"] == pytest.approx(log_loss(labels, mean), abs=1e-6)
@@ -102,7 +101,7 @@ def test_the_barrier_is_the_soups_loss_less_the_candidates_mean(
 
     def spy(setup: Setup, parent: State, merged: State, candidates: Any, soup: Score) -> dict[str, Any]:
         labels = torch.cat([labels for _, labels in setup.data.evaluation_batches("held_out")]).numpy()
-        losses = [log_loss(labels, softmax(logits(setup, merged.renamed(merging.read(c))))) for c in candidates]
+        losses = [log_loss(labels, softmax(logits(setup, merged.renamed(read_tensors(c))))) for c in candidates]
         kept.append((log_loss(labels, softmax(logits(setup, merged))), float(np.mean(losses))))
         return true(setup, parent, merged, candidates, soup)
 

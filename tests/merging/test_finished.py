@@ -16,15 +16,15 @@ import torch
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import DataConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError
-from sparsekit.evaluation import scores as evaluation
+from sparsekit.evaluation.scores import recalibrate_batchnorm, score_model
+from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
-from sparsekit.merging.finished_context import Kitchen
+from sparsekit.merging.finished_context import FinishedMergeContext
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import state as states
 from sparsekit.pruning import masks
 
 Capture = pytest.CaptureFixture[str]
@@ -78,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def merge(*arguments: Any) -> int:
-    return cli.main(["merge", *map(str, arguments)])
+    return main.main(["merge", *map(str, arguments)])
 
 
 def by_hand(tensors: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def close(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def test_a_soup_of_three_plain_checkpoints_is_their_average_by_hand(plain: list[Path], tmp_path: Path) -> None:
     assert merge(*plain, "--merge", "uniform", "-o", tmp_path / "soup") == 0
-    soup, three = states.load(tmp_path / "soup" / "model.safetensors"), [state_dict(path) for path in plain]
+    soup, three = load_tensors(tmp_path / "soup" / "model.safetensors"), [state_dict(path) for path in plain]
     assert close(soup, by_hand(three, [1 / 3] * 3))
     for name in ("0.weight", "4.weight"):
         assert torch.equal(soup[name] == 0, three[0][name] == 0)
@@ -118,10 +118,10 @@ def test_a_soup_of_three_plain_checkpoints_is_their_average_by_hand(plain: list[
 
 
 def test_the_same_model_may_come_twice_and_files_may_be_of_any_kind(plain: list[Path], tmp_path: Path) -> None:
-    states.save(tmp_path / "b.safetensors", state_dict(plain[1]))
+    save_tensors(tmp_path / "b.safetensors", state_dict(plain[1]))
     torch.save({"state_dict": state_dict(plain[2])}, tmp_path / "c.tar")
     assert merge(plain[0], plain[0], tmp_path / "b.safetensors", tmp_path / "c.tar", "-o", tmp_path / "soup") == 0
-    soup = states.load(tmp_path / "soup" / "model.safetensors")
+    soup = load_tensors(tmp_path / "soup" / "model.safetensors")
     assert close(soup, by_hand([state_dict(path) for path in plain], [0.5, 0.25, 0.25]))
 
 
@@ -130,7 +130,7 @@ def test_half_precision_stays_half_precision(plain: list[Path], tmp_path: Path) 
     for i, half in enumerate(halves):
         torch.save(half, tmp_path / f"{i}.pt")
     assert merge(tmp_path / "0.pt", tmp_path / "1.pt", "-o", tmp_path / "soup") == 0
-    assert close(states.load(tmp_path / "soup" / "model.safetensors"), by_hand(halves, [0.5, 0.5]))
+    assert close(load_tensors(tmp_path / "soup" / "model.safetensors"), by_hand(halves, [0.5, 0.5]))
 
 
 def test_united_masks_keep_what_any_keeps_and_are_pruned_again(
@@ -141,21 +141,21 @@ def test_united_masks_keep_what_any_keeps_and_are_pruned_again(
     torch.save(other, tmp_path / "other.pt")
     two = [state_dict(plain[0]), other]
     assert merge(plain[0], tmp_path / "other.pt", "--masks", "union", "-o", tmp_path / "union") == 0
-    union = states.load(tmp_path / "union" / "model.safetensors")
+    union = load_tensors(tmp_path / "union" / "model.safetensors")
     assert close(union, by_hand(two, [0.5, 0.5]))
     assert torch.equal(union["4.weight"] != 0, (two[0]["4.weight"] != 0) | (other["4.weight"] != 0))
 
     arguments = ["--masks", "union", "--prune-again", "0.9"]
     assert merge(plain[0], tmp_path / "other.pt", *arguments, "-o", tmp_path / "again") == 0
     assert "90.01 %" in capsys.readouterr().out
-    again = states.load(tmp_path / "again" / "model.safetensors")
+    again = load_tensors(tmp_path / "again" / "model.safetensors")
     names = ("0.weight", "4.weight")
     whole = torch.cat([union[name].flatten() for name in names])
     kept = torch.cat([again[name].flatten() for name in names])
     assert int((kept != 0).sum()) == len(whole) - round(0.9 * len(whole))
     assert whole[kept != 0].abs().min() >= whole[kept == 0].abs().max()
     assert torch.equal(kept[kept != 0], whole[kept != 0])
-    saved = states.load(tmp_path / "again" / "masks.safetensors")
+    saved = load_tensors(tmp_path / "again" / "masks.safetensors")
     assert all(torch.equal(saved[name], again[name] != 0) for name in names)
 
 
@@ -187,24 +187,24 @@ def test_runs_are_merged_with_their_masks_and_batchnorm_measured_again(
     assert merge(*runs, "-o", tmp_path / "soup") == 0
     told = json.loads((tmp_path / "soup" / "merge.json").read_text())
     soup = timm.create_model(f"local-dir:{tmp_path / 'soup'}", pretrained=True)
-    three = [states.load(run / "model" / "model.safetensors") for run in runs]
+    three = [load_tensors(run / "model" / "model.safetensors") for run in runs]
     mean = by_hand(three, [1 / 3] * 3)
     parameters = {name for name, _ in soup.named_parameters()}
     assert close({n: t for n, t in soup.state_dict().items() if n in parameters}, {n: mean[n] for n in parameters})
-    kept = states.load(runs[0] / "masks.safetensors")
-    assert_equal(states.load(tmp_path / "soup" / "masks.safetensors"), kept)
+    kept = load_tensors(runs[0] / "masks.safetensors")
+    assert_equal(load_tensors(tmp_path / "soup" / "masks.safetensors"), kept)
     assert told["sparsity"] == masks.sparsity(kept)
 
     data = load(DataConfig(image_size=8), torch.device("cpu"), channels_last=False)
     check = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
     check.load_state_dict(mean)
     autocast = torch.autocast("cpu", enabled=False)
-    evaluation.recalibrate(check, data.evaluation_batches("train"), autocast)
+    recalibrate_batchnorm(check, data.evaluation_batches("train"), autocast)
     for name, tensor in check.state_dict().items():
         if "running" in name:
             torch.testing.assert_close(soup.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
             assert not torch.equal(mean[name], tensor)
-    score = evaluation.evaluate(soup, data.evaluation_batches("test"), autocast)
+    score = score_model(soup, data.evaluation_batches("test"), autocast)
     assert told["test.accuracy"] == pytest.approx(score.accuracy)
     assert f"{100 * score.accuracy:.2f} % on the test split" in capsys.readouterr().out
 
@@ -217,20 +217,20 @@ def test_greedy_looks_at_held_out_images_and_averages_batchnorm_where_asked(runs
     for run in runs:
         model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
         split = data.evaluation_batches("held_out")
-        each.append(evaluation.evaluate(model, split, torch.autocast("cpu", enabled=False)).accuracy)
+        each.append(score_model(model, split, torch.autocast("cpu", enabled=False)).accuracy)
     assert told["candidates"] == pytest.approx(each)
     assert told["held_out.accuracy"] >= max(each) - 1e-9
     assert told["soup.lost"] is False
     used = [runs[i] for i in told["ingredients"]]
-    three = [states.load(run / "model" / "model.safetensors") for run in used]
-    assert close(states.load(tmp_path / "soup" / "model.safetensors"), by_hand(three, [1 / len(used)] * len(used)))
+    three = [load_tensors(run / "model" / "model.safetensors") for run in used]
+    assert close(load_tensors(tmp_path / "soup" / "model.safetensors"), by_hand(three, [1 / len(used)] * len(used)))
 
 
 def test_a_soup_that_lost_says_so(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
     """The other model has its last layer the wrong way round, three times over: so has their mean, once."""
-    tensors = states.load(runs[0] / "model" / "model.safetensors")
+    tensors = load_tensors(runs[0] / "model" / "model.safetensors")
     wrong = tmp_path / "wrong.safetensors"
-    states.save(wrong, {name: -3.0 * t if name.startswith("fc.") else t for name, t in tensors.items()})
+    save_tensors(wrong, {name: -3.0 * t if name.startswith("fc.") else t for name, t in tensors.items()})
     assert merge(runs[0], wrong, "-o", tmp_path / "soup") == 0
     told, out = json.loads((tmp_path / "soup" / "merge.json").read_text()), capsys.readouterr().out
     best = max(told["candidates"])
@@ -261,12 +261,12 @@ def test_models_without_a_matrix_are_averaged_too(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("b", 2.0)):
         torch.save({"w1": torch.full((3,), value)}, tmp_path / f"{name}.pt")
     assert merge(tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "soup") == 0
-    assert states.load(tmp_path / "soup" / "model.safetensors")["w1"].tolist() == [1.5] * 3
+    assert load_tensors(tmp_path / "soup" / "model.safetensors")["w1"].tolist() == [1.5] * 3
 
 
 @pytest.mark.parametrize("asked", [len, dict, list, lambda p: p.get("x"), lambda p: "x" in p, lambda p: p.values()])
 def test_whatever_is_asked_of_a_parent_that_is_not_there_says_so(asked: Any) -> None:
-    step = Kitchen(None, {}, "mine", None).step([], 0)
+    step = FinishedMergeContext(None, {}, "mine", None).step([], 0)
     with pytest.raises(UserError, match=r"--merge mine compares with what the models were trained from; .* --parent"):
         list(asked(step.parent))
 
@@ -279,7 +279,7 @@ def test_a_merge_that_compares_with_the_parent_needs_it(runs: list[Path], tmp_pa
     assert "--parent" in err
     assert err.count("\n") == 1
     assert merge(*arguments, "--parent", runs[0]) == 0
-    soup, kept = states.load(tmp_path / "soup" / "model.safetensors"), states.load(runs[0] / "masks.safetensors")
+    soup, kept = load_tensors(tmp_path / "soup" / "model.safetensors"), load_tensors(runs[0] / "masks.safetensors")
     assert not any(soup[name][~mask].any() for name, mask in kept.items())
 
 
@@ -287,7 +287,7 @@ def test_a_merge_that_compares_with_the_parent_needs_it(runs: list[Path], tmp_pa
 def test_every_installed_merge_works_on_finished_runs(name: str, runs: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
     assert merge(*runs[1:], "--merge", name, "--parent", runs[0], "-o", tmp_path / "soup") == 0
-    kept, soup = states.load(runs[0] / "masks.safetensors"), states.load(tmp_path / "soup" / "model.safetensors")
+    kept, soup = load_tensors(runs[0] / "masks.safetensors"), load_tensors(tmp_path / "soup" / "model.safetensors")
     assert not any(soup[n][~mask].any() for n, mask in kept.items())
 
 
@@ -300,7 +300,7 @@ def test_merges_that_do_not_compare_with_the_parent_need_none(
     pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
     quick = ["--merge.steps", 2] if more[0] == "learned" else []
     assert merge(*runs[1:], "--merge", *more, *quick, "-o", tmp_path / "soup") == 0
-    kept, soup = states.load(runs[0] / "masks.safetensors"), states.load(tmp_path / "soup" / "model.safetensors")
+    kept, soup = load_tensors(runs[0] / "masks.safetensors"), load_tensors(tmp_path / "soup" / "model.safetensors")
     assert not any(soup[n][~mask].any() for n, mask in kept.items())
 
 
@@ -359,7 +359,7 @@ def test_what_cannot_be_merged_is_one_line(
     }
     for name, value in bad.items():
         torch.save(value, name)
-    states.save(Path("whole"), good)
+    save_tensors(Path("whole"), good)
     Path("CORRUPT").write_bytes(Path("whole").read_bytes()[:-100])
     Path("TEXT").write_text("not a model")
     Path("EMPTY").write_bytes(b"")
@@ -394,7 +394,7 @@ def test_ten_models_are_merged_in_the_memory_of_two(tmp_path: Path) -> None:
         generator = torch.Generator().manual_seed(seed)
         kept = torch.rand(width, width, generator=torch.Generator().manual_seed(0)) < 0.1
         layers = {f"{i}.weight": (torch.rand(width, width, generator=generator) + 0.5) * kept for i in range(24)}
-        states.save(tmp_path / name, layers)
+        save_tensors(tmp_path / name, layers)
         return tmp_path / name
 
     def peak(files: list[Path], out: str) -> int:

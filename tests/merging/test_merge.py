@@ -21,7 +21,8 @@ from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
 from sparsekit.merges.none import NoMerge
 from sparsekit.merges.uniform import Uniform
-from sparsekit.merging.merge import FileCandidate, average, merge
+from sparsekit.merging.candidates import FileCandidate, average
+from sparsekit.merging.merge import merge
 from sparsekit.models.state import State, effective
 from sparsekit.planning.replicas import Replica
 from sparsekit.training.setup import Setup
@@ -231,9 +232,8 @@ def run(tmp_path: Path, merge: MergeStrategy, method: str | None = None, **chang
     trained_states = [trained(setup, parent, stage, replica) for replica in replicas]
     candidates = []
     for index, state in enumerate(trained_states):
-        setup.install(state)
         path = tmp_path / f"{index}.safetensors"
-        candidates.append(FileCandidate.write(path, index, state, setup.score("held_out")))
+        candidates.append(FileCandidate.write(path, index, state, setup.score(state, "held_out")))
     return setup, parent, stage, trained_states, candidates
 
 
@@ -285,9 +285,7 @@ def test_a_soup_without_coefficients_starts_a_fresh_optimizer(tmp_path: Path) ->
 def test_batchnorm_is_measured_again_on_the_training_images(tmp_path: Path) -> None:
     setup, parent, stage, (one, two), candidates = run(tmp_path, Uniform())
     merged, _ = merge(setup, parent, candidates, stage)
-    setup.model.load_state_dict(merged.tensors)
-    setup.recalibrate()
-    measured = setup.model.state_dict()
+    measured = setup.recalibrated(merged).tensors
     assert all(torch.equal(tensor, measured[name]) for name, tensor in statistics(merged).items())
     assert not torch.equal(merged.tensors["bn1.running_mean"], one.tensors["bn1.running_mean"])
     assert int(merged.tensors["bn1.num_batches_tracked"]) == 1
@@ -328,9 +326,7 @@ def test_dpf_averages_the_dense_weights(tmp_path: Path) -> None:
     assert not masked_are_zero(merged.weights, merged.masks)
     assert masked_are_zero(effective(setup.method, merged).weights, merged.masks)
     # the statistics are those of the masked weights
-    setup.install(merged)
-    setup.recalibrate()
-    assert torch.equal(setup.model.get_buffer("bn1.running_var"), merged.tensors["bn1.running_var"])
+    assert torch.equal(setup.recalibrated(merged).tensors["bn1.running_var"], merged.tensors["bn1.running_var"])
 
 
 @pytest.mark.parametrize("name", MERGES)
@@ -362,10 +358,8 @@ def test_what_a_merge_is_given(tmp_path: Path) -> None:
             for candidate, state in zip(candidates, trained_states, strict=True):
                 assert sorted(candidate.names()) == sorted(state.tensors)
                 tensors = {name: candidate.read(name) for name in candidate.names()}
-                # measured alone, each with statistics measured again
-                setup.model.load_state_dict(tensors)
-                setup.recalibrate()
-                assert step.score(tensors) == setup.score("held_out")
+                # scored alone, each with BatchNorm measured again
+                assert step.score(tensors) == setup.score(setup.recalibrated(state), "held_out")
             return super().coefficients(candidates, step)
 
     setup, parent, stage, trained_states, candidates = run(tmp_path, Curious())

@@ -18,13 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_equal, rows, tiny_config, tiny_setup
 from torch import Tensor
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig, ReplicasConfig
 from sparsekit.errors import UserError
 from sparsekit.executors import stacked as vectorized
 from sparsekit.fit import fit
-from sparsekit.models import create as models
-from sparsekit.models.create import InputConfig
+from sparsekit.models.create import InputConfig, build_model, save_model
 from sparsekit.pruning.masks import prunable_names
 
 NAMES = ["cifar_resnet18", "cifar_resnet20", "cifar_resnet56", "cifar_wrn28_10"]
@@ -77,7 +76,7 @@ def test_resnet18_is_timms_but_for_its_stem() -> None:
 @pytest.mark.parametrize(("kwargs", "wrong"), [({"depth": 21}, "21 is not 6 n"), ({"depth": 2}, "2 is not 6 n")])
 def test_a_depth_that_no_network_has_is_the_users_error(kwargs: dict[str, Any], wrong: str) -> None:
     with pytest.raises(UserError, match=wrong):
-        models.build(ModelConfig("cifar_resnet20", kwargs=kwargs), 10, 3, 0)
+        build_model(ModelConfig("cifar_resnet20", kwargs=kwargs), 10, 3, 0)
 
 
 # --- computed ----------------------------------------------------------------------------------------
@@ -219,20 +218,20 @@ def test_checkpointed_gradients_are_the_same() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_one_comes_back_by_sparsekit_and_by_timm(name: str, tmp_path: Path) -> None:
     config = ModelConfig(name, kwargs=SMALL.get(name, {}))
-    model = models.build(config, 100, 3, 1)
-    models.save(model, config, INPUTS, tmp_path)
-    again = models.build(ModelConfig(f"local-dir:{tmp_path}", pretrained=True), 100, 3, 2)
-    started = models.build(ModelConfig(init=str(tmp_path)), 100, 3, 3)
+    model = build_model(config, 100, 3, 1)
+    save_model(model, config, INPUTS, tmp_path)
+    again = build_model(ModelConfig(f"local-dir:{tmp_path}", pretrained=True), 100, 3, 2)
+    started = build_model(ModelConfig(init=str(tmp_path)), 100, 3, 3)
     timms = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     for loaded in (again, started, timms):
         assert_equal(loaded.state_dict(), model.state_dict())
-    adapted = models.build(ModelConfig(f"local-dir:{tmp_path}", pretrained=True), 10, 1, 2)
+    adapted = build_model(ModelConfig(f"local-dir:{tmp_path}", pretrained=True), 10, 1, 2)
     assert adapted(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
 def test_plain_timm_needs_one_import(tmp_path: Path) -> None:
     config = ModelConfig("cifar_resnet20")
-    models.save(models.build(config, 10, 3, 1), config, INPUTS, tmp_path)
+    save_model(build_model(config, 10, 3, 1), config, INPUTS, tmp_path)
     script = f"""
 import timm
 
@@ -283,22 +282,22 @@ def test_fit_evaluate_merge_plan_and_export_know_the_name(tmp_path: Path, capsys
     out = tmp_path / "run"
     fit(tiny_config(out=out, model=ModelConfig(name, kwargs={"depth": 8}), epochs=6))
     assert rows(out, "done")
-    assert cli.main(["evaluate", str(out)]) == 0
-    assert cli.main(["merge", str(out), str(out), "-o", str(tmp_path / "soup")]) == 0
-    assert cli.main(["plan", "--model.name", name]) == 0
-    assert cli.main(["export", str(out), "--format", "timm", "-o", str(tmp_path / "timm")]) == 0
-    assert cli.main(["export", str(out), "--format", "torch", "-o", str(tmp_path / "model.pt2")]) == 0
+    assert main.main(["evaluate", str(out)]) == 0
+    assert main.main(["merge", str(out), str(out), "-o", str(tmp_path / "soup")]) == 0
+    assert main.main(["plan", "--model.name", name]) == 0
+    assert main.main(["export", str(out), "--format", "timm", "-o", str(tmp_path / "timm")]) == 0
+    assert main.main(["export", str(out), "--format", "torch", "-o", str(tmp_path / "model.pt2")]) == 0
     capsys.readouterr()
 
 
 def test_resnet20_is_exported_to_onnx_and_answers_the_same(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = models.build(ModelConfig("cifar_resnet20"), 10, 3, 1).eval()
+    model = build_model(ModelConfig("cifar_resnet20"), 10, 3, 1).eval()
     save_file(model.state_dict(), tmp_path / "bare.safetensors")  # that there are ten classes is the name's to say
     file = tmp_path / "model.onnx"
     bare = ["export", str(tmp_path / "bare.safetensors"), "--model.name", "cifar_resnet20"]
-    assert cli.main([*bare, "--format", "onnx", "-o", str(file)]) == 0
+    assert main.main([*bare, "--format", "onnx", "-o", str(file)]) == 0
     images = torch.randn(5, 3, 32, 32)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
@@ -324,7 +323,7 @@ def test_the_config_of_resnet20_learns_from_files_in_cifars_own_format(
     config = Path(__file__).parents[2] / "configs" / "cifar10_resnet20_gmp90_soup3.yaml"
     shorter = ["--epochs", "6", "--data.batch_size", "25", "--data.root", str(tmp_path / "data")]
     out, quiet = tmp_path / "run", ["--wandb.mode", "disabled", "--device", "cpu"]
-    assert cli.main(["fit", "--config", str(config), *shorter, *quiet, "--out", str(out)]) == 0
+    assert main.main(["fit", "--config", str(config), *shorter, *quiet, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["test.accuracy"] > 0.5  # 0.1 by chance
     assert summary["parameters"] == 269_722
@@ -335,5 +334,5 @@ def test_the_config_of_resnet20_learns_from_files_in_cifars_own_format(
     assert summary["flops.dense"] == 2 * (stem + (6 + 5.5 + 5.5) * layers + 64 * 10)
     assert [row["replicas"] for row in rows(out, "segment")][-1] == 3
     capsys.readouterr()
-    assert cli.main(["evaluate", str(out)]) == 0
+    assert main.main(["evaluate", str(out)]) == 0
     assert f"{100 * summary['test.accuracy']:.2f} %" in capsys.readouterr().out

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from tiny import ARGUMENTS, KWARGS, assert_equal, differ, rows, tiny_config, tiny_setup
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
 from sparsekit.fit import fit
-from sparsekit.models import create as models
-from sparsekit.models.create import InputConfig
+from sparsekit.models.create import InputConfig, build_model, save_model
 
 TINY = ModelConfig(kwargs=KWARGS)
 INPUTS = InputConfig(1, 8, (0.3,), (0.4,))
@@ -43,7 +42,7 @@ assert not any(name.partition(".")[0] == "sparsekit" for name in sys.modules if 
 
 
 def test_names_and_arguments_reach_timm() -> None:
-    model = models.build(ModelConfig("resnet26t", kwargs={"layers": [1, 1, 1, 1], "stem_width": 8}), 7, 1, 0)
+    model = build_model(ModelConfig("resnet26t", kwargs={"layers": [1, 1, 1, 1], "stem_width": 8}), 7, 1, 0)
     expected = timm.create_model("resnet26t", layers=(1, 1, 1, 1), stem_width=8, num_classes=7, in_chans=1)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
@@ -51,26 +50,26 @@ def test_names_and_arguments_reach_timm() -> None:
 
 def test_lists_become_tuples_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
     """YAML and JSON have lists only, and timm asks some arguments whether they are tuples."""
-    model = models.build(ModelConfig("test_vit", kwargs={"img_size": [16, 32], "patch_size": [8, 8]}), 4, 3, 0)
+    model = build_model(ModelConfig("test_vit", kwargs={"img_size": [16, 32], "patch_size": [8, 8]}), 4, 3, 0)
     assert model(torch.zeros(1, 3, 16, 32)).shape == (1, 4)
     seen: dict[str, Any] = {}
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: seen.update(kwargs))
-    models.build(ModelConfig("resnet18", kwargs={"a": [1, [2, {"b": [3]}]], "c": "d"}), 4, 3, 0)
+    build_model(ModelConfig("resnet18", kwargs={"a": [1, [2, {"b": [3]}]], "c": "d"}), 4, 3, 0)
     assert (seen["a"], seen["c"]) == ((1, (2, {"b": (3,)})), "d")
 
 
 def test_the_default_model_takes_arguments_on_top() -> None:
-    model = models.build(ModelConfig(kwargs={"channels": [8, 8, 8, 8]}), 10, 1, 0)
-    assert_equal(model.state_dict(), models.build(TINY, 10, 1, 0).state_dict())
-    whole = models.build(ModelConfig(), 10, 1, 0)
+    model = build_model(ModelConfig(kwargs={"channels": [8, 8, 8, 8]}), 10, 1, 0)
+    assert_equal(model.state_dict(), build_model(TINY, 10, 1, 0).state_dict())
+    whole = build_model(ModelConfig(), 10, 1, 0)
     assert sum(p.numel() for n, p in whole.named_parameters() if p.ndim > 1) == 242_400
 
 
 def test_random_weights_follow_from_the_seed_alone() -> None:
-    first = models.build(TINY, 10, 1, 5).state_dict()
+    first = build_model(TINY, 10, 1, 5).state_dict()
     torch.randn(17)
-    assert_equal(first, models.build(TINY, 10, 1, 5).state_dict())
-    assert differ(first, models.build(TINY, 10, 1, 6).state_dict())
+    assert_equal(first, build_model(TINY, 10, 1, 5).state_dict())
+    assert differ(first, build_model(TINY, 10, 1, 6).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_random_weights_follow_from_the_seed_alone() -> None:
 )
 def test_what_timm_refuses_is_the_users_error_in_one_line(config: ModelConfig, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        models.build(config, 10, 1, 0)
+        build_model(config, 10, 1, 0)
     assert "\n" not in str(caught.value)
 
 
@@ -118,7 +117,7 @@ def test_a_saved_model_gives_the_same_logits_where_sparsekit_is_not_installed(tm
     summary = fit(tiny_config(out=out))
     test = list(tiny_setup(channels_last=False).data.evaluation_batches("test"))
     images, labels = (torch.cat(parts) for parts in zip(*test, strict=True))
-    model = models.build(TINY, 10, 1, 0).eval()
+    model = build_model(TINY, 10, 1, 0).eval()
     model.load_state_dict(load_file(out / "model" / "model.safetensors"))
     with torch.no_grad():
         expected = model(images)
@@ -143,9 +142,9 @@ def test_a_saved_model_gives_the_same_logits_where_sparsekit_is_not_installed(tm
 def test_saved_models_load_in_timm_and_hold_no_pickle(tmp_path: Path, name: str | None) -> None:
     kwargs = {"img_size": [32, 32], "patch_size": 8} if name == "test_vit" else {} if name else KWARGS
     config = ModelConfig(name, kwargs=kwargs)
-    model = models.build(config, 5, 3, 1).to(memory_format=torch.channels_last)
+    model = build_model(config, 5, 3, 1).to(memory_format=torch.channels_last)
     inputs = InputConfig(3, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    models.save(model, config, inputs, tmp_path)
+    save_model(model, config, inputs, tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors"]
     assert_equal(
         dict(sorted(load_file(tmp_path / "model.safetensors").items())), dict(sorted(model.state_dict().items()))
@@ -165,7 +164,7 @@ def test_saved_models_load_in_timm_and_hold_no_pickle(tmp_path: Path, name: str 
 
 def test_saving_says_nothing_of_other_peoples_weights(tmp_path: Path) -> None:
     config = ModelConfig("resnet18", kwargs=KWARGS)
-    models.save(models.build(config, 10, 1, 0), config, INPUTS, tmp_path)
+    save_model(build_model(config, 10, 1, 0), config, INPUTS, tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["architecture"] == "resnet18"
     assert written["num_classes"] == 10
@@ -196,7 +195,7 @@ def test_a_run_starts_from_a_directory_that_timm_saved(tmp_path: Path, timms_own
 
     out = tmp_path / "run"
     name = ["--model.name", f"local-dir:{timms_own}", "--model.pretrained", "true", "--model.kwargs", "{}"]
-    assert cli.main(["fit", *ARGUMENTS, *name, "--epochs", "6", "--replicas.count", "1", "--out", str(out)]) == 0
+    assert main.main(["fit", *ARGUMENTS, *name, "--epochs", "6", "--replicas.count", "1", "--out", str(out)]) == 0
     assert rows(out, "done")
     # and its result is again one that timm loads
     loaded = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)
@@ -209,7 +208,7 @@ def test_a_run_starts_from_a_directory_that_timm_saved(tmp_path: Path, timms_own
     Version(timm.__version__) < Version("1.0.31"), reason="that timm adapts weights for three channels only"
 )
 def test_pretrained_weights_are_adapted_to_other_classes_and_channels(timms_own: Path) -> None:
-    model = models.build(ModelConfig(f"local-dir:{timms_own}", pretrained=True), 4, 3, 0)
+    model = build_model(ModelConfig(f"local-dir:{timms_own}", pretrained=True), 4, 3, 0)
     stored = load_file(timms_own / "model.safetensors")
     assert model.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
     assert torch.equal(model.get_parameter("layer1.0.conv1.weight"), stored["layer1.0.conv1.weight"])
@@ -218,4 +217,4 @@ def test_pretrained_weights_are_adapted_to_other_classes_and_channels(timms_own:
 def test_a_directory_without_weights_is_the_users_error(timms_own: Path) -> None:
     (timms_own / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"--model.name 'local-dir:.*': no model.safetensors there"):
-        models.build(ModelConfig(f"local-dir:{timms_own}", pretrained=True), 10, 1, 0)
+        build_model(ModelConfig(f"local-dir:{timms_own}", pretrained=True), 10, 1, 0)

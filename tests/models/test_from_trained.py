@@ -13,20 +13,21 @@ from tiny import ARGUMENTS, KWARGS, assert_equal, rows, tiny_config, tiny_setup,
 from torch import nn
 
 from sparsekit.api import Budget, Stage
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.config.options import DistillConfig, ModelConfig
 from sparsekit.errors import UserError
 from sparsekit.executors.stacked import Lockstep
+from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot
-from sparsekit.models import create as models
-from sparsekit.models import state as states
-from sparsekit.planning.plan import raised
-from sparsekit.planning.replicas import fork
+from sparsekit.models.create import resolve_model
+from sparsekit.models.state import cpu_state_dict
+from sparsekit.planning.plan import start_from_sparsity
+from sparsekit.planning.replicas import replicas_of
 from sparsekit.pruning import masks
-from sparsekit.run import loop as scheduler
+from sparsekit.run.progress import first_progress
 from sparsekit.training.replica import Training
 from sparsekit.training.setup import Setup
 
@@ -48,11 +49,11 @@ def from_(path: Path, **changes: object) -> ModelConfig:
 
 def test_a_run_starts_with_the_weights_and_the_architecture_of_the_model_it_is_given(sparse_run: Path) -> None:
     setup = tiny_setup(OneShot(), model=from_(sparse_run))
-    parent = scheduler.start(setup).parent
-    saved = states.load(sparse_run / "model" / "model.safetensors")
+    parent = first_progress(setup).parent
+    saved = load_tensors(sparse_run / "model" / "model.safetensors")
     assert_equal(dict(sorted(parent.tensors.items())), dict(sorted(saved.items())))
-    assert_equal(parent.masks, {n: states.load(sparse_run / "masks.safetensors")[n] for n in parent.masks})
-    name, kwargs = models.resolve(setup.config.model)
+    assert_equal(parent.masks, {n: load_tensors(sparse_run / "masks.safetensors")[n] for n in parent.masks})
+    name, kwargs = resolve_model(setup.config.model)
     assert (name, kwargs | KWARGS) == ("resnet18", kwargs)
 
 
@@ -60,8 +61,8 @@ def test_a_run_starts_with_the_weights_and_the_architecture_of_the_model_it_is_g
 def test_zeros_that_were_there_stay_to_the_end(method: object, sparse_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = fit(tiny_config(method, out=out, model=from_(sparse_run), sparsity=0.8))  # type: ignore[arg-type]
-    before, after = (states.load(run / "masks.safetensors") for run in (sparse_run, out))
-    weights = states.load(out / "model" / "model.safetensors")
+    before, after = (load_tensors(run / "masks.safetensors") for run in (sparse_run, out))
+    weights = load_tensors(out / "model" / "model.safetensors")
     for name, mask in before.items():
         assert not (after[name] & ~mask).any()
         assert not weights[name][~mask].any()
@@ -75,8 +76,8 @@ def test_a_dense_model_starts_with_nothing_masked_and_a_bare_state_dict_needs_it
     model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
     torch.save(model.state_dict(), tmp_path / "dense.pt")
     setup = tiny_setup(OneShot(), model=from_(tmp_path / "dense.pt", name="resnet18", kwargs=KWARGS))
-    assert all(mask.all() for mask in scheduler.start(setup).parent.masks.values())
-    assert [stage.segment.sparsity for stage in setup.stages] == [0.0, 0.9]
+    assert all(mask.all() for mask in first_progress(setup).parent.masks.values())
+    assert [stage.segment.sparsity for stage in (segment.stage for segment in setup.plan)] == [0.0, 0.9]
     with pytest.raises(UserError, match=r"--model.init .*layer1\.0\.conv1\.weight has shape"):
         tiny_setup(model=from_(tmp_path / "dense.pt", name="resnet18", kwargs={**KWARGS, "channels": [4, 8, 8, 8]}))
     with pytest.raises(UserError, match=r"lacks layer1\.0\.conv3\.weight|has layer1"):
@@ -87,16 +88,16 @@ def test_a_kept_weight_that_happens_to_be_0_is_no_pruned_one_in_a_run_with_masks
     out = tmp_path / "run"
     fit(tiny_config(GMP(), out=out, sparsity=0.5))
     file = out / "model" / "model.safetensors"
-    tensors, kept = states.load(file), states.load(out / "masks.safetensors")
+    tensors, kept = load_tensors(file), load_tensors(out / "masks.safetensors")
     name = "layer1.0.conv1.weight"
     index = tuple(kept[name].nonzero()[0])
     tensors[name][index] = 0.0
-    states.save(file, tensors)
-    parent = scheduler.start(tiny_setup(model=from_(out), sparsity=0.5)).parent
+    save_tensors(file, tensors)
+    parent = first_progress(tiny_setup(model=from_(out), sparsity=0.5)).parent
     assert parent.masks[name][index]
     kept[name][index] = True
     tensors[name][~kept[name]] = 1.0
-    states.save(file, tensors)
+    save_tensors(file, tensors)
     with pytest.raises(UserError, match=r"masks\.safetensors does not suit"):
         tiny_setup(model=from_(out), sparsity=0.5)
 
@@ -104,11 +105,11 @@ def test_a_kept_weight_that_happens_to_be_0_is_no_pruned_one_in_a_run_with_masks
 def test_a_plan_is_raised_to_what_is_masked_already_and_no_further() -> None:
     budget = Budget(10.0, 0.8, 0.0, lambda done: 1.0)
     plan = IMP(dense=0.4, cycles=4).plan(budget)
-    stages = raised(tuple(Stage(budget, plan, i) for i in range(len(plan))), kept=501, total=1000)
+    stages = start_from_sparsity(tuple(Stage(budget, plan, i) for i in range(len(plan))), kept=501, total=1000)
     planned = [0.0, *(1.0 - 0.2 ** (k / 4) for k in (1, 2, 3)), 0.8]
     assert [s.segment.sparsity for s in stages] == pytest.approx([max(0.499, sparsity) for sparsity in planned])
     with pytest.raises(UserError, match=r"--sparsity is 0\.8, but 80\.1"):
-        raised(stages, kept=199, total=1000)
+        start_from_sparsity(stages, kept=199, total=1000)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_what_cannot_be_started_from_is_one_line(
     other = timm.create_model("resnet18", num_classes=7, in_chans=1, **KWARGS)
     timm.models.save_for_hf(other, tmp_path / "other", model_args={**KWARGS, "in_chans": 1}, safe_serialization=True)
     given = arguments.replace("RUN", str(sparse_run)).replace("OTHER", str(tmp_path / "other")).split()
-    assert cli.main(["fit", *ARGUMENTS[:4], "--out", str(tmp_path / "out"), *given]) == 2
+    assert main.main(["fit", *ARGUMENTS[:4], "--out", str(tmp_path / "out"), *given]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -167,9 +168,9 @@ def test_the_loss_is_the_formula_of_hinton(sparse_run: Path) -> None:
 def test_the_teacher_answers_in_evaluation_mode_and_learns_nothing(sparse_run: Path) -> None:
     setup = distilled(sparse_run)
     assert setup.teacher is not None
-    before = states.capture(setup.teacher)
-    trained(setup, scheduler.start(setup).parent, setup.stages[0])
-    assert_equal(states.capture(setup.teacher), before)  # BatchNorm statistics too
+    before = cpu_state_dict(setup.teacher)
+    trained(setup, first_progress(setup).parent, setup.plan[0].stage)
+    assert_equal(cpu_state_dict(setup.teacher), before)  # BatchNorm statistics too
     assert not any(module.training for module in setup.teacher.modules())
     assert all(p.grad is None and not p.requires_grad for p in setup.teacher.parameters())
 
@@ -177,7 +178,7 @@ def test_the_teacher_answers_in_evaluation_mode_and_learns_nothing(sparse_run: P
 def test_a_weight_of_0_trains_as_without_a_teacher_and_any_other_does_not(sparse_run: Path) -> None:
     plain = tiny_setup(label_smoothing=0.1)
     alone, none, some = (
-        trained(setup, scheduler.start(setup).parent, setup.stages[0]).tensors
+        trained(setup, first_progress(setup).parent, setup.plan[0].stage).tensors
         for setup in (plain, distilled(sparse_run, weight=0.0), distilled(sparse_run, weight=0.5))
     )
     assert_equal(alone, none)
@@ -186,8 +187,8 @@ def test_a_weight_of_0_trains_as_without_a_teacher_and_any_other_does_not(sparse
 
 def test_replicas_in_lockstep_learn_from_the_teacher_as_those_one_after_another(sparse_run: Path) -> None:
     setup = distilled(sparse_run, weight=0.9)
-    parent, stage = scheduler.start(setup).parent, setup.stages[0]
-    replicas, schedule = fork(setup.config, stage), setup.method.learning_rate(stage)
+    parent, stage = first_progress(setup).parent, setup.plan[0].stage
+    replicas, schedule = replicas_of(setup.config, stage), setup.method.learning_rate(stage)
     lockstep = Lockstep(setup, 2)
     together = [
         Training(setup, parent, stage, r, schedule, model=m) for r, m in zip(replicas, lockstep.models, strict=True)
@@ -209,7 +210,7 @@ def test_yaml_takes_a_teacher_as_a_name_or_with_its_options(
 ) -> None:
     for text in (f"distill: {sparse_run}", f"distill: {{model: {sparse_run}, weight: 0.5}}"):
         (tmp_path / "c.yaml").write_text(text)
-        assert cli.main(["fit", "--config", str(tmp_path / "c.yaml"), "--print_config"]) == 0
+        assert main.main(["fit", "--config", str(tmp_path / "c.yaml"), "--print_config"]) == 0
         out = capsys.readouterr().out
         assert f"model: {sparse_run}" in out
         assert "weight: 0.5" in out

@@ -17,7 +17,7 @@ from test_resume import QUIET, TINY, fit, strike
 
 from sparsekit.cli.main import main
 from sparsekit.errors import RunError
-from sparsekit.models import state as states
+from sparsekit.files import load_tensors
 
 Capture = pytest.CaptureFixture[str]
 
@@ -144,7 +144,7 @@ def test_as_weights_that_an_argument_names(
 def test_as_a_mask(payload: bytes, tmp_path: Path) -> None:
     (tmp_path / "masks.safetensors").write_bytes(payload)
     with pytest.raises(RunError, match=r"masks\.safetensors"):
-        states.load(tmp_path / "masks.safetensors")
+        load_tensors(tmp_path / "masks.safetensors")
     assert not Path("RAN").exists()
 
 

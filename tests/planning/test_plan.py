@@ -23,6 +23,7 @@ from sparsekit.planning.plan import (
     make_plan,
     make_stages,
     segment_steps,
+    summarize,
     table_rows,
 )
 
@@ -133,7 +134,7 @@ def test_stages_know_their_places() -> None:
 def test_the_rows_of_gmp_follow_one_schedule() -> None:
     settings = OptimizerConfig(lr=0.2, schedule="linear", warmup=0.0, min_lr=0.0)
     made = config(optimizer=settings)
-    plan = make_plan(made, make_stages(made))
+    plan = summarize(made, make_plan(made, make_stages(made)))
     assert [row.segment for row in plan.segments] == list(range(7))
     assert [row.start_epoch for row in plan.segments] == pytest.approx([0, 12, 18, 24, 30, 36, 42])
     # 0.2 · (1 - epoch / 60)
@@ -145,12 +146,12 @@ def test_the_rows_of_gmp_follow_one_schedule() -> None:
 
 def test_a_schedule_that_depends_on_the_weights_is_given_by_its_bounds() -> None:
     made = config(BIMP(), optimizer=OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.05, min_lr=0.01))
-    rows = make_plan(made, make_stages(made)).segments
+    rows = summarize(made, make_plan(made, make_stages(made))).segments
     # ALLR between min(T_rt / T, 1) = 14 / 18 and 1 times the largest rate
     assert rows[1].lr_first == pytest.approx((0.1 * 14 / 18, 0.1))
     assert rows[1].lr_last == pytest.approx((0.0, 0.0), abs=1e-12)
     assert rows[0].lr_first == pytest.approx((0.1, 0.1))
-    text = table_rows(make_plan(made, make_stages(made)))
+    text = table_rows(summarize(made, make_plan(made, make_stages(made))))
     assert [row["lr"] for row in text] == ["0.1 → 0", *["0.0778…0.1 → 0"] * 3]
     assert [row["segment"] for row in text] == [1, 2, 3, 4]
 
@@ -174,13 +175,13 @@ def test_a_schedule_that_depends_on_the_weights_is_given_by_its_bounds() -> None
 )
 def test_the_cost_is_in_replica_epochs(changes: dict[str, Any], critical: float, total: float) -> None:
     made = config(IMP(), **changes)
-    plan = make_plan(made, make_stages(made))
+    plan = summarize(made, make_plan(made, make_stages(made)))
     assert (plan.critical_epochs, plan.total_epochs) == pytest.approx((critical, total))
 
 
 def test_a_segment_may_allow_fewer_replicas_and_one_of_no_epochs_has_nothing_to_merge() -> None:
     made = config(Planned([Segment(0.0, 30.0, replicas=2), Segment(0.5, 30.0), Segment(0.9, 0.0)]))
-    plan = make_plan(made, make_stages(made))
+    plan = summarize(made, make_plan(made, make_stages(made)))
     assert [row.replicas for row in plan.segments] == [2, 3, 1]
     assert plan.total_epochs == pytest.approx(2 * 30 + 3 * 30)
     rows = table_rows(plan)
@@ -190,7 +191,7 @@ def test_a_segment_may_allow_fewer_replicas_and_one_of_no_epochs_has_nothing_to_
 
 def test_plan_json_has_every_row_and_the_cost() -> None:
     made = config(IMP())
-    stored = json.loads(json.dumps(make_plan(made, make_stages(made)).to_json()))
+    stored = json.loads(json.dumps(summarize(made, make_plan(made, make_stages(made))).to_json()))
     assert stored["critical_epochs"] == pytest.approx(60.0)
     assert stored["total_epochs"] == pytest.approx(180.0)
     assert set(stored["segments"][0]) == {
@@ -226,7 +227,7 @@ def test_optimizer_steps_sum_up_to_the_budget(lengths: list[float], per_epoch: i
 @given(start=st.floats(0.0, 0.9), epochs=st.integers(6, 200), sparsity=st.floats(0.0, 0.999))
 def test_the_rows_of_any_gmp_plan_join_up(start: float, epochs: int, sparsity: float) -> None:
     made = config(GMP(start, start + 0.09), epochs=epochs, sparsity=sparsity)
-    rows = make_plan(made, make_stages(made)).segments
+    rows = summarize(made, make_plan(made, make_stages(made))).segments
     for left, right in pairwise(rows):
         assert left.start_epoch + left.epochs == pytest.approx(right.start_epoch)
     assert rows[-1].start_epoch + rows[-1].epochs == pytest.approx(epochs)

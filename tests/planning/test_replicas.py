@@ -10,7 +10,7 @@ from sparsekit.errors import UserError
 from sparsekit.merges.none import NoMerge
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
-from sparsekit.planning.replicas import Replica, fork
+from sparsekit.planning.replicas import Replica, replicas_of
 
 PLAN = (Segment(0.0, 4.0), Segment(0.5, 4.0), Segment(0.7, 0.0), Segment(0.9, 2.0))
 LR, WEIGHT_DECAY = 0.2, 0.001
@@ -23,7 +23,7 @@ def config(merge: Any = None, **replicas: Any) -> FitConfig:
 
 
 def forked(made: FitConfig, index: int = 0) -> list[Replica]:
-    return fork(made, Stage(Budget(10.0, 0.9), PLAN, index))
+    return replicas_of(made, Stage(Budget(10.0, 0.9), PLAN, index))
 
 
 def test_replicas_differ_in_their_seed_alone() -> None:
@@ -115,12 +115,12 @@ def test_values_that_do_not_suit_are_refused(axis: Any, values: list[float], mes
 @pytest.mark.parametrize(
     ("start", "counts"),
     [
-        (0.0, [3, 3, 1, 3]),  # the third segment has no epochs
-        (0.1, [1, 3, 1, 3]),
-        (0.4, [1, 3, 1, 3]),  # the second segment starts at 4 of 10 epochs, not before them
-        (0.41, [1, 1, 1, 3]),
-        (0.8, [1, 1, 1, 3]),
-        (0.9, [1, 1, 1, 1]),
+        (0.0, [3, 3, 0, 3]),  # the third segment has no epochs
+        (0.1, [1, 3, 0, 3]),
+        (0.4, [1, 3, 0, 3]),  # the second segment starts at 4 of 10 epochs, not before them
+        (0.41, [1, 1, 0, 3]),
+        (0.8, [1, 1, 0, 3]),
+        (0.9, [1, 1, 0, 1]),
     ],
 )
 def test_one_model_trains_alone_before_the_start(start: float, counts: list[int]) -> None:
@@ -131,7 +131,7 @@ def test_a_start_that_rounding_misses_counts_all_the_same() -> None:
     plan = (*[Segment(0.0, 0.1)] * 8, Segment(0.9, 0.2))
     stage = Stage(Budget(1.0, 0.9), plan, 8)
     assert stage.start < 0.8  # by rounding alone
-    assert len(fork(config(start=0.8), stage)) == 3
+    assert len(replicas_of(config(start=0.8), stage)) == 3
 
 
 @pytest.mark.parametrize("axis", ["weight_decay", "lr", "epochs", "subsample"])
@@ -146,5 +146,5 @@ def test_no_merge_trains_one_replica_whatever_the_count() -> None:
 
 def test_a_segment_may_ask_for_fewer_replicas() -> None:
     stage = Stage(Budget(10.0, 0.9), (Segment(0.0, 5.0, replicas=2), Segment(0.9, 5.0, replicas=9)), 0)
-    assert fork(config(vary="lr"), stage) == [Replica(i, i, LR, WEIGHT_DECAY) for i in range(2)]
-    assert len(fork(config(), Stage(stage.budget, stage.plan, 1))) == 3
+    assert replicas_of(config(vary="lr"), stage) == [Replica(i, i, LR, WEIGHT_DECAY) for i in range(2)]
+    assert len(replicas_of(config(), Stage(stage.budget, stage.plan, 1))) == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_site import distribution, visible
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.errors import UserError
 from sparsekit.plugins import contract
 from sparsekit.plugins.registry import Kind, Plugin, discover
@@ -68,7 +68,7 @@ def install(site: Path, kind: Kind, source: str, name: str = "odd") -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
-    code = cli.main(arguments)
+    code = main.main(arguments)
     out, err = capsys.readouterr()
     return code, out, err.splitlines()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsekit.cli import main as cli
+from sparsekit.cli import main
 from sparsekit.errors import UserError
 from sparsekit.plugins import registry
 from sparsekit.plugins.registry import Plugin, discover, find, name_of
@@ -70,7 +70,7 @@ def entry(kind: str, name: str, target: str) -> str:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
-    code = cli.main(arguments)
+    code = main.main(arguments)
     out, err = capsys.readouterr()
     return code, out, err.splitlines()
 
@@ -150,7 +150,7 @@ def test_a_plugin_that_raises_is_told_in_a_line(
     assert f"{segment} raised AttributeError: 'list' object has no attribute 'nothing' at " in err[0]
     assert err[0].endswith(f"made_up_boom.py:{place}; --debug shows all")
     with pytest.raises(AttributeError):
-        cli.main([*line[:-1], str(tmp_path / "p"), "--debug"])
+        main.main([*line[:-1], str(tmp_path / "p"), "--debug"])
 
 
 def test_plugins_list_reads_the_source_and_imports_nothing(
@@ -347,10 +347,10 @@ def test_a_class_of_another_kind_is_bad_input(install: Install, capsys: pytest.C
 def test_a_plugin_that_forgets_its_options_is_told_so(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     source = SHARE.replace("self.share = share", "self.kept = share").replace("self.share *", "self.kept *")
     install("faulty", entry("method", "odd", "made_up_odd:Share"), made_up_odd=source)
-    from sparsekit.config import parser as options
+    from sparsekit.config import parser
     from sparsekit.config.options import describe
 
-    config = options.parse(options.build("sparsekit fit", ""), ["--method", "odd"])
+    config = parser.parse(parser.build("sparsekit fit", ""), ["--method", "odd"])
     with pytest.raises(UserError, match=r"method 'odd' breaks the contract: .* 'share' as self\.share"):
         describe(config)
 

@@ -13,11 +13,11 @@ import torch
 from run_files import newest
 
 from sparsekit.errors import RunError
-from sparsekit.run.checkpoint import Damaged, Keeper, StoredFile
+from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
 
 
-def filled(folder: Path, count: int = 3) -> Keeper:
-    keeper = Keeper(folder)
+def filled(folder: Path, count: int = 3) -> CheckpointStore:
+    keeper = CheckpointStore(folder)
     for number in range(count):
         tensors = {"weight": torch.full((64, 3), float(number)), "step": torch.tensor(number)}
         keeper.commit({"segment": number}, {"parent": keeper.store("parent", tensors)})
@@ -44,7 +44,7 @@ def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
 
 def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
     filled(tmp_path)
-    keeper, said = Keeper(tmp_path), []
+    keeper, said = CheckpointStore(tmp_path), []
     found = newest(keeper, said.append)
     assert found is not None
     body, files = found
@@ -56,7 +56,7 @@ def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:
-    assert newest(Keeper(tmp_path / "none"), pytest.fail) is None
+    assert newest(CheckpointStore(tmp_path / "none"), pytest.fail) is None
 
 
 def test_every_flipped_byte_is_detected(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_every_flipped_byte_is_detected(tmp_path: Path) -> None:
             bad[place] ^= 1 << chance.randrange(8)
             path.write_bytes(bytes(bad))
             said: list[str] = []
-            found = newest(Keeper(tmp_path), said.append)
+            found = newest(CheckpointStore(tmp_path), said.append)
             assert found is not None
             assert found[0]["segment"] == 1, f"{path.name}, byte {place}"
             assert len(said) == 1
@@ -83,7 +83,7 @@ def test_truncated_files_are_detected(tmp_path: Path, cut: int) -> None:
     filled(tmp_path)
     path = tmp_path / "000003-parent.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    found = newest(Keeper(tmp_path), lambda text: None)
+    found = newest(CheckpointStore(tmp_path), lambda text: None)
     assert found is not None
     assert found[0]["segment"] == 1
 
@@ -94,7 +94,7 @@ def test_all_damaged_says_so_and_touches_nothing(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(b"segment", b"sagment"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RunError, match=r"all checkpoints in .* are damaged; nothing was changed"):
-        newest(Keeper(tmp_path), lambda text: None)
+        newest(CheckpointStore(tmp_path), lambda text: None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -107,12 +107,12 @@ class Payload:
 
 def test_a_pickle_in_a_tensor_files_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    keeper = Keeper(tmp_path / "checkpoints")
+    keeper = CheckpointStore(tmp_path / "checkpoints")
     keeper.commit({"segment": 0}, {"parent": keeper.store("parent", {"w": torch.ones(2)})})
     path = next((tmp_path / "checkpoints").glob("*.safetensors"))
     path.write_bytes(pickle.dumps(Payload()))
     with pytest.raises(RunError, match="damaged"):
-        newest(Keeper(tmp_path / "checkpoints"), lambda text: None)
+        newest(CheckpointStore(tmp_path / "checkpoints"), lambda text: None)
     assert not (tmp_path / "PAYLOAD_RAN").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_cut_off_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         keeper.store("parent", {"w": torch.ones(2)})
     monkeypatch.undo()
-    found = newest(Keeper(tmp_path), pytest.fail)
+    found = newest(CheckpointStore(tmp_path), pytest.fail)
     assert found is not None
     assert found[0]["segment"] == 0
 
@@ -142,7 +142,7 @@ def test_what_was_stored_once_is_let_go_when_no_checkpoint_needs_it(tmp_path: Pa
     class Owner:
         """Something that can be watched."""
 
-    keeper, parent, replica = Keeper(tmp_path), Owner(), Owner()
+    keeper, parent, replica = CheckpointStore(tmp_path), Owner(), Owner()
     watched = weakref.ref(replica)
 
     def files(*owners: tuple[str, object]) -> dict[str, StoredFile]:

@@ -44,13 +44,13 @@ def test_a_second_signal_stops_at_once(second: signal.Signals, code: int, tmp_pa
         "    if done == 60:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "Training.step = counted\n"
-        "commit = checkpoint.Keeper.commit\n"
+        "commit = checkpoint.CheckpointStore.commit\n"
         "def slow(self, body, files):\n"
         "    if body['underway']:\n"
         f"        pathlib.Path({str(tmp_path / 'waiting')!r}).touch()\n"
         "        time.sleep(60)\n"
         "    commit(self, body, files)\n"
-        "checkpoint.Keeper.commit = slow\n"
+        "checkpoint.CheckpointStore.commit = slow\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     quiet = ("--wandb.mode", "disabled")

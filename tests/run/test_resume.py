@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparsekit.cli.main import main
-from sparsekit.run import directory as rundir
+from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.training.replica import Training
 
@@ -51,9 +51,9 @@ def contents(out: Path) -> dict[str, object]:
 @pytest.mark.parametrize("text", ["[1, 2]", '"done"', "null", "{", "[" * 100_000, '{"status": "failed"}'])
 def test_what_is_no_summary_of_a_run_that_is_done_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(text)
-    assert rundir.finished(tmp_path) is None
+    assert directory.finished(tmp_path) is None
     (tmp_path / "summary.json").write_text('{"status": "done", "seed": 3}')
-    assert rundir.finished(tmp_path) == {"status": "done", "seed": 3}
+    assert directory.finished(tmp_path) == {"status": "done", "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +96,22 @@ def test_stopped_and_resumed_equals_whole(
 
 
 OUTSIDE = [
-    ("sparsekit.fit.start", 0),  # the model is there, and nothing was begun
+    ("sparsekit.fit.first_progress", 0),  # the model is there, and nothing was begun
     ("sparsekit.run.loop.prune", 1),
-    ("sparsekit.run.loop.merging.merge", 1),
+    ("sparsekit.run.loop.merge", 1),
     ("sparsekit.run.loop.probes.gradients", 0),
-    ("sparsekit.training.setup.evaluation.evaluate", 3),
-    ("sparsekit.training.setup.evaluation.recalibrate", 1),
-    ("sparsekit.merging.merge.states.save", 2),  # a candidate's file
-    ("sparsekit.run.checkpoint.states.save", 4),  # a checkpoint's
+    ("sparsekit.training.setup.score_model", 3),
+    ("sparsekit.training.setup.recalibrate_batchnorm", 1),
+    ("sparsekit.merging.candidates.save_tensors", 2),  # a candidate's file
+    ("sparsekit.run.checkpoint.save_tensors", 4),  # a checkpoint's
     ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
-    ("sparsekit.run.checkpoint.Keeper._sweep", 2),
-    ("sparsekit.run.finish.models.save", 0),
-    ("sparsekit.fit.rundir.write_json", 1),  # the summary
+    ("sparsekit.run.checkpoint.CheckpointStore._sweep", 2),
+    ("sparsekit.run.finish.save_model", 0),
+    ("sparsekit.fit.write_json", 1),  # the summary
 ]
 
 
-OFTEN = ("sparsekit.run.loop.prune", "sparsekit.run.loop.merging.merge")
+OFTEN = ("sparsekit.run.loop.prune", "sparsekit.run.loop.merge")
 LONG = [pytest.mark.slow, pytest.mark.faults]
 
 
@@ -151,7 +151,7 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
         patch.setattr(Tracker, "close", lambda self, code=0, *rest: (closed.append(code), close(self, code, *rest)))
         assert fit(out, *case) == 143
     assert count > calls
-    assert closed == ([] if where == "sparsekit.fit.start" else [1])
+    assert closed == ([] if where == "sparsekit.fit.first_progress" else [1])
     assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
     assert fit(out, *case, "--resume") == 0
     assert contents(out) == whole["outside"]
@@ -176,7 +176,7 @@ def test_another_number_of_threads_is_told(
 def test_a_signal_while_preparing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sparsekit.training.setup.models.build", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("sparsekit.training.prepare.build_model", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     assert fit(tmp_path / "out") == 143
     assert "nothing was begun" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,9 +13,8 @@ import pytest
 import torch
 from test_resume import contents, fit
 
-from sparsekit.executors import stacked as vectorized
-from sparsekit.run import loop as scheduler
-from sparsekit.run import progress as places
+from sparsekit.executors import stacked
+from sparsekit.run import loop, progress
 from sparsekit.run.signals import Stopped, StopSignals
 
 
@@ -52,7 +51,7 @@ def swallowed() -> None:
 
 @pytest.mark.parametrize("made", [struck, translated, swallowed])
 def test_stopped_comes_out_whatever_was_made_of_it(made: Callable[[], None]) -> None:
-    with StopSignals() as signals, pytest.raises(Stopped) as stop, signals.minded():
+    with StopSignals() as signals, pytest.raises(Stopped) as stop, signals.reraise_if_swallowed():
         made()
     assert stop.value.signum == signal.SIGTERM
 
@@ -60,15 +59,15 @@ def test_stopped_comes_out_whatever_was_made_of_it(made: Callable[[], None]) -> 
 def test_what_stopped_has_left_is_not_stopped_once_more() -> None:
     """A signal may strike on the way out of a with-statement; its generator ends when it is collected."""
     with StopSignals() as signals:
-        minded = signals.minded()
-        minded.__enter__()
+        reraise_if_swallowed = signals.reraise_if_swallowed()
+        reraise_if_swallowed.__enter__()
         with pytest.raises(Stopped):
             struck()
-        minded.gen.close()  # type: ignore[attr-defined]
+        reraise_if_swallowed.gen.close()  # type: ignore[attr-defined]
 
 
 def test_an_error_without_a_signal_stays_what_it_is() -> None:
-    with StopSignals() as signals, pytest.raises(ValueError, match=r"^mine$"), signals.minded():
+    with StopSignals() as signals, pytest.raises(ValueError, match=r"^mine$"), signals.reraise_if_swallowed():
         raise ValueError("mine")
 
 
@@ -80,7 +79,7 @@ def test_an_error_after_a_deferred_signal_stays_what_it_is() -> None:
             struck()
             raise OSError("full")
 
-    with StopSignals() as signals, pytest.raises(OSError, match=r"^full$"), signals.minded():
+    with StopSignals() as signals, pytest.raises(OSError, match=r"^full$"), signals.reraise_if_swallowed():
         full()
 
 
@@ -99,9 +98,9 @@ def once(function: Callable[..., Any], before: Callable[[], None], after: int = 
 @pytest.mark.parametrize(
     ("owner", "name", "made"),
     [
-        (places, "_same_tensors", translated),  # while a checkpoint is read: no damage
-        (vectorized, "_forward", translated),  # while vmap is tried: the model is not unfit
-        (vectorized, "_forward", swallowed),
+        (progress, "_same_tensors", translated),  # while a checkpoint is read: no damage
+        (stacked, "_forward", translated),  # while vmap is tried: the model is not unfit
+        (stacked, "_forward", swallowed),
     ],
 )
 def test_a_run_that_is_struck_as_it_goes_on_stops_and_ends_with_the_same_bits(
@@ -116,7 +115,7 @@ def test_a_run_that_is_struck_as_it_goes_on_stops_and_ends_with_the_same_bits(
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert fit(whole, *case) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "prune", once(scheduler.prune, struck, after=1))
+        patch.setattr(loop, "prune", once(loop.prune, struck, after=1))
         assert fit(out, *case) == 143
     capsys.readouterr()
     with monkeypatch.context() as patch:

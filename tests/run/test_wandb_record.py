@@ -13,7 +13,7 @@ from test_metrics_log import KEY, FakeWandb, Say, quiet, rows, use
 from wandb_log import finished_log, read_log
 
 from sparsekit.config.options import WandbConfig
-from sparsekit.run import wandb_record as wandb_run
+from sparsekit.run import wandb_record
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.run.wandb_mirror import mirrored
 
@@ -45,9 +45,9 @@ def test_offline_parts_of_a_resumed_run_make_up_metrics_jsonl(tmp_path: Path, qu
     assert [log.history[log.steps.index(5)] for log in logs] == [merged[5]] * 2
 
     next(Path(first).glob("*.wandb")).with_name("run-x.wandb.synced").touch()
-    assert wandb_run.read(tmp_path).locations(tmp_path) == (second,)
+    assert wandb_record.read(tmp_path).locations(tmp_path) == (second,)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert wandb_run.read(moved).locations(moved) == (second.replace(str(tmp_path), str(moved)),)
+    assert wandb_record.read(moved).locations(moved) == (second.replace(str(tmp_path), str(moved)),)
 
 
 def test_an_online_run_goes_on_where_it_was(tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_an_online_run_goes_on_where_it_was(tmp_path: Path, quiet: Say, monkeypa
 def test_an_agent_says_which_run_it_is(
     tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch, agents: str | None, expected: tuple[str | None, ...]
 ) -> None:
-    wandb_run.write(tmp_path, wandb_run.Known("run12345"))
+    wandb_record.write(tmp_path, wandb_record.Known("run12345"))
     if agents:
         monkeypatch.setenv("WANDB_RUN_ID", agents)
     fake = FakeWandb()
@@ -89,8 +89,8 @@ def test_an_agent_says_which_run_it_is(
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"id": 1, "offline": []}', '{"offline": 3}', '{"other": 1}'])
 def test_a_file_that_is_not_what_was_written_starts_a_new_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "wandb").mkdir()
-    (tmp_path / wandb_run.FILE).write_text(text)
-    assert wandb_run.read(tmp_path) == wandb_run.Known()
+    (tmp_path / wandb_record.FILE).write_text(text)
+    assert wandb_record.read(tmp_path) == wandb_record.Known()
 
 
 def test_how_a_run_is_filed(tmp_path: Path, quiet: Say) -> None:
@@ -134,10 +134,12 @@ def test_an_online_run_keeps_its_model_and_names_its_parent(
         (out / "model" / "model.safetensors").touch()
         (out / "masks.safetensors").touch()
         with Tracker(out, WandbConfig("online"), {}, "run", warn=quiet) as tracker:
-            metadata = wandb_run.summary_metadata({"sparsity": 0.9, "test.accuracy": 0.96, "out": "/secret", "seed": 0})
+            metadata = wandb_record.summary_metadata(
+                {"sparsity": 0.9, "test.accuracy": 0.96, "out": "/secret", "seed": 0}
+            )
             tracker.model((out / "model", out / "masks.safetensors"), metadata, model)
     assert used == ["me/mine/model-run12345:latest"]
-    assert wandb_run.read(child).artifact == used[0]
+    assert wandb_record.read(child).artifact == used[0]
     for artifact in kept:
         assert (artifact.name, artifact.type) == ("model-run12345:v0", "model")
         assert artifact.metadata == {"sparsity": 0.9, "test.accuracy": 0.96, "seed": 0}
@@ -180,9 +182,9 @@ def test_best_values_stand_beside_the_last_ones(tmp_path: Path, quiet: Say) -> N
 
 def test_metadata_are_plain_values() -> None:
     summary = {"method": "gmp", "status": "done", "test.ece": 0.1, "candidates.count": 3, "wall_seconds": 1.0}
-    assert wandb_run.summary_metadata(summary) == {"method": "gmp", "test.ece": 0.1, "candidates.count": 3}
-    assert json.dumps(wandb_run.summary_metadata(summary))
-    assert wandb_run.parent_artifact(None) is wandb_run.parent_artifact("resnet18") is None
+    assert wandb_record.summary_metadata(summary) == {"method": "gmp", "test.ece": 0.1, "candidates.count": 3}
+    assert json.dumps(wandb_record.summary_metadata(summary))
+    assert wandb_record.parent_artifact(None) is wandb_record.parent_artifact("resnet18") is None
 
 
 def test_a_process_that_is_killed_at_once_has_lost_no_row(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from sparsekit.api import PruningMethod, PruningStep, Schedule, Segment, Trainin
 from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
-from sparsekit.pruning import masks
-from sparsekit.pruning import prune as pruning
+from sparsekit.pruning import masks, prune
 from sparsekit.testing import problem
 from sparsekit.testing.method_case import MethodCase
 from sparsekit.testing.method_rules import METHOD_RULES
@@ -267,7 +266,7 @@ def test_exact_zeros_are_checked_whether_or_not_the_core_does(
     monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any], did: str
 ) -> None:
     monkeypatch.setattr(masks, "check", lambda *given: None)
-    monkeypatch.setattr(pruning, "_check", lambda *given: None)
+    monkeypatch.setattr(prune, "_check", lambda *given: None)
     case = MethodCase(method(**fault), {})
     outcome = tried(METHOD_RULES, "zeros_are_exact", case)
     assert outcome.state == "FAIL"

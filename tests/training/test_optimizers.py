@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 
 from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.errors import UserError
-from sparsekit.training import optimizers
-from sparsekit.training import replica as training
+from sparsekit.training import optimizers, replica
 from sparsekit.training.replica import Progress
 
 # with and without momentum, counting their steps in tensors, numbers or groups, with state of other shapes; the last
@@ -203,7 +202,7 @@ UNIFORM = MasksConfig("uniform")  # so that every layer keeps some weights
 def test_masked_weights_stay_zero_at_every_step_after_dense_training(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LOG_STEPS", 1)  # a report a step
+    monkeypatch.setattr(replica, "LOG_STEPS", 1)  # a report a step
     setup = tiny_setup(OnePrune(), epochs=2, masks=UNIFORM, optimizer=optimizer(name, 0.01, weight_decay=0.1))
     parent, stage = dense_then_pruned(setup)
     weights = dict(setup.model.named_parameters())
@@ -266,7 +265,7 @@ def test_the_fused_step_is_the_plain_one_in_any_memory_order(name: str) -> None:
             F.cross_entropy(model(images), torch.arange(6) % 5).backward()
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter.grad = optimizers.laid_as(parameter, parameter.grad.contiguous())
+                parameter.grad = optimizers.match_memory_format(parameter, parameter.grad.contiguous())
             built.step()
             used.append(bool(built.param_groups[0]["fused"]))
             kept.append(optimizers.export(built, names))

@@ -30,7 +30,7 @@ from sparsekit.config.options import DataConfig, MasksConfig, ModelConfig, Repli
 from sparsekit.methods.dpf import DPF
 from sparsekit.models.state import State
 from sparsekit.planning.replicas import Replica
-from sparsekit.run import loop as scheduler
+from sparsekit.run.progress import first_progress
 from sparsekit.seeds import derive
 from sparsekit.training import replica as training
 from sparsekit.training.replica import Progress
@@ -69,7 +69,7 @@ def plain_loop(
         if f"{name}/momentum_buffer" in parent.optimizer:  # in the weight's memory order, as the fused step reads it
             momentum = parent.optimizer[f"{name}/momentum_buffer"]
             sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-    count = setup.steps[stage.index]
+    count = setup.plan[stage.index].steps
     begin, epochs = stage.start / stage.budget.epochs, stage.segment.epochs / stage.budget.epochs
     seed = derive(setup.config.seed, "segment", stage.index, "replica", replica)
     rates = []
@@ -123,7 +123,7 @@ def test_a_replica_is_a_plain_loop_bit_for_bit(replica: int, monkeypatch: pytest
 
 def test_the_first_segment_starts_from_the_fresh_model() -> None:
     setup = setup_for_sgd()
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     state = trained(setup, parent, stage)
     assert_equal(state.tensors, plain_loop(setup, parent, stage)[0].state_dict())
     torch.manual_seed(derive(0, "model"))
@@ -152,7 +152,7 @@ def test_gradients_are_clipped_after_masking() -> None:
 def test_a_clipped_step_is_as_long_as_it_may_be() -> None:
     setup = tiny_setup(OnePrune(), epochs=2, optimizer=optimizer("sgd", LR, weight_decay=0.0, clip_norm=1e-3))
     setup = replace(setup, steps=(1, 8))
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     state = trained(setup, parent, stage, schedule=Schedule(lambda done: 1.0))
     names = [name for name, _ in setup.model.named_parameters()]
     moved = math.sqrt(sum(float((state.tensors[n] - parent.tensors[n]).double().square().sum()) for n in names))
@@ -179,8 +179,8 @@ def test_label_smoothing_is_in_the_training_loss(monkeypatch: pytest.MonkeyPatch
 def test_dpf_updates_dense_weights_by_gradients_at_the_masked_ones() -> None:
     method = DPF()
     setup = setup_for_sgd(method)
-    setup = replace(setup, steps=(4,) * len(setup.steps))
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    setup = replace(setup, plan=tuple(replace(segment, steps=4) for segment in setup.plan))
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     for index in range(1, 6):
         parent, stage = pruned(setup, trained(setup, parent, stage), index)
     state = trained(setup, parent, stage)
@@ -201,7 +201,7 @@ def test_weight_decay_spares_norms_and_biases() -> None:
     """At a rate of almost nothing but a decay of very much, only decayed weights move."""
     config = optimizer("momentum", 1e-9, weight_decay=1e7, momentum=0.0)
     setup = replace(tiny_setup(OnePrune(), epochs=2, optimizer=config), steps=(1, 8))
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     state = trained(setup, parent, stage, schedule=Schedule(lambda done: 1.0))
     for name, parameter in setup.model.named_parameters():
         factor = 0.99 if parameter.ndim > 1 else 1.0
@@ -214,7 +214,7 @@ def test_weight_decay_spares_norms_and_biases() -> None:
 def test_losses_are_reported_as_means_and_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = setup_for_sgd()
     setup = replace(setup, steps=(13, 16))
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
     coarse: list[Progress] = []
     trained(setup, parent, stage, report=coarse.append)
     monkeypatch.setattr(training, "LOG_STEPS", 1)
@@ -245,8 +245,7 @@ def test_replicas_differ_and_do_not_depend_on_who_came_before() -> None:
     setup = setup_for_sgd(replicas=ReplicasConfig(count=3, start=0.0), model=ModelConfig(kwargs=kwargs))
     parent, stage = dense_then_pruned(setup)
     forwards = [trained(setup, parent, stage, index) for index in (0, 1, 2)]
-    setup.score("held_out")
-    setup.recalibrate()
+    setup.score(setup.recalibrated(forwards[2]), "held_out")
     torch.randn(5)
     backwards = [trained(setup, parent, stage, index) for index in (2, 1, 0)][::-1]
     for one, other in zip(forwards, backwards, strict=True):
@@ -258,8 +257,8 @@ def test_replicas_differ_and_do_not_depend_on_who_came_before() -> None:
 def test_a_segment_has_random_numbers_of_its_own() -> None:
     """The same parent trained in another segment's place meets other batches."""
     setup = setup_for_sgd(OnePrune(1.5))
-    parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
-    assert setup.steps[0] == setup.steps[1]
+    parent, stage = pruned(setup, first_progress(setup).parent, 0)
+    assert setup.plan[0].steps == setup.plan[1].steps
     flat = Schedule(lambda done: 1.0)
     here, there = (trained(setup, parent, replace(stage, index=i), schedule=flat) for i in (0, 1))
     assert differ(here.tensors, there.tensors)
@@ -321,7 +320,7 @@ def test_channels_last_is_a_matter_of_speed() -> None:
     results = []
     for channels_last in (False, True):
         setup = setup_for_sgd(channels_last=channels_last)
-        parent, stage = pruned(setup, scheduler.start(setup).parent, 0)
+        parent, stage = pruned(setup, first_progress(setup).parent, 0)
         results.append(trained(replace(setup, steps=(2, 16)), parent, stage).tensors)
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-2, atol=1e-3)
@@ -424,7 +423,7 @@ def test_a_trajectorys_mean_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyP
 
     state = trained(setup, parent, stage, report=keep)
     plain = setup_for_sgd(OnePrune(), masks=MasksConfig("uniform"))
-    last = trained(plain, parent, plain.stages[1])
+    last = trained(plain, parent, plain.plan[1].stage)
     assert len(snapshots) == 16
     for name in parameters:
         mean = torch.stack([snapshot[name] for snapshot in snapshots[8:]]).mean(0)

@@ -10,12 +10,6 @@ from torch import Tensor
 from sparsekit import Candidate, MergeStep, Soup, Tensors
 
 
-def check_option(name: str, value: float, valid: bool, rule: str) -> None:
-    """Raise ValueError, naming the option and the rule, unless `valid`."""
-    if not valid:
-        raise ValueError(f"--merge.{name} is {value:g}; give {rule}")
-
-
 def equal_shares(count: int) -> list[float]:
     """The plain mean's coefficients."""
     return [1.0 / count] * count

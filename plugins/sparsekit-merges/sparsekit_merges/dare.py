@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Soup
-from sparsekit_merges._shared import check_option, merge_changes
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import merge_changes
 
 
 class DARE(MergeStrategy):
@@ -25,7 +26,7 @@ class DARE(MergeStrategy):
     """
 
     def __init__(self, density: float = 0.9) -> None:
-        check_option("density", density, 0.0 < density <= 1.0, "a fraction above 0 and up to 1")
+        check_option("merge.density", density, 0.0 < density <= 1.0, "a fraction above 0 and up to 1")
         self.density = density
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Soup, Tensors
-from sparsekit_merges._shared import check_option, equal_shares, only_candidate
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import equal_shares, only_candidate
 
 
 class Fisher(MergeStrategy):
@@ -26,7 +27,7 @@ class Fisher(MergeStrategy):
     """
 
     def __init__(self, images: int = 256) -> None:
-        check_option("images", images, images >= 1, "1 or more")
+        check_option("merge.images", images, images >= 1, "1 or more")
         self.images = images
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sparsekit import Candidate, CoefficientMerge, MergeStep, Soup, Tensors
-from sparsekit_merges._shared import check_option, equal_shares, only_candidate, trained
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import equal_shares, only_candidate, trained
 
 
 class Learned(CoefficientMerge):
@@ -32,8 +33,8 @@ class Learned(CoefficientMerge):
     def __init__(self, per: Literal["model", "tensor"] = "model", steps: int = 30, lr: float = 0.1) -> None:
         if per not in ("model", "tensor"):
             raise ValueError(f"--merge.per is {per!r}; give model or tensor")
-        check_option("steps", steps, steps >= 1, "1 or more")
-        check_option("lr", lr, 0.0 < lr < inf, "a number above 0")
+        check_option("merge.steps", steps, steps >= 1, "1 or more")
+        check_option("merge.lr", lr, 0.0 < lr < inf, "a number above 0")
         self.per, self.steps, self.lr = per, steps, lr
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from math import exp, inf
 
 from sparsekit import Candidate, CoefficientMerge, MergeStep
-from sparsekit_merges._shared import check_option, equal_shares
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import equal_shares
 
 
 class Likelihood(CoefficientMerge):
@@ -24,7 +25,7 @@ class Likelihood(CoefficientMerge):
     """
 
     def __init__(self, temperature: float = 0.05) -> None:
-        check_option("temperature", temperature, 0.0 < temperature < inf, "a number of nats above 0")
+        check_option("merge.temperature", temperature, 0.0 < temperature < inf, "a number of nats above 0")
         self.temperature = temperature
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:

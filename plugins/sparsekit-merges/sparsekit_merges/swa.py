@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsekit import Candidate, CoefficientMerge, MergeStep
-from sparsekit_merges._shared import check_option, equal_shares
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import equal_shares
 
 
 class SWA(CoefficientMerge):
@@ -23,7 +24,7 @@ class SWA(CoefficientMerge):
     """
 
     def __init__(self, start: float = 0.75) -> None:
-        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the segment from 0 to below 1")
+        check_option("merge.start", start, 0.0 <= start < 1.0, "a fraction of the segment from 0 to below 1")
         self.start = start
 
     @property

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Soup
-from sparsekit_merges._shared import changes, check_option, merge_changes, trained
+from sparsekit.schedules import check_option
+from sparsekit_merges._shared import changes, merge_changes, trained
 
 
 class TIES(MergeStrategy):
@@ -29,8 +30,8 @@ class TIES(MergeStrategy):
     """
 
     def __init__(self, density: float = 0.2, scale: float = 1.0) -> None:
-        check_option("density", density, 0.0 < density <= 1.0, "a fraction above 0 and up to 1")
-        check_option("scale", scale, 0.0 < scale < inf, "a number above 0")
+        check_option("merge.density", density, 0.0 < density <= 1.0, "a fraction above 0 and up to 1")
+        check_option("merge.scale", scale, 0.0 < scale < inf, "a number above 0")
         self.density, self.scale = density, scale
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsekit import Budget, PruningMethod, Schedule, Segment, Stage
+from sparsekit.schedules import check_option
 
 
 class SWAMP(PruningMethod):
@@ -30,11 +31,11 @@ class SWAMP(PruningMethod):
     def __init__(
         self, dense: float = 0.3, cycles: int = 4, single: int = 2, average: float = 0.5, rate: float = 0.5
     ) -> None:
-        _check("dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
-        _check("cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")
-        _check("single", single, 0 <= single <= cycles, f"0 to --method.cycles ({cycles})")
-        _check("average", average, 0.0 <= average < 1.0, "a fraction of a round from 0 to below 1")
-        _check("rate", rate, 0.0 < rate <= 1.0, "a fraction of --optimizer.lr above 0 and up to 1")
+        check_option("method.dense", dense, 0.0 < dense < 1.0, "a fraction of the budget above 0 and below 1")
+        check_option("method.cycles", cycles, 1 <= cycles <= 1000, "1 to 1000")
+        check_option("method.single", single, 0 <= single <= cycles, f"0 to --method.cycles ({cycles})")
+        check_option("method.average", average, 0.0 <= average < 1.0, "a fraction of a round from 0 to below 1")
+        check_option("method.rate", rate, 0.0 < rate <= 1.0, "a fraction of --optimizer.lr above 0 and up to 1")
         self.dense, self.cycles, self.single, self.average, self.rate = dense, cycles, single, average, rate
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
@@ -60,8 +61,3 @@ class SWAMP(PruningMethod):
             return self.rate + (1.0 - self.rate) * stage.budget.rate(done / self.average)
 
         return Schedule(multiplier)
-
-
-def _check(name: str, value: float, valid: bool, rule: str) -> None:
-    if not valid:
-        raise ValueError(f"--method.{name} is {value:g}; give {rule}")

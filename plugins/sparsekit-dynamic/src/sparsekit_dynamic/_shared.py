@@ -7,24 +7,19 @@ from collections.abc import Mapping
 from math import ceil, cos, pi
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
+from sparsekit.schedules import check_option
 
 ROUNDING = 1e-9
 
 
-def check_option(name: str, value: float, valid: bool, rule: str) -> None:
-    """Raise ValueError, naming the option and the rule, unless `valid`."""
-    if not valid:
-        raise ValueError(f"--method.{name} is {value:g}; give {rule}")
-
-
 def check_interval(interval: float) -> None:
     """Raise ValueError unless `interval` is a usable fraction of the budget."""
-    check_option("interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+    check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
 
 
 def check_batches(batches: int) -> None:
     """Raise ValueError unless `batches` is a usable number of training batches."""
-    check_option("batches", batches, 1 <= batches <= 1000, "1 to 1000")
+    check_option("method.batches", batches, 1 <= batches <= 1000, "1 to 1000")
 
 
 def updates(first: float, stop: float, interval: float) -> list[float]:
@@ -95,9 +90,9 @@ class FixedSparsity(PruningMethod):
     allocation = "erk"
 
     def __init__(self, drop: float, interval: float, end: float) -> None:
-        check_option("drop", drop, 0.0 <= drop <= 1.0, "a fraction of the kept weights from 0 to 1")
+        check_option("method.drop", drop, 0.0 <= drop <= 1.0, "a fraction of the kept weights from 0 to 1")
         check_interval(interval)
-        check_option("end", end, 0.0 < end <= 1.0, "a fraction of the budget above 0 and at most 1")
+        check_option("method.end", end, 0.0 < end <= 1.0, "a fraction of the budget above 0 and at most 1")
         self.drop, self.interval, self.end = drop, interval, end
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:

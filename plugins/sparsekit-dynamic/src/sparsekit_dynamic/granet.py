@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
+from sparsekit.schedules import check_option, cubic_sparsity
 from sparsekit_dynamic._shared import (
     check_batches,
     check_interval,
-    check_option,
     drop_and_grow,
     drop_fraction,
     now,
@@ -46,14 +46,17 @@ class GraNet(PruningMethod):
         freeze: float = 0.8,
         batches: int = 1,
     ) -> None:
-        check_option("start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
         check_option(
-            "end", end, start < end < 1.0, f"a fraction of the budget above --method.start ({start:g}) and below 1"
+            "method.end",
+            end,
+            start < end < 1.0,
+            f"a fraction of the budget above --method.start ({start:g}) and below 1",
         )
         check_interval(interval)
-        check_option("regrow", regrow, 0.0 <= regrow <= 1.0, "a fraction of the kept weights from 0 to 1")
+        check_option("method.regrow", regrow, 0.0 <= regrow <= 1.0, "a fraction of the kept weights from 0 to 1")
         check_option(
-            "freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
+            "method.freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
         )
         check_batches(batches)
         self.start, self.end, self.interval = start, end, interval
@@ -66,8 +69,7 @@ class GraNet(PruningMethod):
 
     def sparsity(self, time: float, target: float) -> float:
         """GMP's ramp from 0 at `start` to the target at `end`; times are fractions of the budget."""
-        left = min(max((self.end - time) / (self.end - self.start), 0.0), 1.0)
-        return target * (1.0 - left**3)
+        return cubic_sparsity(time, self.start, self.end, 0.0, target)
 
     def masks(self, step: PruningStep) -> Tensors:
         pruned = step.select(self.scores(step))

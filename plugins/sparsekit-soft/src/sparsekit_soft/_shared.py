@@ -7,6 +7,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors, TrainingStep
+from sparsekit.schedules import check_option, cubic_sparsity
 
 if TYPE_CHECKING:  # here and not beside a method, whose own module is run whole when its options are read
     from torch import Tensor as Tensor
@@ -14,12 +15,6 @@ else:
     Tensor = Any
 
 _TOLERANCE = 1e-9
-
-
-def check_option(name: str, value: float, valid: bool, rule: str) -> None:
-    """Raise ValueError, naming the option and the rule, unless `valid`."""
-    if not valid:
-        raise ValueError(f"--method.{name} is {value:g}; give {rule}")
 
 
 class TwoPhases(PruningMethod):
@@ -34,8 +29,8 @@ class TwoPhases(PruningMethod):
     """
 
     def __init__(self, search: float, interval: float) -> None:
-        check_option("search", search, 0.0 < search <= 1.0, "a fraction of the budget above 0 and up to 1")
-        check_option("interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+        check_option("method.search", search, 0.0 < search <= 1.0, "a fraction of the budget above 0 and up to 1")
+        check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
         self.search, self.interval = search, interval
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
@@ -66,7 +61,7 @@ class Steered(TwoPhases):
 
     def __init__(self, search: float, interval: float, strength: float, steer: bool) -> None:
         super().__init__(search, interval)
-        check_option("strength", strength, 0.0 <= strength < inf, "a number of 0 or more")
+        check_option("method.strength", strength, 0.0 <= strength < inf, "a number of 0 or more")
         self.strength, self.steer = strength, steer
 
     def push(self, step: TrainingStep, kept: Iterable[Tensor]) -> float | Tensor:
@@ -76,7 +71,7 @@ class Steered(TwoPhases):
         """
         if not self.steer:
             return self.strength
-        wanted = 1.0 - step.target * (1.0 - max(0.0, 1.0 - step.progress / self.search) ** 3)
+        wanted = 1.0 - cubic_sparsity(step.progress, 0.0, self.search, 0.0, step.target)
         count = sum(weight.numel() for weight in step.weights.values())
         return self.strength * (total(kept) > wanted * count)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import exp
 
 from sparsekit import PruningStep, Tensors, TrainingStep
-from sparsekit_soft._shared import Steered, Tensor, check_option, total
+from sparsekit.schedules import check_option
+from sparsekit_soft._shared import Steered, Tensor, total
 
 
 class CS(Steered):
@@ -39,8 +40,8 @@ class CS(Steered):
         steer: bool = True,
     ) -> None:
         super().__init__(search, interval, strength, steer)
-        check_option("init", init, -80.0 <= init <= 100.0, "a number from -80 to 100")
-        check_option("beta", beta, 1.0 <= beta <= 1e6, "a number from 1 to 1000000")
+        check_option("method.init", init, -80.0 <= init <= 100.0, "a number from -80 to 100")
+        check_option("method.beta", beta, 1.0 <= beta <= 1e6, "a number from 1 to 1000000")
         self.init, self.beta = init, beta
 
     def extra(self, weights: Tensors) -> Tensors:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsekit import PruningStep, Tensors, TrainingStep
-from sparsekit_soft._shared import Steered, Tensor, check_option, total
+from sparsekit.schedules import check_option
+from sparsekit_soft._shared import Steered, Tensor, total
 
 
 class DST(Steered):
@@ -38,7 +39,7 @@ class DST(Steered):
         steer: bool = True,
     ) -> None:
         super().__init__(search, interval, strength, steer)
-        check_option("reset", reset, 0.0 <= reset < 1.0, "a fraction from 0 to below 1")
+        check_option("method.reset", reset, 0.0 <= reset < 1.0, "a fraction from 0 to below 1")
         self.reset = reset
 
     def extra(self, weights: Tensors) -> Tensors:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import inf
 
 from sparsekit import Tensors, TrainingStep
-from sparsekit_soft._shared import TwoPhases, check_option, kept_count, top
+from sparsekit.schedules import check_option
+from sparsekit_soft._shared import TwoPhases, kept_count, top
 
 
 class LC(TwoPhases):
@@ -29,7 +30,7 @@ class LC(TwoPhases):
 
     def __init__(self, search: float = 0.7, interval: float = 0.1, decay: float = 0.0) -> None:
         super().__init__(search, interval)
-        check_option("decay", decay, 0.0 <= decay < inf, "a weight decay of 0 or more")
+        check_option("method.decay", decay, 0.0 <= decay < inf, "a weight decay of 0 or more")
         self.decay = decay
 
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:

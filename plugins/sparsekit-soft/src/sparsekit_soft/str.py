@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsekit import PruningStep, Tensors, TrainingStep
-from sparsekit_soft._shared import Steered, Tensor, check_option, total
+from sparsekit.schedules import check_option
+from sparsekit_soft._shared import Steered, Tensor, total
 
 
 class STR(Steered):
@@ -36,7 +37,7 @@ class STR(Steered):
         steer: bool = True,
     ) -> None:
         super().__init__(search, interval, strength, steer)
-        check_option("init", init, -1e4 <= init <= 1e4, "a number from -10000 to 10000")
+        check_option("method.init", init, -1e4 <= init <= 1e4, "a number from -10000 to 10000")
         self.init = init
 
     def extra(self, weights: Tensors) -> Tensors:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from sparsekit.training import threads
+from sparsekit.models import device
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ def test_busy_cores_are_told_of_where_nobody_chose_the_threads(
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     expected = "the processor is busy (load 3.3 on 2 cores); OMP_NUM_THREADS=1 may be many times faster"
-    assert threads.crowded() == (expected if told else "")
+    assert device.crowded_threads() == (expected if told else "")
 
 
 def test_a_checkpoint_without_a_count_of_threads_says_nothing() -> None:
-    assert threads.changed(None) == threads.changed(torch.get_num_threads()) == ""
+    assert device.changed_threads(None) == device.changed_threads(torch.get_num_threads()) == ""

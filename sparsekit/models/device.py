@@ -1,0 +1,61 @@
+"""Where a model runs and in what precision; on a CPU, with how many threads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sparsekit.errors import UserError
+
+_BUSY = 1.5
+"""Processes that want to run, to a core: threads that wait for one another then lose far more than they gain."""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A new autocast context; does nothing in fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` means; raises UserError where there is none such."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cuda":
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            fix = f"start at most {count} ranks on it" if "LOCAL_RANK" in os.environ else "use auto or cpu"
+            raise UserError(f"--device {name}: this machine has {count} CUDA devices; {fix}")
+        torch.cuda.set_device(device)  # what a collective means by "cuda"
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `--precision` computes in on a device."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def crowded_threads() -> str:
+    """A warning where torch is about to use several threads on cores that are busy already; empty otherwise."""
+    count, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if count == 1 or "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
+        return ""
+    load = os.getloadavg()[0]
+    if load < _BUSY * cores:
+        return ""
+    return f"the processor is busy (load {load:.1f} on {cores} cores); OMP_NUM_THREADS=1 may be many times faster"
+
+
+def changed_threads(before: object) -> str:
+    """A warning where a resumed run had another number of threads before; empty otherwise.
+
+    The number of threads decides on the order of sums, and so on the last bits of weights.
+    """
+    now = torch.get_num_threads()
+    if not isinstance(before, int) or before == now:
+        return ""
+    return f"it had OMP_NUM_THREADS={before} before, and {now} now: its weights will differ in rounding"

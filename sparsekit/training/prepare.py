@@ -1,0 +1,99 @@
+"""From a configuration to a setup that was tried out: one forward pass, one training step. Nothing is written here."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsekit.config.checks import check
+from sparsekit.config.options import FitConfig
+from sparsekit.config.pattern import Pattern
+from sparsekit.data import load
+from sparsekit.errors import UserError
+from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
+from sparsekit.models.device import choose_device, choose_dtype
+from sparsekit.models.state import cpu_state_dict
+from sparsekit.planning.plan import check_steps, make_plan, make_stages, start_from_sparsity
+from sparsekit.pruning import masks
+from sparsekit.seeds import derive
+from sparsekit.training import optimizers
+from sparsekit.training.setup import Setup, forward
+
+
+def prepare(config: FitConfig, training: bool = True) -> Setup:
+    """Check everything that can be checked, and load it; raises UserError.
+
+    Args:
+        config: The options.
+        training: Whether models will be trained, and not only merged and scored.
+    """
+    check(config)
+    stages = make_stages(config)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.precision, device)
+    data = load(config.data, device, config.channels_last)
+    model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
+    prunable = masks.prunable_names(model, config.masks.exclude)
+    initial = source.masks(prunable) if (source := initial_model(config.model)) else {}
+    if initial:
+        stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
+    plan = make_plan(config, stages, data.steps_per_epoch)
+    if training:
+        check_steps(config, stages, data.steps_per_epoch)
+    if config.masks.pattern is not None:
+        shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
+        Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
+    teacher = config.distill.model and open_teacher(config.distill.model, data.num_classes, data.channels)
+    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=memory)
+    teacher = teacher.to(device).to(memory_format=memory) if teacher else None
+    # masks and weights are inputs of what is compiled: pruning them does not compile it again
+    compiled = torch.compile(forward) if config.compile else None
+    setup = Setup(config, plan, data, model, tuple(prunable), device, dtype, compiled, initial=initial, teacher=teacher)
+    # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
+    broken = device.type == "cpu" and dtype == torch.bfloat16
+    torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
+    _try_forward(setup)
+    if training:
+        _try_step(setup)
+    return setup
+
+
+def _try_step(setup: Setup) -> None:
+    """One training step on a copy of the weights: batch size and optimizer must suit the model."""
+    config, o = setup.config, setup.config.optimizer
+    fresh = cpu_state_dict(setup.model)
+    optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
+    images, labels = next(iter(setup.data.train_batches(0, 1)))
+    setup.model.train()
+    try:
+        with setup.autocast():
+            loss = setup.loss(setup.model(images), labels, images)
+        loss.backward()  # type: ignore[no-untyped-call]
+    except ValueError as error:  # BatchNorm refuses a single value a channel
+        raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error
+    try:
+        optimizer.step()
+        optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
+    setup.model.zero_grad(set_to_none=True)
+    setup.model.load_state_dict(fresh)
+
+
+def _try_forward(setup: Setup) -> None:
+    """One small batch through the model: image size and class count must suit it."""
+    images, _ = next(iter(setup.data.evaluation_batches("held_out")))
+    setup.model.eval()
+    try:
+        with torch.no_grad(), setup.autocast():
+            shape = tuple(setup.model(images[:2]).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size, name = setup.data.image_size, resolve_model(setup.config.model)[0]
+        text = str(error).splitlines()[0].rstrip(".;") if str(error) else type(error).__name__
+        raise UserError(
+            f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
+            "img_size in --model.kwargs"
+        ) from error
+    if shape != (2, setup.data.num_classes):
+        raise UserError(f"--model.kwargs: the model answers with shape {shape}, not (2, {setup.data.num_classes})")
