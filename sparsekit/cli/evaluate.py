@@ -18,14 +18,14 @@ def main(arguments: Sequence[str], display: Display) -> int:
     from sparsekit.display import tables
     from sparsekit.files import write_json
 
-    subject, config, output = parse(arguments)
+    source, config, output = parse(arguments)
     from sparsekit.evaluation import evaluate as suite
 
-    found = suite.evaluate(subject, config, display.note if config.corruptions else None)
+    found = suite.evaluate(source, config, display.note if config.corruptions else None)
     for table in tables.evaluation(found):
         display.show(table)
-    own = subject.is_run and found["data"]["name"] == subject.config.get("data", {}).get("name")
-    path = expanded(output) if output else subject.folder / "evaluation.json" if own else None
+    own = source.run and found["data"]["name"] == source.data_options.get("name")
+    path = expanded(output) if output else source.path / "evaluation.json" if own else None
     if path:
         try:
             write_json(path, found)

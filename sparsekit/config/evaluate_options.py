@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sparsekit.config import parser as options
-from sparsekit.config.options import DEVICE, DataConfig
+from sparsekit.config.options import DEVICE, ArchitectureConfig, DataConfig
 from sparsekit.errors import UserError
-from sparsekit.models import subjects
+from sparsekit.models.saved import SavedModel, open_saved_model
 
 USAGE = "sparsekit evaluate RUN|MODEL_DIR [options]"
 
@@ -20,6 +20,7 @@ class EvaluateConfig:
     """Measure a finished model on its test images.
 
     Args:
+        model: The architecture, where the model does not say it itself.
         data: The data set; by default the run's own.
         corruptions: Also test on images corrupted in sixteen ways at five severities each.
         corruption_files: Also test on the files of this folder, laid out as CIFAR-10-C and CIFAR-100-C are published.
@@ -31,6 +32,7 @@ class EvaluateConfig:
         channels_last: Keep images and convolutions in channels-last memory order.
     """
 
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: DataConfig = field(default_factory=DataConfig)
     corruptions: bool = False
     corruption_files: str | None = None
@@ -42,14 +44,14 @@ class EvaluateConfig:
     channels_last: bool = True
 
 
-def parse(arguments: Sequence[str]) -> tuple[subjects.Subject, EvaluateConfig, str | None]:
+def parse(arguments: Sequence[str]) -> tuple[SavedModel, EvaluateConfig, str | None]:
     """What to look at, how, and where the result goes; raises UserError."""
     if not arguments:
         raise UserError(f"evaluate needs a run or a model directory: {USAGE}")
     first = vars(_parser(arguments).parse_args(list(arguments)))
-    subject = subjects.find(first["path"])
-    defaults: dict[str, Any] = {f"data.{key}": value for key, value in subject.data().items()}
-    defaults |= {key: subject.config[key] for key in ("precision", "channels_last") if key in subject.config}
+    source = open_saved_model("MODEL", first["path"])
+    defaults: dict[str, Any] = {f"data.{key}": value for key, value in source.data_options.items()}
+    defaults |= {key: source.run[key] for key in ("precision", "channels_last") if key in source.run}
     parser = _parser(arguments)
     parser.set_defaults(defaults)
     values = vars(parser.instantiate(parser.parse_args(list(arguments))))
@@ -58,7 +60,7 @@ def parse(arguments: Sequence[str]) -> tuple[subjects.Subject, EvaluateConfig, s
     config = EvaluateConfig(**values)
     if not re.fullmatch(DEVICE, config.device):
         raise UserError(f"--device is {config.device}; give auto, cpu, cuda or cuda:N")
-    return subject, config, output
+    return source, config, output
 
 
 def _parser(arguments: Sequence[str]) -> options.OptionParser:

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from sparsekit.api import MergeStrategy
-from sparsekit.config.options import DataConfig
-
-
-@dataclass(frozen=True)
-class ArchitectureConfig:
-    """The architecture of saved weights that do not say it themselves.
-
-    Args:
-        name: A timm model name.
-        kwargs: Further keyword arguments of `timm.create_model`, such as `{num_classes: 10, in_chans: 1}`.
-    """
-
-    name: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+from sparsekit.config.options import ArchitectureConfig, DataConfig
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ArchitectureConfig:
+    """The architecture of saved weights that do not say it themselves.
+
+    Args:
+        name: A timm model name.
+        kwargs: Further keyword arguments of `timm.create_model`, such as `{num_classes: 10, in_chans: 1}`.
+    """
+
+    name: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data set and its batches.
 

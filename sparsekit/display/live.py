@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from sparsekit.display import plan_picture
+from sparsekit.display.tables import plan_table, summary_table
+from sparsekit.display.text import duration, percent
 from sparsekit.planning.plan import PlanSummary
 
 _PLAIN_SECONDS = 10.0
@@ -176,88 +174,3 @@ def plain_console(stderr: bool = False) -> Console:
     if isinstance(console.file, TextIOWrapper):
         console.file.reconfigure(errors="replace")  # an ASCII terminal shows "?" instead of ending the run
     return console
-
-
-def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a segment: `segment` (from 1), `start_epoch`, `epochs`, `sparsity`, `lr` (text), `replicas`, `merge`."""
-    table = _table()
-    for title in ("segment", "start", "epochs", "sparsity", "learning rate", "replicas", "merge"):
-        table.add_column(title, justify="left" if title in ("learning rate", "merge") else "right")
-    for row in rows:
-        table.add_row(
-            str(row["segment"]),
-            f"{row['start_epoch']:.4g}",
-            f"{row['epochs']:.4g}",
-            percent(row["sparsity"], 2),
-            row["lr"] or "–",
-            str(row["replicas"]),
-            row["merge"] or "–",
-        )
-    return table
-
-
-def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Table:
-    """The soup against its candidates, its size, and where everything is; what is missing or None is left out."""
-    table = _table(header=False)
-    table.add_column(style="dim")
-    table.add_column()
-    known = {key: value for key, value in summary.items() if value is not None}
-    if known.get("candidates.count") == 1:  # nothing was merged: it would be compared with itself
-        known = {key: value for key, value in known.items() if not key.startswith("candidates.")}
-
-    def add(name: str, line: Callable[..., str], *keys: str) -> None:
-        if all(key in known for key in keys):
-            table.add_row(name, Text(line(*(known[key] for key in keys))))
-
-    if "status" in known:
-        name = " + ".join(str(known[key]) for key in ("method", "merge") if key in known)
-        table.add_row(name, Text(known["status"], "" if known["status"] == "done" else "yellow"))
-    mean, best = "candidates.mean_accuracy", "candidates.best_accuracy"
-    if "test.accuracy" in known:
-        text = f"{percent(known['test.accuracy'], 2)} on the test split"
-        text += f", loss {known['test.loss']:.4f}" if "test.loss" in known else ""
-        table.add_row("soup" if mean in known else "accuracy", Text(text, "bold"))
-    for name, key in (("mean candidate", mean), ("best candidate", best)):
-        add(name, lambda a, soup: f"{percent(a, 2)}  (soup {100 * (soup - a):+.2f})", key, "test.accuracy")
-    add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
-    add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
-    add("worst class", lambda c, a: f"{percent(a, 2)}, class {c}", "test.worst_class", "test.worst_class_accuracy")
-    add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
-    add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
-    add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
-    add("nonzero", lambda a, n: f"{a:,} of {n:,} parameters", "nonzero", "parameters")
-    add("model size", decimal, "model_bytes")
-    add("time", lambda s, n: f"{duration(s)}, {n} segment{'s' * (n != 1)}", "wall_seconds", "segments")
-    add("run", str, "out")
-    add("model", lambda out, _: str(Path(out) / "model"), "out", "model_bytes")
-    add("report", str, "report")
-    urls = [place for place in wandb if place.startswith("http")]
-    for url in urls:
-        table.add_row("W&B", url)
-    if folders := [shlex.quote(place) for place in wandb if place not in urls]:
-        table.add_row("W&B", f"offline; to upload: wandb sync {' '.join(folders)}")
-    return table
-
-
-def _lost(lost: int, count: int, margin: float) -> str:
-    points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
-    return f"{lost} of {count}: the soup more than {points} below its best candidate, held out"
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share of 0 to 1 for people. What is not all never reads 100 %."""
-    while share < 1.0 <= round(share, digits + 2) and digits < 6:
-        digits += 1
-    return f"{100.0 * share:.{digits}f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, with two units where that helps."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _table(header: bool = True) -> Table:
-    return Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))

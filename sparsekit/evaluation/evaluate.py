@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from sparsekit._version import __version__
 from sparsekit.config.evaluate_options import EvaluateConfig
+from sparsekit.config.options import ArchitectureConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.errors import UserError
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import RECALIBRATION_IMAGES, measure_model, predict_logits, recalibrate_batchnorm
+from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
-from sparsekit.models.subjects import Subject, find
+from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 
 if TYPE_CHECKING:
     from sparsekit.evaluation.corruptions import Corruption
@@ -49,7 +50,7 @@ class Evaluator:
         return measure_model(self.model, changed, self.classes, self.autocast)
 
 
-def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = None) -> dict[str, Any]:
+def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None = None) -> dict[str, Any]:
     """Measure a saved model; the result is what evaluation.json holds.
 
     Raises:
@@ -58,11 +59,11 @@ def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = N
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
-    evaluator = _evaluator(subject, config, data, device, dtype)
-    published = Published.open(config.corruption_files, subject.classes) if config.corruption_files else None
+    evaluator = _evaluator(source, config, data, device, dtype)
+    published = Published.open(config.corruption_files, data.num_classes) if config.corruption_files else None
     dense = None
     if config.dense:
-        other = _evaluator(find(config.dense, "--dense"), config, data, device, dtype)
+        other = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype)
         dense = other.predictions(data.raw_batches("test"))[1]
     variants: dict[str, Any] = {}
     if config.batchnorm != "recalibrated":
@@ -72,7 +73,7 @@ def evaluate(subject: Subject, config: EvaluateConfig, report: Report | None = N
         clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
         recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
         variants["recalibrated"] = measured(evaluator, data, config, dense, published, report)
-    about = header(str(subject.folder), config.data.name, data, config.seed)
+    about = header(str(source.path), config.data.name, data, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
@@ -138,32 +139,22 @@ def _changed(images: Tensor, corruption: Corruption | None) -> Tensor:
 
 
 def _evaluator(
-    subject: Subject, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype
+    source: SavedModel, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype
 ) -> Evaluator:
-    inputs = subject.inputs
-    channels = int(inputs["input_size"][0])
-    if (subject.classes, channels) != (data.num_classes, data.channels):
-        raise UserError(
-            f"{subject.folder}: the model has {subject.classes} classes and {channels} input channels, "
-            f"{config.data.name} has {data.num_classes} and {data.channels}; give the data set that it was made for as "
-            "--data.name"
-        )
-    try:
-        model = timm.create_model(f"local-dir:{subject.model}", pretrained=True).to(device)
-    except Exception as error:  # timm passes on whatever the model's constructor or the weights raise
-        raise UserError(
-            f"{subject.model}: timm cannot load it: {(str(error) or '?').splitlines()[0]}; train or save it again"
-        ) from error
+    known = architecture(source, config.model if source.name is None else ArchitectureConfig())
+    channels, classes = sizes(source, known, (data.channels, data.num_classes))
+    model = load_model(source, replace(known, kwargs=without_sizes(known.kwargs)), classes, channels)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(memory_format=memory)
-    normalise = Normaliser(tuple(inputs["mean"]), tuple(inputs["std"]), device, memory)
-    evaluator = Evaluator(model, normalise, autocast(device, dtype), subject.classes)
+    model = model.to(device).to(memory_format=memory)
+    mean, std = source.statistics or (data.mean, data.std)
+    normalise = Normaliser(mean, std, device, memory)
+    evaluator = Evaluator(model, normalise, autocast(device, dtype), classes)
     images, _ = next(iter(data.raw_batches("test")))
     try:
         predict_logits(model, normalise(images[:2]), evaluator.autocast)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{subject.folder}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
+            f"{source.path}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
             f"({(str(error) or '?').splitlines()[0].rstrip('.;')}); set --data.image_size"
         ) from error
     return evaluator

@@ -14,7 +14,7 @@ from sparsekit.models.state import cpu_state_dict
 
 def write(subject: ExportModel, out: Path) -> None:
     """All tensors, and the architecture in the metadata."""
-    known = subject.source.config
+    known = subject.source.card
     arguments = {**(known.get("model_args") or {}), **subject.config.kwargs}
     config = {**known, "architecture": subject.config.name, "model_args": arguments}
     # -0.0, which pruning by multiplication leaves behind, is no value worth its place

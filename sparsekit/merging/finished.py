@@ -20,9 +20,8 @@ from sparsekit.api import Soup
 from sparsekit.config.model_options import MergeConfig
 from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
 from sparsekit.config.userpath import expanded
-from sparsekit.display.live import percent
+from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
-from sparsekit.export.model import architecture, sizes
 from sparsekit.files import save_tensors, write_whole
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
@@ -30,7 +29,7 @@ from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, survey
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
-from sparsekit.models.saved import SavedModel, open_saved_model, without_sizes
+from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 from sparsekit.models.state import State
 from sparsekit.plugins.registry import name_of
 from sparsekit.pruning import masks
@@ -138,7 +137,7 @@ def _prunable(known: tuple[SavedModel, ModelConfig] | None, first: SavedModel) -
     """The weights that masks are about: Conv and Linear ones or, of an unknown architecture, all matrices."""
     if known is None:
         return [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
-    channels, classes = sizes(known[0], known[1], None)
+    channels, classes = sizes(known[0], known[1])
     with torch.device("meta"):  # shapes are all that is needed
         model = create.build_model(
             ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0
@@ -230,7 +229,7 @@ def _write(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     described = known and known[0].file.parent / "config.json"
-    if described and known and known[0].config:
+    if described and known and known[0].card:
         shutil.copyfile(described, out / "config.json")
     elif setup:
         inputs = create.InputConfig(setup.data.channels, setup.data.image_size, setup.data.mean, setup.data.std)

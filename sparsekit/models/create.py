@@ -16,7 +16,7 @@ from sparsekit.config.options import ModelConfig
 from sparsekit.config.userpath import local_directory
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.files import sync
-from sparsekit.models.saved import SavedModel, described, fill, open_saved_model
+from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
 DEFAULT_NAME = "resnet18"
@@ -46,7 +46,7 @@ def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         return config.name, dict(config.kwargs)
     own: dict[str, Any] = {}  # timm before 1.0.31 reads them there, and does not hand them on when it saves
     with suppress(UserError):  # whoever makes the model of it says what is wrong
-        _, own, _ = described("--model.name", directory, directory)
+        _, own, _ = read_card("--model.name", directory, directory)
     return f"local-dir:{directory}", {**own, **config.kwargs}
 
 
@@ -83,14 +83,48 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
             raise UserError(
                 f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
             )
-    return load_model(source, num_classes, channels).requires_grad_(False)
+    config = ModelConfig(source.name, kwargs=source.kwargs)
+    return load_model(source, config, num_classes, channels).requires_grad_(False)
 
 
-def load_model(source: SavedModel, num_classes: int, channels: int) -> nn.Module:
-    """A saved model whose architecture is known, in evaluation mode; raises UserError."""
-    model = _create(ModelConfig(source.name, kwargs=source.kwargs), num_classes, channels, 0)
+def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:
+    """A saved model in the architecture that `config` names, on the CPU in evaluation mode; raises UserError."""
+    model = _create(config, num_classes, channels, 0)
     fill(model, source)
     return model.eval()
+
+
+def fill(model: nn.Module, source: SavedModel) -> None:
+    """Put a saved model's weights into a model of the same architecture.
+
+    Raises:
+        UserError: a tensor is missing, too many, of another shape, or not finite.
+    """
+    wanted = model.state_dict()
+    where = f"{source.option} {source.path}"
+    for name in wanted:
+        if name not in source.names():
+            raise UserError(f"{where} lacks {name}; it is another architecture (see --model.name and --model.kwargs)")
+    for name in source.names():
+        if name not in wanted:
+            raise UserError(
+                f"{where} has {name}, which the model has not; it is another architecture (see --model.name and "
+                "--model.kwargs)"
+            )
+    for name, tensor in wanted.items():
+        found = source.read(name)
+        if found.shape != tensor.shape:
+            sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
+            kinds = {1: "grey", 3: "colour"}
+            hint = ""
+            if len(sizes) == 2 and set(sizes) == set(kinds):
+                hint = (
+                    f"; {kinds[sizes[0]]} against {kinds[sizes[1]]} images: give a model of this data's, or other data"
+                )
+            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}{hint}")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise UserError(f"{where}: {name} is not finite")
+        tensor.copy_(found)
 
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:

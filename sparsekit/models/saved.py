@@ -1,24 +1,25 @@
-"""Saved models, by whomever: run directories, timm directories, safetensors files, state dicts; read with suspicion."""
+"""A saved model, and the one way to open it: a run directory, a directory that timm saved, or a file of weights.
+
+What a model says of itself (architecture, card, options of its run) is read at once and without torch; its tensors and
+masks are read when they are asked for. Nothing in a file is trusted: no code in it ever runs.
+"""
 
 from __future__ import annotations
 
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
-from sparsekit._types import Tensors
+from sparsekit._types import Tensor, Tensors
+from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
-from sparsekit.models import sparse_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
@@ -36,7 +37,7 @@ class SavedModel:
         file: Where the weights are.
         name: timm's name of the architecture; None where nothing says so.
         kwargs: Arguments of `timm.create_model` that belong to it, but `DATA_ARGS`.
-        config: The whole `config.json`; empty without one.
+        card: The whole `config.json`; empty without one.
         run: The options of the sparsekit run that made it, as plain data; empty where it is no run.
     """
 
@@ -45,7 +46,7 @@ class SavedModel:
     file: Path
     name: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
     def names(self) -> Sequence[str]:
@@ -67,6 +68,8 @@ class SavedModel:
         Raises:
             UserError: a stored mask does not suit its weight.
         """
+        import torch
+
         stored, masks = self._stored_masks, {}
         for name in names:
             nonzero = self.read(name) != 0
@@ -77,17 +80,35 @@ class SavedModel:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the model tells apart, by its config.json."""
-        given = self.config.get("model_args", {}).get("num_classes", self.config.get("num_classes"))
+        """Number of classes, by its config.json."""
+        given = self.card.get("model_args", {}).get("num_classes", self.card.get("num_classes"))
         return given if isinstance(given, int) else None
 
     @property
     def channels(self) -> int | None:
         """Channels of the images that it takes, by its config.json."""
-        given = self.config.get("model_args", {}).get("in_chans")
-        size = self.config.get("pretrained_cfg", {}).get("input_size")
+        given = self.card.get("model_args", {}).get("in_chans")
+        size = self.card.get("pretrained_cfg", {}).get("input_size")
         given = given if given is not None else size[0] if isinstance(size, list) and size else None
         return given if isinstance(given, int) else None
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """Options of `--data` to test it with: its run's, else the image size of its config.json."""
+        if self.run:
+            known = {item.name for item in fields(DataConfig)}
+            return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
+        size = self.card.get("pretrained_cfg", {}).get("input_size")
+        return {"image_size": size[-1]} if isinstance(size, list) and size and isinstance(size[-1], int) else {}
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of its images a channel, by its config.json; None where it names none."""
+        said = self.card.get("pretrained_cfg", {})
+        if not said.get("mean") or not said.get("std"):
+            return None
+        mean, std = (tuple(float(value) for value in said[key]) for key in ("mean", "std"))
+        return mean[: self.channels], std[: self.channels]
 
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
@@ -97,6 +118,10 @@ class SavedModel:
 
     @cached_property
     def _reader(self) -> tuple[Sequence[str], Callable[[str], Tensor]]:
+        from safetensors import safe_open  # here and below: safetensors imports torch
+
+        from sparsekit.models import sparse_file
+
         with self._guarded():
             if _looks_like_pickle(self.file):
                 tensors = _state_dict(self, self.file)
@@ -109,6 +134,8 @@ class SavedModel:
         return names, self._read_one
 
     def _read_one(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
         with safe_open(str(self.file), framework="pt") as file:  # closed again: nothing of it stays in memory
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
@@ -135,6 +162,8 @@ class _Guard:
                 f"{self.option} {self.file} is no plain state dict of tensors, and nothing else is unpickled; save "
                 "model.state_dict(), or a safetensors file"
             ) from error
+        from safetensors import SafetensorError
+
         if isinstance(
             error, (SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
         ):
@@ -168,55 +197,66 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
         raise UserError(f"{option} {path}: neither {' nor '.join(WEIGHTS)} is there; give {KINDS}")
     if not (base / "config.json").is_file():
         return SavedModel(option, path, files[0], run=run)
-    name, kwargs, config = described(option, path, base)
-    return SavedModel(option, path, files[0], name, kwargs, config, run)
+    name, kwargs, card = read_card(option, path, base)
+    return SavedModel(option, path, files[0], name, kwargs, card, run)
 
 
-def described(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """What config.json in `base` says: architecture, arguments but `DATA_ARGS`, and all of it; raises UserError."""
-    config = _mapping(option, base / "config.json", json.loads, ValueError)
-    name, kwargs = config.get("architecture"), config.get("model_args") or {}
-    if not isinstance(name, str) or not isinstance(kwargs, dict):
+    card = _mapping(option, base / "config.json", json.loads, ValueError)
+    name, kwargs = card.get("architecture"), card.get("model_args") or {}
+    if (
+        not isinstance(name, str)
+        or not isinstance(kwargs, dict)
+        or not isinstance(card.get("pretrained_cfg", {}), dict)
+    ):
         raise UserError(f"{option} {path}: config.json names no timm architecture; give {KINDS}")
-    return name, without_sizes(kwargs), config
+    return name, without_sizes(kwargs), card
+
+
+def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:
+    """Timm's name and arguments of a saved model: `--model` wins over what it says itself.
+
+    Raises:
+        UserError: neither says.
+    """
+    if given.name is not None:
+        return ModelConfig(given.name, kwargs=given.kwargs)
+    if source.name is None:
+        raise UserError(f"{source.path} does not say which architecture it is; give --model.name and --model.kwargs")
+    return ModelConfig(source.name, kwargs={**source.kwargs, **given.kwargs})
+
+
+def sizes(source: SavedModel, config: ModelConfig, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Channels and classes of a model: those of the data, else by its arguments, its config.json, or timm's defaults.
+
+    Args:
+        source: The saved model.
+        config: Its architecture.
+        wanted: Channels and classes of the data that it meets; None without data.
+
+    Raises:
+        UserError: the data has others than the model.
+    """
+    import timm
+
+    known = (source.channels, source.num_classes)
+    about = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
+    defaults = (3, about.num_classes if about else 1000)
+    found: list[int] = []
+    for option, default, need, said in zip(DATA_ARGS, defaults, wanted or (None, None), known, strict=True):
+        value = config.kwargs.get(option, said)
+        if need is not None and value is not None and value != need:
+            raise UserError(
+                f"{source.path} has {option} {value}, the data {need}; give --data.name and the like as it was made"
+            )
+        found.append(int(value if value is not None else need if need is not None else default))
+    return found[0], found[1]
 
 
 def without_sizes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `timm.create_model` but those that follow from the data."""
     return {key: value for key, value in kwargs.items() if key not in DATA_ARGS}
-
-
-def fill(model: nn.Module, source: SavedModel) -> None:
-    """Put a saved model's weights into a model of the same architecture.
-
-    Raises:
-        UserError: a tensor is missing, too many, of another shape, or not finite.
-    """
-    wanted = model.state_dict()
-    where = f"{source.option} {source.path}"
-    for name in wanted:
-        if name not in source.names():
-            raise UserError(f"{where} lacks {name}; it is another architecture (see --model.name and --model.kwargs)")
-    for name in source.names():
-        if name not in wanted:
-            raise UserError(
-                f"{where} has {name}, which the model has not; it is another architecture (see --model.name and "
-                "--model.kwargs)"
-            )
-    for name, tensor in wanted.items():
-        found = source.read(name)
-        if found.shape != tensor.shape:
-            sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
-            kinds = {1: "grey", 3: "colour"}
-            hint = ""
-            if len(sizes) == 2 and set(sizes) == set(kinds):
-                hint = (
-                    f"; {kinds[sizes[0]]} against {kinds[sizes[1]]} images: give a model of this data's, or other data"
-                )
-            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}{hint}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise UserError(f"{where}: {name} is not finite")
-        tensor.copy_(found)
 
 
 def _mapping(option: str, path: Path, parse: Callable[[str], Any], error: type[Exception]) -> dict[str, Any]:
@@ -238,6 +278,8 @@ def _looks_like_pickle(file: Path) -> bool:
 
 def _state_dict(source: SavedModel, file: Path) -> Mapping[str, Tensor]:
     """The tensors of a state dict; nothing else is ever unpickled."""
+    import torch
+
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # files of before torch 1.6 cannot be mapped
@@ -251,7 +293,9 @@ def _state_dict(source: SavedModel, file: Path) -> Mapping[str, Tensor]:
 
 
 def _is_entry(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    import torch
+
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 class Lazy(Mapping[str, Tensor]):

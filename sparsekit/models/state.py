@@ -85,3 +85,12 @@ def from_file(tensors: Tensors, progress: float, target: float) -> State:
 def cpu_state_dict(model: nn.Module) -> Tensors:
     """A copy of the model's parameters and buffers, on the CPU."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+
+
+def pruned_optimizer_state(flat: Tensors, masks: Tensors) -> Tensors:
+    """An optimizer's state with 0 wherever a weight is masked: momentum must not revive it."""
+    pruned = {}
+    for name, tensor in flat.items():
+        mask = masks.get(name.rpartition("/")[0])
+        pruned[name] = tensor * mask if mask is not None and mask.shape == tensor.shape else tensor
+    return pruned

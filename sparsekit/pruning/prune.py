@@ -15,10 +15,9 @@ from sparsekit.api import PruningMethod, PruningStep, Stage
 from sparsekit.config.options import MasksConfig
 from sparsekit.config.pattern import Pattern
 from sparsekit.errors import RunError
-from sparsekit.models.state import State, effective, has_dense_weights
+from sparsekit.models.state import State, effective, has_dense_weights, pruned_optimizer_state
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
-from sparsekit.training import optimizers
 
 _BLOCK = 1 << 15
 
@@ -83,7 +82,7 @@ def _without(parent: State, chosen: Tensors) -> Tensors:
     """The optimizer's state with 0 where a weight was or is pruned; what regrows starts with an empty state too."""
     if not parent.optimizer:
         return {}
-    return optimizers.prune(parent.optimizer, {name: mask & parent.masks[name] for name, mask in chosen.items()})
+    return pruned_optimizer_state(parent.optimizer, {name: mask & parent.masks[name] for name, mask in chosen.items()})
 
 
 def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:

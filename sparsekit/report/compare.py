@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from sparsekit.config.options import FREE
-from sparsekit.display.live import duration, percent
+from sparsekit.display.text import duration, percent
 from sparsekit.report import plots
 from sparsekit.report.html import Html, Table, element, figure, join, table
 from sparsekit.report.runs import Run

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from sparsekit.display.live import percent
+from sparsekit.display.text import percent
 from sparsekit.report.html import Html, Table, figure
 from sparsekit.report.runs import Run, number, numbers
 from sparsekit.report.svg import GRID, INK, PALETTE, Plot, legend

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from sparsekit.display.live import duration, percent
+from sparsekit.display.text import duration, percent
 from sparsekit.report import plots, tested
 from sparsekit.report.html import Html, Table, element, join, pairs, table
 from sparsekit.report.runs import Run, number

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsekit.display.live import percent
 from sparsekit.display.tables import VARIANTS
+from sparsekit.display.text import percent
 from sparsekit.report.html import Html, Table, element, figure, join
 from sparsekit.report.runs import Run, number, numbers
 from sparsekit.report.svg import INK, MARKERS, PALETTE, Plot, legend

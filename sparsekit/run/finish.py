@@ -82,7 +82,7 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
         out: The run directory, with metrics.jsonl complete up to here.
     """
     config, data = setup.config, setup.data
-    options = EvaluateConfig(config.data, config.evaluation.corruptions, seed=config.seed)
+    options = EvaluateConfig(data=config.data, corruptions=config.evaluation.corruptions, seed=config.seed)
     evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), data.num_classes)
     found = evaluate.measured(evaluator, data, options)
     about = evaluate.header("model", config.data.name, data, config.seed)

@@ -87,15 +87,6 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
     optimizer.load_state_dict(state)
 
 
-def prune(flat: Tensors, masks: Tensors) -> Tensors:
-    """The state with 0 wherever a weight is masked: momentum must not revive it."""
-    pruned = {}
-    for name, tensor in flat.items():
-        mask = masks.get(name.rpartition("/")[0])
-        pruned[name] = tensor * mask if mask is not None and mask.shape == tensor.shape else tensor
-    return pruned
-
-
 def _to_tensor(value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True).contiguous()

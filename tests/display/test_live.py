@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparsekit.display.live import Display, duration, percent
+from sparsekit.display.live import Display
+from sparsekit.display.text import duration, percent
 
 RUN = "runs/gmp-uniform-" + "a-long-name-" * 12
 SUMMARY = {

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
-from tiny import rows, tiny_config
+from tiny import KWARGS, rows, tiny_config
 
 from sparsekit.cli import main
 from sparsekit.config.options import DataConfig, EvaluationConfig
@@ -259,10 +260,10 @@ def test_published_files_that_do_not_fit_are_named(
     ("arguments", "words"),
     [
         ("", "RUN|MODEL_DIR"),
-        ("nowhere", "no such directory"),
-        ("{empty}", "no config.yaml of a run"),
-        ("{unfinished}", "no finished model"),
-        ("{damaged}", "cannot be read"),
+        ("nowhere", "nothing is there"),
+        ("{empty}", "model.safetensors"),
+        ("{unfinished}", "not finished"),
+        ("{damaged}", "names no timm architecture"),
         ("{run} --corruption true", "--corruptions"),
         ("{run} --batchnorm again", "--batchnorm"),
         ("{run} --device tpu", "--device is tpu"),
@@ -296,4 +297,18 @@ def test_another_data_set_is_refused_by_its_classes_or_channels(
     for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
         (root / f"{name}.bin").write_bytes(records)
     assert main.main(["evaluate", str(run), "--data.name", "cifar10", "--data.root", str(tmp_path)]) == 2
-    assert "1 input channels, cifar10 has 10 and 3" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert all(part in err for part in (str(run), "in_chans 1", "the data 3", "--data.name"))
+
+
+def test_a_file_of_weights_is_measured_as_the_run_it_came_from(
+    run: Path, tmp_path: Path, evaluate: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    """Safetensors and a state dict alike, where `--model` says which architecture they are."""
+    whole, _ = evaluate(run)
+    tensors = load_file(run / "model" / "model.safetensors")
+    torch.save(tensors, tmp_path / "weights.pt")
+    model = ["--model.name", "resnet18", "--model.kwargs", json.dumps({**KWARGS, "in_chans": 1, "num_classes": 10})]
+    for file in (run / "model" / "model.safetensors", tmp_path / "weights.pt"):
+        found, _ = evaluate(file, *model, "--data.image_size", "8")
+        assert found["variants"] == whole["variants"]

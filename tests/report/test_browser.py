@@ -17,7 +17,7 @@ from tiny import tiny_config
 
 from sparsekit.cli import main as cli
 from sparsekit.config.options import EvaluationConfig
-from sparsekit.display.live import duration, percent
+from sparsekit.display.text import duration, percent
 from sparsekit.fit import fit
 
 CHROMIUM = next(

@@ -142,7 +142,7 @@ def test_extra_tensors_may_be_called_as_their_weights() -> None:
         assert torch.equal(other.state[parameter]["momentum_buffer"], sgd.state[parameter]["momentum_buffer"])
     # and what the weights' masks prune is the weights' state
     masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in extra.items()}
-    optimizers.restore(other, names, optimizers.prune(flat, masks))
+    optimizers.restore(other, names, pruned_optimizer_state(flat, masks))
     for name, parameter in model.named_parameters():
         assert other.state[parameter]["momentum_buffer"].any() == (name not in masks)
     assert all(other.state[tensor]["momentum_buffer"].all() for tensor in extra.values())
@@ -155,7 +155,7 @@ def test_pruned_state_is_zero_and_nothing_else_changes() -> None:
     flat = optimizers.export(adam, optimizers.names_of(adam, model, {}))
     mask = torch.zeros(16, 144, dtype=torch.bool)
     mask[::2, 1::3] = True
-    pruned = optimizers.prune(flat, {"3.weight": mask})
+    pruned = pruned_optimizer_state(flat, {"3.weight": mask})
     for name, tensor in flat.items():
         if name in ("3.weight/exp_avg", "3.weight/exp_avg_sq"):
             assert tensor.all()
