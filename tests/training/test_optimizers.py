@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.errors import UserError
+from sparsekit.models.state import pruned_optimizer_state
 from sparsekit.training import optimizers, replica
 from sparsekit.training.replica import Progress
 
