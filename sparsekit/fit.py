@@ -17,6 +17,7 @@ from sparsekit.config.options import FitConfig, describe, flatten
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose, torchrun
+from sparsekit.files import write_json, write_yaml
 from sparsekit.planning.plan import table_rows
 from sparsekit.planning.replicas import fork
 from sparsekit.run import directory as rundir
@@ -162,7 +163,7 @@ def _run(
         finally:
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # where the disk is full, the first error is the one to tell
-                rundir.write_json(out / "summary.json", summary)
+                write_json(out / "summary.json", summary)
         keeper.clear()
         page = {"report": str(closing.page_of(out))} if config.evaluation.report else {}
         display.finish(summary | page, tracker.wandb_locations)
@@ -196,8 +197,8 @@ def _origin(
     if setup.config.resume:
         lacks = "no checkpoint" if goes_on else "no run there"
         display.note(f"{out}: {lacks} to go on from; starting at the beginning")
-    rundir.write_yaml(out / "config.yaml", plain)
-    rundir.write_json(out / "plan.json", setup.plan.to_json())
+    write_yaml(out / "config.yaml", plain)
+    write_json(out / "plan.json", setup.plan.to_json())
     display.plan(table_rows(setup.plan), setup.plan.critical_epochs, setup.plan.total_epochs)
     return {"metrics": 0, "seconds": 0.0}, fresh
 

@@ -1,35 +1,49 @@
-"""`sparsekit evaluate`: everything that is measured of a saved model, shown and written."""
+"""`sparsekit evaluate RUN|MODEL_DIR`: measure a saved model, print tables, write JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from sparsekit.config.evaluate_options import parse
-from sparsekit.config.userpath import expanded
+from sparsekit.cli.common import data_options
+from sparsekit.config import parser
+from sparsekit.config.checks import check_device
+from sparsekit.config.options import EvaluateConfig
+from sparsekit.display.live import Display
 from sparsekit.errors import UserError
+from sparsekit.files import expanded, write_json
+from sparsekit.models import subjects
 
-if TYPE_CHECKING:
-    from sparsekit.display.live import Display
+_USAGE = "sparsekit evaluate RUN|MODEL_DIR [options]"
+_DESCRIPTION = (
+    "Measure a finished model: accuracy, calibration, robustness. RUN is a run directory, MODEL_DIR a model that "
+    "sparsekit or timm saved."
+)
 
 
-def main(arguments: Sequence[str], display: Display) -> int:
-    """Run the command."""
-    from sparsekit.display import tables
-    from sparsekit.run import directory as rundir
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code. Raises UserError where the options or the model are wrong."""
+    paths, given = parser.split(arguments)
+    options = parser.build("sparsekit evaluate", _DESCRIPTION, EvaluateConfig, _USAGE)
+    parser.parse_as(EvaluateConfig, options, given)  # first: --help, and what is wrong with the options
+    if len(paths) != 1:
+        raise UserError(f"give one run or model directory to evaluate, not {len(paths)}: {_USAGE}")
+    subject = subjects.find(paths[0])
+    saved = [f"--{key}={subject.config[key]}" for key in ("precision", "channels_last") if key in subject.config]
+    config = parser.parse_as(EvaluateConfig, options, [*data_options(subject.data()), *saved, *given])
+    check_device(config.device)
+    with Display() as display:
+        from sparsekit.display import tables
+        from sparsekit.evaluation.evaluate import evaluate  # only now: it imports torch
 
-    subject, config, output = parse(arguments)
-    from sparsekit.evaluation import evaluate as suite
-
-    found = suite.evaluate(subject, config, display.note if config.corruptions else None)
-    for table in tables.evaluation(found):
-        display.show(table)
-    own = subject.is_run and found["data"]["name"] == subject.config.get("data", {}).get("name")
-    path = expanded(output) if output else subject.folder / "evaluation.json" if own else None
-    if path:
-        try:
-            rundir.write_json(path, found)
-        except OSError as error:
-            raise UserError(f"--output {path}: {error.strerror}; give a file that can be written") from error
-        display.note(f"written: {path}")
+        found = evaluate(subject, config, display.note if config.corruptions else None)
+        for table in tables.evaluation(found):
+            display.show(table)
+        own = subject.is_run and found["data"]["name"] == subject.config.get("data", {}).get("name")
+        path = expanded(config.out) if config.out else subject.folder / "evaluation.json" if own else None
+        if path:
+            try:
+                write_json(path, found)
+            except OSError as error:
+                raise UserError(f"--out {path}: {error.strerror}; give a file that can be written") from error
+            display.note(f"written: {path}")
     return 0

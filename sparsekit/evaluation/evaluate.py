@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._version import __version__
-from sparsekit.config.evaluate_options import EvaluateConfig
+from sparsekit.config.options import EvaluateConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation import scores as evaluation
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
@@ -145,9 +145,7 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     try:
         model = timm.create_model(f"local-dir:{subject.model}", pretrained=True).to(device)
     except Exception as error:  # timm passes on whatever the model's constructor or the weights raise
-        raise UserError(
-            f"{subject.model}: timm cannot load it: {(str(error) or '?').splitlines()[0]}; train or save it again"
-        ) from error
+        raise UserError(f"{subject.model}: timm cannot load it: {first_line(error)}; train or save it again") from error
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory)
     normalise = Normaliser(tuple(inputs["mean"]), tuple(inputs["std"]), device, memory)
@@ -158,7 +156,7 @@ def _bench(subject: Subject, config: EvaluateConfig, data: Data, device: torch.d
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{subject.folder}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
-            f"({(str(error) or '?').splitlines()[0].rstrip('.;')}); set --data.image_size"
+            f"({first_line(error).rstrip('.;')}); set --data.image_size"
         ) from error
     return bench
 

@@ -10,8 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sparsekit.config.model_options import ArchitectureConfig
-from sparsekit.config.options import DataConfig, ModelConfig
+from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import Data, load
 from sparsekit.errors import UserError
 from sparsekit.models import create as models

@@ -17,14 +17,12 @@ import torch
 
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
-from sparsekit.config.model_options import MergeConfig
-from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
-from sparsekit.config.userpath import expanded
+from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
 from sparsekit.display.live import percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.evaluation import scores as evaluation
 from sparsekit.export.model import architecture, sizes
-from sparsekit.files import write_whole
+from sparsekit.files import expanded, write_whole
 from sparsekit.merging import merge as merging
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import Kitchen, SavedCandidate

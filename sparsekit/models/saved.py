@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 from sparsekit.models import sparse_file as sparsefile
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from sparsekit.config.options import DataConfig
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
 
 @dataclass(frozen=True)

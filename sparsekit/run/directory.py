@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 
 from sparsekit.config.options import FREE, flatten
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
-from sparsekit.files import write_whole
+from sparsekit.files import expanded
 
 
 def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:
@@ -92,16 +91,6 @@ def locked(path: Path) -> Iterator[None]:
 def size(path: Path) -> int:
     """Size of a file in bytes; 0 where there is none."""
     return path.stat().st_size if path.is_file() else 0
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_yaml(path: Path, value: object) -> None:
-    """Write YAML so that the file is there whole or not at all."""
-    write_whole(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
 
 
 def _compare(path: Path, plain: dict[str, Any]) -> None:

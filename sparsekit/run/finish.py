@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sparsekit._types import Tensors
-from sparsekit.config.evaluate_options import EvaluateConfig
+from sparsekit.config.options import EvaluateConfig
 from sparsekit.display.live import Display
 from sparsekit.evaluation import cost
 from sparsekit.evaluation import evaluate as suite
+from sparsekit.files import write_json
 from sparsekit.models import create as models
 from sparsekit.models import state as states
 from sparsekit.planning.replicas import fork
 from sparsekit.pruning import masks
-from sparsekit.run import directory as rundir
 from sparsekit.run.loop import Result
 from sparsekit.training.setup import Setup
 
@@ -87,7 +87,7 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
     bench = suite.Bench(setup.model, data.normalise, setup.autocast(), data.num_classes)
     found = suite.measured(bench, data, options)
     about = suite.header("model", config.data.name, data, config.seed)
-    rundir.write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
+    write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
     if "corruptions" in found:
         rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]

@@ -17,7 +17,7 @@ from sparsekit.config.checks import check
 from sparsekit.config.options import FitConfig
 from sparsekit.config.pattern import Pattern
 from sparsekit.data import Data, Split, load
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation import scores as evaluation
 from sparsekit.models import create as models
 from sparsekit.models import state as states
@@ -200,8 +200,9 @@ def _try_step(setup: Setup) -> None:
         optimizer.step()
         optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
+        raise UserError(
+            f"--optimizer.name {o.name} cannot be used here: {first_line(error)}; choose another"
+        ) from error
     setup.model.zero_grad(set_to_none=True)
     setup.model.load_state_dict(fresh)
 
@@ -215,7 +216,7 @@ def _try_forward(setup: Setup) -> None:
             shape = tuple(setup.model(images[:2]).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         size, name = setup.data.image_size, models.resolve(setup.config.model)[0]
-        text = str(error).splitlines()[0].rstrip(".;") if str(error) else type(error).__name__
+        text = first_line(error).rstrip(".;")
         raise UserError(
             f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"

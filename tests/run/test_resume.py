@@ -107,7 +107,7 @@ OUTSIDE = [
     ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
     ("sparsekit.run.checkpoint.Keeper._sweep", 2),
     ("sparsekit.run.finish.models.save", 0),
-    ("sparsekit.fit.rundir.write_json", 1),  # the summary
+    ("sparsekit.fit.write_json", 1),  # the summary
 ]
 
 
