@@ -1,4 +1,4 @@
-"""The two ways a command can end badly; `cli.main` turns them into exit codes."""
+"""The two errors that end a command, which `cli.main` turns into exit codes, and parts of their messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ class RunError(RuntimeError):
     """The run itself failed (exit code 1). The message says what happened and what is left."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that is not blank; its type's name where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A ready-made hint, `" Did you mean 'x'?"`, or nothing where no known name is close."""
+    """The hint `" Did you mean 'x'?"` for a misspelt name; empty where no known name is close."""
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower))
-    close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # letters that changed places come first
+    close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # a swap of letters comes first
     return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

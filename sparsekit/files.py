@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut: bytes and safetensors."""
+"""Atomic file writes (bytes, JSON, YAML, safetensors), and paths as users write them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
 
 
+def expanded(path: str) -> Path:
+    """Replace a leading `~` or `~user` by that home directory; an unknown user's stays, where `Path` would raise."""
+    return Path(os.path.expanduser(path))
+
+
+def local_directory(model: str | None) -> Path | None:
+    """The directory DIR of a model name `local-dir:DIR`; None for any other name."""
+    kind, _, folder = (model or "").partition(":")
+    return expanded(folder) if kind == "local-dir" else None
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file atomically: after a crash or a power cut it holds all of `data`, or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
@@ -25,17 +34,19 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as indented JSON, atomically."""
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_yaml(path: Path, value: object) -> None:
-    """Write a value as YAML, whole or not at all."""
+    """Write a value as YAML, atomically."""
+    import yaml  # only now: most commands write none
+
     write_whole(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,11 +55,11 @@ def sync(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that it is there whole or not at all, also after a power cut."""
+    """Write tensors as a safetensors file, atomically."""
+    from safetensors.torch import save_file  # only now: it imports torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    from safetensors.torch import save_file
-
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
     make_readable(part)
     sync(part)
@@ -65,7 +76,7 @@ def make_readable(path: Path) -> None:
 def load_tensors(path: Path) -> Tensors:
     """Read a safetensors file to the CPU; raises RunError where it is none."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file  # only now: it imports torch
+    from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))

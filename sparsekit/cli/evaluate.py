@@ -1,35 +1,51 @@
-"""`sparsekit evaluate`: everything that is measured of a saved model, shown and written."""
+"""`sparsekit evaluate MODEL`: measure a saved model, print tables, write JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from sparsekit.config.evaluate_options import parse
-from sparsekit.config.userpath import expanded
+from sparsekit.cli.common import data_options
+from sparsekit.config import parser
+from sparsekit.config.checks import check_device
+from sparsekit.config.options import EvaluateConfig
+from sparsekit.display.live import Display
 from sparsekit.errors import UserError
+from sparsekit.files import expanded, write_json
+from sparsekit.models.saved import open_saved_model
 
-if TYPE_CHECKING:
-    from sparsekit.display.live import Display
+_USAGE = "sparsekit evaluate MODEL [options]"
+_DESCRIPTION = (
+    "Measure a finished model: accuracy, calibration, robustness. MODEL is a run, a directory that timm saved, or a "
+    "file of weights."
+)
 
 
-def main(arguments: Sequence[str], display: Display) -> int:
-    """Run the command."""
-    from sparsekit.display import tables
-    from sparsekit.files import write_json
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code. Raises UserError where the options or the model are wrong."""
+    paths, given = parser.split(arguments)
+    options = parser.build("sparsekit evaluate", _DESCRIPTION, EvaluateConfig, _USAGE)
+    parser.parse_as(EvaluateConfig, options, given)  # first: --help, and what is wrong with the options
+    if len(paths) != 1:
+        raise UserError(f"give one model to evaluate, not {len(paths)}: {_USAGE}")
+    source = open_saved_model("MODEL", paths[0])
+    saved = [f"--{key}={source.run[key]}" for key in ("precision", "channels_last") if key in source.run]
+    config = parser.parse_as(EvaluateConfig, options, [*data_options(source.data_options), *saved, *given])
+    check_device(config.device)
+    with Display() as display:
+        from sparsekit.display import tables
+        from sparsekit.evaluation.evaluate import evaluate  # only now: it imports torch
 
-    source, config, output = parse(arguments)
-    from sparsekit.evaluation import evaluate as suite
-
-    found = suite.evaluate(source, config, display.note if config.corruptions else None)
-    for table in tables.evaluation(found):
-        display.show(table)
-    own = source.run and found["data"]["name"] == source.data_options.get("name")
-    path = expanded(output) if output else source.path / "evaluation.json" if own else None
-    if path:
-        try:
-            write_json(path, found)
-        except OSError as error:
-            raise UserError(f"--output {path}: {error.strerror}; give a file that can be written") from error
-        display.note(f"written: {path}")
+        if source.statistics is None:
+            display.note(f"{source.path} names no mean and std: its images are normalised as {config.data.name}'s")
+        found = evaluate(source, config, display.note if config.corruptions else None)
+        for table in tables.evaluation(found):
+            display.show(table)
+        own = source.run and found["data"]["name"] == source.data_options.get("name")
+        path = expanded(config.out) if config.out else source.path / "evaluation.json" if own else None
+        if path:
+            try:
+                write_json(path, found)
+            except OSError as error:
+                raise UserError(f"--out {path}: {error.strerror}; give a file that can be written") from error
+            display.note(f"written: {path}")
     return 0

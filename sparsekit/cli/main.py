@@ -1,20 +1,17 @@
-"""The command line: one function a command, and errors turned into exit codes."""
+"""The command line: usage, dispatch to one module a command, and errors turned into exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
 
 from sparsekit._version import __version__
 from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.run.signals import Stopped
 from sparsekit.training import ranks
-
-if TYPE_CHECKING:
-    from sparsekit.config.options import FitConfig
 
 USAGE = """\
 usage: sparsekit COMMAND [options]
@@ -44,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal shows "?" instead of ending the command
-    leads = ranks.number() == 0  # the leader says what is wrong for all; only it can say what went wrong with it
+        sys.stdout.reconfigure(errors="replace")  # so that an ASCII terminal shows "?" instead of raising
+    leads = ranks.number() == 0  # bad input is the same on every rank, so one prints it; a failure is each rank's own
     try:
         return _dispatch(arguments)
     except (UserError, RunError) as error:
@@ -93,99 +90,23 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return COMMANDS[name](rest)
 
 
-def _fit(arguments: Sequence[str]) -> int:
-    config = _configure("fit", "Train a timm model, prune it, and merge replicas.", arguments)
-    if config is not None:
-        from sparsekit.fit import fit  # only now: it imports torch
+def _command(module: str, function: str = "main") -> Callable[[Sequence[str]], int]:
+    """A command that imports its module only when it is called: some import for seconds."""
 
-        fit(config)
-    return 0
+    def run(arguments: Sequence[str]) -> int:
+        code: int = getattr(import_module(f"sparsekit.cli.{module}"), function)(arguments)
+        return code
 
-
-def _plan(arguments: Sequence[str]) -> int:
-    config = _configure("plan", "Print the plan of a run and its cost, without training.", arguments)
-    if config is not None:
-        from sparsekit.display import live as display
-        from sparsekit.planning import plan as planning
-
-        plan = planning.summarize(config, planning.make_plan(config, planning.make_stages(config)))
-        shown = display.Display()
-        shown.plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
-        shown.picture(plan)
-    return 0
+    return run
 
 
-def _evaluate(arguments: Sequence[str]) -> int:
-    from sparsekit.cli import evaluate as evaluate_command
-    from sparsekit.display.live import Display
-
-    with Display() as display:
-        return evaluate_command.main(arguments, display)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    from sparsekit.cli import report as command
-
-    return command.main(arguments)
-
-
-def _sweep(arguments: Sequence[str]) -> int:
-    from sparsekit.cli import sweep as command
-
-    return command.main(arguments)
-
-
-def _configure(command: str, description: str, arguments: Sequence[str]) -> FitConfig | None:
-    """The checked options; None where only a plugin's help was asked for."""
-    from sparsekit.config import parser as options
-    from sparsekit.plugins import listing
-
-    _warn_of_plugins()
-    if (text := listing.asked_help(arguments)) is not None:
-        print(text)
-        return None
-    return options.parse(options.build(f"sparsekit {command}", description), arguments)
-
-
-def _merge(arguments: Sequence[str]) -> int:
-    from sparsekit.cli import model_commands
-    from sparsekit.plugins import listing
-
-    _warn_of_plugins()
-    if (text := listing.asked_help(arguments)) is not None:
-        print(text)
-        return 0
-    return model_commands.merge_command(arguments)
-
-
-def _export(arguments: Sequence[str]) -> int:
-    from sparsekit.cli import model_commands
-
-    return model_commands.export_command(arguments)
-
-
-def _plugins(arguments: Sequence[str]) -> int:
-    from sparsekit.plugins import listing
-
-    _warn_of_plugins()
-    return listing.main(arguments)
-
-
-def _warn_of_plugins() -> None:
-    """Say what keeps installed plugins from being found."""
-    from sparsekit.plugins.registry import discover
-
-    for note in discover().warnings:
-        print(f"sparsekit: warning: {note}", file=sys.stderr)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "fit": _fit,
-    "merge": _merge,
-    "export": _export,
-    "plan": _plan,
-    "evaluate": _evaluate,
-    "report": _report,
-    "sweep": _sweep,
-    "plugins": _plugins,
+COMMANDS = {
+    "fit": _command("fit"),
+    "merge": _command("merge"),
+    "export": _command("export"),
+    "plan": _command("fit", "plan"),
+    "evaluate": _command("evaluate"),
+    "report": _command("report"),
+    "sweep": _command("sweep"),
+    "plugins": _command("plugins"),
 }

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsekit._version import __version__
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
-from sparsekit.files import write_whole
+from sparsekit.files import expanded, write_whole
 from sparsekit.report import compare, single
 from sparsekit.report.html import Html, element, join, page
 from sparsekit.report.runs import Run, read

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from sparsekit.config import parser as options
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 from sparsekit.run import directory as rundir
 from sparsekit.sweep import pool, spec
 from sparsekit.sweep.state import State

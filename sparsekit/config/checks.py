@@ -1,16 +1,22 @@
-"""What options may be: everything that can be checked without torch and without data."""
+"""The values that options may have, as far as they can be checked without torch and without data."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from sparsekit.config.options import DEVICE, FitConfig
+from sparsekit.config.options import FitConfig
 from sparsekit.errors import UserError
 
 
+def check_device(device: str) -> None:
+    """Raise UserError where the text names no device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device is {device}; give auto, cpu, cuda or cuda:N")
+
+
 def check(config: FitConfig) -> None:
-    """Check what needs neither torch nor data; raises UserError naming the option, the value and the fix."""
+    """Raise UserError, with the option, the value and the fix, where an option has a value that it may not have."""
     o, d, r, t = config.optimizer, config.data, config.replicas, config.distill
     below_one = "a fraction from 0 to below 1"
     meant = config.sparsity / 100 if 2.0 <= config.sparsity < 100.0 else 0.9
@@ -36,11 +42,11 @@ def check(config: FitConfig) -> None:
         ("distill.weight", t.weight, 0.0 <= t.weight <= 1.0, "a fraction from 0 to 1"),
         ("checkpoint.minutes", config.checkpoint.minutes, config.checkpoint.minutes > 0.0, "a number above 0"),
         ("out", f"{config.out!r}", config.out is None or (config.out and "\0" not in config.out), "a directory"),
-        ("device", config.device, re.fullmatch(DEVICE, config.device), "auto, cpu, cuda or cuda:N"),
     ]
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    check_device(config.device)
     if config.model.init is not None and config.model.pretrained:
         raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
     mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}

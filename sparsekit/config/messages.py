@@ -1,11 +1,15 @@
-"""What argparse and jsonargparse say of bad options, as one line that names the option and the fix."""
+"""Messages about bad options: one line that names the option, the value, and the fix.
+
+argparse and jsonargparse raise exceptions that mostly hold text. This file is the only one that knows its wording.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import zip_longest
 from typing import Any
 
 from sparsekit.config.options import FitConfig
@@ -13,11 +17,27 @@ from sparsekit.errors import UserError, nearest
 from sparsekit.plugins.registry import GROUPS, Kind, discover
 from sparsekit.plugins.signatures import options_of
 
-_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "dict": "a mapping"}
-_NO_PLUGIN = (
-    r"given class_path '([^']+)'|import path (?:string|format): ?(.*)|Not a valid subclass of \w+\. Got value: (.*)"
+_ARGUMENT = r"argument (?:-\w/)?([^\s:/]+)\S*: "
+_FROM_ARGPARSE = (
+    (_ARGUMENT + r"expected .*argument.*", r"\1 needs a value"),
+    (_ARGUMENT + r"ignored explicit argument.*", r"\1 takes no value"),
+    (_ARGUMENT + r"invalid choice: (.*) \((.*)\)", r"\1 is \2; \3"),
+    (_ARGUMENT + r"invalid \w+ value: (.*)", r"\1 is \2; give a number"),
+    (_ARGUMENT + r"(.*)", r"\1 \2"),
+    (r"unrecognized arguments: (-\S+).*", r"unknown option \1"),
+    (r"unrecognized arguments: (\S[^\s=]*).*", r"unexpected argument '\1'"),
+    (r"the following arguments are required: (.*)", r"\1 must be given"),
 )
-_MEANT = {  # what one value in the place of a group of options is most likely for
+_TYPES = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list such as [a, b]",
+}
+_PLUGIN = r"(?:class_path|Importing) '([^']*)'|Import path (\S+)|(?:Got value|import path (?:string|format)): ?(.*)"
+_GUESSES = {  # the option that one value given to a whole group is most likely for
     "model": ((r"[\w.-]+|local-dir:.+", "name"), (".*/.*", "init")),
     "data": ((r"[\w.-]+", "name"), (".*/.*", "root")),
     "optimizer": ((r"\w+", "name"),),
@@ -29,12 +49,12 @@ GROUPED = [item.name for item in fields(FitConfig) if is_dataclass(item.default_
 
 @dataclass
 class Given:
-    """What a command was given, for messages about it.
+    """What a command was given.
 
     Attributes:
         argv: Its arguments.
-        known: Every option of the parser; of plugins' own, none.
-        files: Its config files and what they hold.
+        known: The parser's options, without those of plugins.
+        files: Its config files and their options.
         plugins: The chosen method and merge: name and own options.
     """
 
@@ -44,13 +64,66 @@ class Given:
     plugins: dict[Kind, tuple[str, list[str]]] = field(default_factory=dict)
 
     def located(self, error: UserError) -> UserError:
-        """The same error with the config file named, where the option at fault stands in one."""
+        """The error with the name of the config file that holds its option, where none of the arguments gives it."""
         found = re.search(r"--([\w.]+)", str(error))
         if not found or any(argument.partition("=")[0] == found[0] for argument in self.argv):
             return error
         path = found[1].rstrip(".").split(".")
         files = [file for file, options in self.files.items() if _holds(options, path)]
         return UserError(f"{error} (in {files[-1]})") if files else error
+
+    def value(self, group: str) -> object:
+        """The last value given to a group as a whole, on the command line or else in a config file."""
+        for index in reversed(range(len(self.argv))):
+            flag, equals, value = self.argv[index].partition("=")
+            if flag == f"--{group}" and (equals or index + 1 < len(self.argv)):
+                return value if equals else self.argv[index + 1]
+        return next((options[group] for options in reversed(self.files.values()) if group in options), None)
+
+
+def from_argparse(message: str) -> str:
+    """A message of argparse as one that names the option, the value and the fix."""
+    for pattern, replacement in _FROM_ARGPARSE:
+        if found := re.fullmatch(pattern, message, re.DOTALL):
+            return found.expand(replacement)
+    return message
+
+
+def explain(given: Given, message: str, error: BaseException | None) -> str:
+    """A message of jsonargparse as one line that names the option, the value and the fix.
+
+    Args:
+        given: What the command was given.
+        message: What jsonargparse would print.
+        error: The exception that it caught, with its causes, where there is one.
+    """
+    causes = list(_causes(error))
+    texts = [str(cause) for cause in causes] or [message]
+    keys = [found[1] for text in texts if (found := re.match(r'Parser key "([^"]+)"', text))]
+    keys = [key for key, inner in zip_longest(keys, keys[1:], fillvalue="") if not _begins(inner, key)]
+    option = "--" + ".".join(keys)
+    for cause in causes:
+        if type(cause).__name__ == "NSKeyError":  # "Option 'x' is not accepted", "Group 'x' does not accept option 'y'"
+            return unknown(given, "--" + ".".join([*keys, *re.findall(r"'([^']+)'", str(cause))]))
+    for text in reversed(texts):  # the innermost knows the type that a value or an item of a list must have
+        if found := re.search(r"Expected a ((?:typing\.Literal|<class ').*)\. Got value: (.*)", text, re.DOTALL):
+            return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
+    if keys and keys[0] in GROUPED:
+        return no_mapping(keys[0], given.value(keys[0]))
+    if inner := next((cause for cause in causes if isinstance(cause, UserError)), None):
+        return str(inner)
+    if keys and keys[0] in GROUPS:
+        name = next((found[found.lastindex or 0] for text in texts if (found := re.search(_PLUGIN, text))), "")
+        return f"{option} {name!r} is no installed plugin; name one: sparsekit plugins list --kind {keys[0]}"
+    if found := re.match(r"unrecognized arguments: (-[^\s=]+)", message):
+        return unknown(given, found[1])
+    text = from_argparse(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+    if text.endswith(" needs a value"):  # argparse names the option --method where --method.start lacks its value
+        name = text.partition(" ")[0]
+        flags = [flag for flag in given.argv if _begins(flag, name) and "=" not in flag]
+        text = text.replace(name, flags[-1]) if flags else text
+    usage = "; options are written --name value" if text.startswith("unexpected") or text.endswith("a value") else ""
+    return re.sub(r'^Parser key "([^"]+)":?', r"--\1:", text) + usage
 
 
 def unknown(given: Given, flag: str) -> str:
@@ -80,55 +153,12 @@ def misplaced(flag: str, kind: Kind, name: str) -> str:
     return f"{flag} stands before the --config that chooses {kind} {name!r}; put it behind"
 
 
-def explain(given: Given, message: str) -> str:
-    """One line that names the option and the fix, from argparse's or jsonargparse's several."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    option = "--" + ".".join(key for i, key in enumerate(keys) if i + 1 == len(keys) or not _begins(keys[i + 1], key))
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        flag = found[1].partition("=")[0]
-        if not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; options are written --name value"
-        return unknown(given, flag)
-    if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'", message):
-        path = [*keys, *([found["group"]] if found["group"] else []), found["key"]]
-        return unknown(given, "--" + ".".join(path))
-    if found := re.search(r"argument (?:-\w/)?(--[\w.]+): expected one argument", message):
-        flags = [flag for flag in given.argv if _begins(flag, found[1]) and "=" not in flag]
-        return f"{flags[-1] if flags else found[1]} needs a value; options are written --name value"
-    if found := re.search(r"argument (?:-\w/)?(--[\w.]+): ignored explicit argument", message):
-        return f"{found[1]} takes no value"
-    if found := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
-        return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
-    if found := re.search(r"Subtypes: \[(.*)\]", message):
-        of = re.search(r"Given value: (.*)", message)
-        value = of[1] if of else "?"
-        if choices := re.search(r"typing\.Literal\[[^\]]*\]", found[1]):
-            return f"{option} is {value!r}; {_expected(choices[0], value)}"
-        return f"{option} is {value!r}; give {_union(found[1])}"
-    if (found := re.search(r"Importing '([^']*)' is not allowed", message)) and keys[:1] not in (["method"], ["merge"]):
-        if keys in [[group] for group in GROUPED]:  # a name with a dot in it, such as resnet18.a1_in1k
-            return no_mapping(keys[0], found[1])
-        return f"{option if keys else 'an option'}: class_path {found[1]!r} is no plugin; give plain values"
-    if found := found or re.search(_NO_PLUGIN, message):
-        kind = keys[0] if keys else "method"
-        named = found[found.lastindex or 0]
-        return f"{option} {named!r} is no installed plugin; name one: sparsekit plugins list --kind {kind}"
-    if found := re.search(r"""Unable to load config (['"])([^\n]*?)\1(?: -|$)""", message):
-        return no_mapping(keys[0], found[2])
-    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    if found := re.match(r'Parser key "(\w+)": unknown option --([^ ]*)[.;]', text):
-        return unknown(given, f"--{found[1]}.{found[2]}")
-    if found := re.match(rf'Parser key "({"|".join(GROUPS)})": (.*--.*)', text):
-        return found[2].replace("--", f"--{found[1]}.")  # said by the parser of the plugin's own options
-    return re.sub(r'^Parser key "([^"]+)":?', lambda m: f"--{m[1]}:", text)
-
-
 def no_mapping(group: str, value: object) -> str:
     """What to say where a group of options is given one value, as a plugin's name would be."""
     text = value if isinstance(value, str) else str(value)
     if text.endswith((".yaml", ".yml", ".json")):
         return f"--{group} is {text!r}, which is no file of options; give one, or options as --{group}.NAME VALUE"
-    meant = (option for pattern, option in _MEANT.get(group, ()) if re.fullmatch(pattern, text))
+    meant = (option for pattern, option in _GUESSES.get(group, ()) if re.fullmatch(pattern, text))
     hint = next((f" Did you mean --{group}.{option} {text}?" for option in meant), "")
     return f"--{group} is {value!r}; it is a group of options, written --{group}.NAME VALUE.{hint}"
 
@@ -140,14 +170,14 @@ def _expected(kind: str, value: str) -> str:
     if kind == "<class 'float'>" and (share := re.fullmatch(r"'?([\d.]+) ?%'?", value)):
         return f"give a number, such as {float(share[1]) / 100:g}"
     name = kind.removeprefix("<class '").removesuffix("'>")
-    return f"give {'a list such as [a, b]' if name == 'list' else _TYPES.get(name, name)}"
+    return f"give {_TYPES.get(name, name)}"
 
 
-def _union(subtypes: str) -> str:
-    if "list[" in subtypes:
-        return "a list such as [1, 2, 3]"
-    found = [text for name, text in _TYPES.items() if f"'{name}'" in subtypes]
-    return " or ".join(found) if found else subtypes
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _only(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Every option of `fit` and `plan`: names, types, defaults, help, and the checks that need neither torch nor data."""
+"""Every option of every command that trains or reads models, as dataclasses: names, types, defaults, help."""
 
 from __future__ import annotations
 
@@ -58,19 +58,6 @@ class ModelConfig:
     name: str | None = None
     pretrained: bool = False
     init: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ArchitectureConfig:
-    """The architecture of saved weights that do not say it themselves.
-
-    Args:
-        name: A timm model name.
-        kwargs: Further keyword arguments of `timm.create_model`, such as `{num_classes: 10, in_chans: 1}`.
-    """
-
-    name: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -256,9 +243,103 @@ class FitConfig:
     out: str | None = None
 
 
-DEVICE = r"auto|cpu|cuda(:\d+)?"
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    """The architecture of saved weights that do not say it themselves.
+
+    Args:
+        name: A timm model name.
+        kwargs: Further keyword arguments of `timm.create_model`, such as `{num_classes: 10, in_chans: 1}`.
+    """
+
+    name: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Average finished models.
+
+    Args:
+        merge: Merge strategy, by name.
+        out: Directory for the merged model, new or empty; also `-o`.
+        masks: What to do where the models' zeros differ: refuse, or keep what any of them keeps.
+        prune_again: Prune the merged model by magnitude to this sparsity, from 0 to below 1; also `--prune-again`.
+        allocation: How `--prune-again` shares sparsity out between layers.
+        parent: The model that all were trained from, for merges that compare with it; a directory or file, too.
+        batchnorm: BatchNorm statistics of a merged model: measured again where there is data, or averaged.
+        model: The architecture, where the models do not say it themselves.
+        data: Images for merges that look at some, and for BatchNorm; by default those of the first sparsekit run given.
+        device: Where models run: `auto`, `cpu`, `cuda` or `cuda:N`.
+        seed: Seed of merges that draw.
+    """
+
+    merge: MergeStrategy
+    out: str | None = None
+    masks: Literal["same", "union"] = "same"
+    prune_again: float | None = None
+    allocation: Literal["global", "uniform", "erk", "lamp"] = "global"
+    parent: str | None = None
+    batchnorm: Literal["recalibrate", "average"] = "recalibrate"
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a finished model in another format, load it again, and compare.
+
+    Args:
+        format: `timm` (a directory), `onnx`, `torch` (a torch.export program), `sparse` (compressed safetensors) or
+            `2:4` (a directory for the semi-structured units of CUDA devices).
+        out: What to write, new; also `-o`.
+        measure: Time the exported model against the same one without zeros.
+        model: The architecture, where the model does not say it itself.
+        data: Images to compare on; by default those of the run. Without any, random ones.
+    """
+
+    format: Literal["timm", "onnx", "torch", "sparse", "2:4"] | None = None
+    out: str | None = None
+    measure: bool = False
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a finished model on its test images.
+
+    Args:
+        model: The architecture, where the model does not name it itself.
+        data: The data set; by default the run's own.
+        corruptions: Also test on images corrupted in sixteen ways at five severities each.
+        corruption_files: Also test on the files of this folder, laid out as CIFAR-10-C and CIFAR-100-C are published.
+        batchnorm: BatchNorm statistics as saved, measured again on training images, or one beside the other.
+        dense: Run or model to compare with: the share of test images on which both predict the same class.
+        seed: Seed of the corruptions.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32.
+        channels_last: Keep images and convolutions in channels-last memory order.
+        out: JSON file of the result; also `-o`. A run's default: RUN/evaluation.json.
+    """
+
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    corruptions: bool = False
+    corruption_files: str | None = None
+    batchnorm: Literal["saved", "recalibrated", "both"] = "saved"
+    dense: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    out: str | None = None
+
+
 FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
-"""Options, and groups of them, that cannot change the result; a resumed run may give others."""
+"""Options and groups that cannot change the result; a resumed run may give other values for them."""
 
 
 def describe(config: FitConfig) -> dict[str, Any]:

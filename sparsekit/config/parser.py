@@ -1,4 +1,4 @@
-"""The option parser of commands: plugin names for classes, YAML in and out, one-line errors."""
+"""The parser of options that are dataclasses: plugins by name, YAML files, one-line errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from sparsekit.config import plugin_yaml as yamlforms
-from sparsekit.config import wandb_args as agentargs
-from sparsekit.config import yaml_file as configfile
+from sparsekit.config import plugin_yaml, wandb_args, yaml_file
 from sparsekit.config.checks import check
 from sparsekit.config.messages import GROUPED, Given, explain, misplaced, no_mapping, unknown
 from sparsekit.config.options import FitConfig
@@ -34,24 +32,24 @@ DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
 _DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
 _MODE = "sparsekit"
-_WHOLE = {"--resume": "--resume=true", "--measure": "--measure=true", "--distill": "--distill.model"}
-_LONG = {"--prune-again": "--prune_again", "-o": "--out"}
-_ALONE = ("-h", "--help", "--resume", "--measure", "--print_config")
+_ALIASES = {"--prune-again": "--prune_again", "-o": "--out", "--output": "--out"}
+_SWITCHES = ("--resume", "--measure")
+_WITHOUT_VALUE = ("-h", "--help", "--print_config")
 T = TypeVar("T")
 
 
 class OptionParser(ArgumentParser):
-    """A parser whose errors are a UserError of one line, with the nearest option where one is misspelt."""
+    """A parser that raises UserError, with one line, for bad options."""
 
-    given = Given()  # jsonargparse makes parsers of plugins' own options from this class
+    given = Given()  # jsonargparse makes a parser of this class for a plugin's own options, too
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UserError with what argparse and jsonargparse say, made short."""
-        raise UserError(explain(self.given, message)) from ex
+        """Raise UserError with a line that names the option and the fix."""
+        raise UserError(explain(self.given, message, ex)) from ex
 
 
 class _Help(DefaultHelpFormatter):
-    """Help without Python's type names; for plugins, their names."""
+    """Help without Python's type names, and with the names of the installed plugins."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.dest in GROUPS:
@@ -62,8 +60,14 @@ class _Help(DefaultHelpFormatter):
 
 
 def build(prog: str, description: str, of: type = FitConfig, usage: str = "") -> OptionParser:
-    """The parser of one command whose options are the fields of a dataclass, by default all that `fit` has."""
-    parser = bare(prog, description)
+    """The parser of one command, whose options are the fields of a dataclass, by default those of `fit`."""
+    set_loader(_MODE, plugin_yaml.load, exceptions=(yaml.YAMLError,))
+    set_dumper(_MODE, plugin_yaml.dump)
+    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
+    parser = OptionParser(
+        prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
+    )
     kinds = [kind for kind in GROUPS if any(item.name == kind for item in fields(of))]
     parser.usage = usage or f"{prog} [--method NAME] [--merge NAME] [--config FILE] [options]"
     if of is FitConfig:
@@ -88,41 +92,23 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
     return parser
 
 
-def bare(prog: str, description: str) -> OptionParser:
-    """A parser without options."""
-    set_loader(_MODE, yamlforms.load, exceptions=(yaml.YAMLError,))
-    set_dumper(_MODE, yamlforms.dump)
-    packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
-    return OptionParser(
-        prog=prog, description=description, parser_mode=_MODE, allow_abbrev=False, formatter_class=_Help
-    )
-
-
-def inform(parser: OptionParser, argv: Sequence[str]) -> Given:
-    """Let a parser know its arguments before it reads them, for what it says of wrong ones."""
-    known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
-    parser.given = Given(argv, known)
-    return parser.given
-
-
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments without an option's name, and the rest, where each option stands with its value."""
-    places, options = [], []
-    left = list(argv)
+    """Positional arguments; and options, each followed by its value."""
+    positional, options = [], []
+    left = [_canonical(argument) for argument in argv]
     while left:
         argument = left.pop(0)
         if not argument.startswith("-"):
-            places.append(argument)
+            positional.append(argument)
             continue
         options.append(argument)
-        if "=" not in argument and argument not in _ALONE and left:
+        if "=" not in argument and argument not in _WITHOUT_VALUE and left:
             options.append(left.pop(0))
-    return places, options
+    return positional, options
 
 
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
-    """The checked configuration that the options give; raises UserError."""
+    """The options of `fit` and `plan`, checked; raises UserError."""
     config = parse_as(FitConfig, parser, argv)
     try:
         check(config)
@@ -132,16 +118,26 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
 
 
 def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
-    """What the options give to a parser that `build` made of the same dataclass; raises UserError."""
-    argv = agentargs.plain(argv)
-    given = inform(parser, argv)
+    """The options as an instance of the dataclass that the parser was built of; raises UserError."""
+    # a W&B agent's JSON argument may hold aliases, and the value of one may look like a JSON argument
+    argv = [_canonical(argument) for argument in wandb_args.plain([_canonical(argument) for argument in argv])]
+    known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
+    given = parser.given = Given(argv, known)
     try:
         for flag in (argument.partition("=")[0] for argument in argv):
-            if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # without a name between dots, or behind the last
+            if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # no name between two dots, or after the last
                 raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
         return _parsed(of, parser, _names_to_classes(argv, given))
     except UserError as error:
         raise given.located(error) from error
+
+
+def _canonical(argument: str) -> str:
+    """An argument under the one name that the parser knows: `--out` for `-o`, `--resume=true` for `--resume`."""
+    if argument in _SWITCHES:
+        return f"{argument}=true"
+    flag, equals, value = re.sub(r"^-o(?=[^=])", "-o=", argument).partition("=")
+    return _ALIASES.get(flag, flag) + equals + value
 
 
 def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
@@ -159,13 +155,13 @@ def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
         values = parser.instantiate(found)
     except UserError:
         raise
-    except (ValueError, TypeError, OverflowError) as error:  # what a plugin's or a dataclass's constructor refuses
-        raise UserError(explain(parser.given, str(error))) from error
+    except (ValueError, TypeError, OverflowError) as error:  # of a plugin's constructor
+        raise UserError(explain(parser.given, str(error), error)) from error
     return of(**{key: value for key, value in vars(values).items() if key != "config"})
 
 
 def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
-    """Raise UserError where YAML has a key without a value, and there is no such thing as none."""
+    """Raise UserError where YAML has a key without a value, unless the option may be None."""
     types = get_type_hints(owner)
     for item in fields(owner):
         value, group = found[item.name], is_dataclass(item.default_factory)
@@ -181,13 +177,11 @@ def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
 
 
 def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
-    """Turn `--method NAME` into a class path, ahead of the options that it owns."""
-    rest = [_WHOLE.get(argument, argument) for argument in argv]
-    rest = [_LONG.get(flag, flag) + equals + value for flag, equals, value in (a.partition("=") for a in rest)]
-    rest = [re.sub(r"^--distill=(?!\{)", "--distill.model=", argument) for argument in rest]
+    """The arguments with `--method NAME` as a class path, moved in front of the method's own options."""
+    rest = list(argv)
     for kind in GROUPS:
         kept: list[str] = []
-        base, chosen, place = DEFAULTS[kind], "", -1  # `place` is where the class belongs in `kept`
+        base, chosen, place = DEFAULTS[kind], "", -1  # `place`: the index in `kept` at which the class goes in
         name = base
         while rest:
             flag, equals, value = rest.pop(0).partition("=")
@@ -197,7 +191,7 @@ def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
                 place = len(kept)
             if flag == "--config" and (value or equals):
                 if value not in given.files:
-                    given.files[value] = agentargs.nested(configfile.read(value))
+                    given.files[value] = wandb_args.nested(yaml_file.read(value))
                     _check_file(given, given.files[value])
                 if found := _named_in(given.files[value], kind):  # it wins over what comes before it
                     lost = [one.partition("=")[0] for one in kept[max(place, 0) :] if one.startswith(f"--{kind}.")]
@@ -209,18 +203,18 @@ def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
                 kept.append(f"{flag}={value}")
             elif flag == f"--{kind}" and value:
                 name = name_of(kind, value)
-                # another class than before must not inherit options that happen to have the same names
+                # all its defaults, so that it inherits no option of the same name from another class
                 spec = (
-                    {"class_path": yamlforms.class_path(kind, name)}
+                    {"class_path": plugin_yaml.class_path(kind, name)}
                     if name == base
-                    else yamlforms.spec_of(kind, name, {})
+                    else plugin_yaml.spec_of(kind, name, {})
                 )
                 chosen = f"{flag}={json.dumps(spec)}"
             else:
                 kept.append(flag + equals + value)
         kept[place:place] = [chosen] if chosen else []
         rest = kept
-        given.plugins[kind] = (name, yamlforms.own_options(kind, name))
+        given.plugins[kind] = (name, plugin_yaml.own_options(kind, name))
     return rest
 
 

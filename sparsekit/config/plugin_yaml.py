@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from sparsekit.config import wandb_args as agentargs
-from sparsekit.config import yaml_file as configfile
+from sparsekit.config import wandb_args, yaml_file
 from sparsekit.config.options import FitConfig
 from sparsekit.plugins import contract
 from sparsekit.plugins.registry import GROUPS, Kind, discover, find, name_of
@@ -46,9 +45,9 @@ def spec_of(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
 
 def load(text: str) -> Any:
     """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
-    data = configfile.parse(text)
+    data = yaml_file.parse(text)
     if _is_config(data):
-        data = agentargs.nested(data)
+        data = wandb_args.nested(data)
     if _is_config(data) and isinstance(data.get("distill"), str):
         data["distill"] = {"model": data["distill"]}
     for kind in GROUPS if _is_config(data) else ():

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from sparsekit.config import yaml_file as configfile
+from sparsekit.config import yaml_file
 from sparsekit.config.messages import GROUPED
 from sparsekit.config.options import FitConfig
 from sparsekit.errors import UserError
@@ -24,6 +24,8 @@ from sparsekit.plugins.registry import GROUPS, discover
 from sparsekit.plugins.signatures import options_of
 
 _WORDS = {"None": "null", "True": "true", "False": "false"}
+_SHORT = {"--distill": "--distill.model"}
+"""Groups of options that take one value, too."""
 _OWN = "_wandb"
 """What W&B adds for itself."""
 
@@ -57,7 +59,7 @@ def _positional(argument: str) -> list[str]:
     if argument.startswith("{") and isinstance(values := _literal(argument), dict):
         return as_flags(values)
     if argument.endswith(".json") and Path(argument).is_file():
-        return as_flags(configfile.read(argument))
+        return as_flags(yaml_file.read(argument))
     return [argument]
 
 
@@ -68,13 +70,14 @@ def _option(flag: str, equals: str, value: str) -> list[str]:
     if read is not _NOTHING and read != _yaml(value):  # what is YAML too stays as it was given
         value = _text(read)
     value = _WORDS.get(value, value)
+    flag = _SHORT.get(flag, flag)
     return [flag, value] if equals == " " else [f"{flag}{equals}{value}"]
 
 
 def _flattened(flag: str, value: object) -> list[str]:
     """`--optimizer` with a mapping as `--optimizer.lr` and the like."""
     if not isinstance(value, dict) or flag[2:] not in (*GROUPS, *GROUPED):
-        return [f"{flag}={value if isinstance(value, str) else _text(value)}"]
+        return [f"{_SHORT.get(flag, flag)}={value if isinstance(value, str) else _text(value)}"]
     own = value.get("init_args")
     if flag[2:] in GROUPS and isinstance(own, dict):
         value = {key: inner for key, inner in value.items() if key != "init_args"} | own
@@ -91,9 +94,9 @@ _NOTHING = object()
 
 def _literal(text: str) -> object:
     """The value of a Python or JSON literal with brackets."""
-    if text[:1] not in ("[", "{", "(") or len(text) > configfile.MAX_BYTES:
+    if text[:1] not in ("[", "{", "(") or len(text) > yaml_file.MAX_BYTES:
         return _NOTHING
-    readers: tuple[Callable[[str], object], ...] = (ast.literal_eval, json.loads, configfile.parse)
+    readers: tuple[Callable[[str], object], ...] = (ast.literal_eval, json.loads, yaml_file.parse)
     for reader in readers:
         try:
             return reader(text)
@@ -104,7 +107,7 @@ def _literal(text: str) -> object:
 
 def _yaml(text: str) -> object:
     try:
-        return configfile.parse(text)
+        return yaml_file.parse(text)
     except yaml.YAMLError:
         return _NOTHING
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 10_000

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError, nearest
+from sparsekit.files import expanded
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]

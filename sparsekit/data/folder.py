@@ -18,7 +18,7 @@ from sparsekit.config.options import DataConfig
 from sparsekit.data import order, tree
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
-from sparsekit.errors import RunError, UserError, nearest
+from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
 
 _TRAINING = (
@@ -123,8 +123,9 @@ class FolderData:
             for training in (True, False):
                 data._loader(Stream([], lambda _: [], 0, 0), training, 1)
         except Exception as error:  # timm asserts, indexes and unpacks what it is given
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {text}") from error
+            raise UserError(
+                f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
+            ) from error
         return data
 
     def train_batches(
@@ -245,7 +246,7 @@ class FolderData:
                     if "DataLoader worker" not in str(error):
                         raise
                     error.__traceback__ = None
-                    trouble = f"a process that reads images ended: {str(error).splitlines()[0]}"
+                    trouble = f"a process that reads images ended: {first_line(error)}"
             if trouble:
                 raise RunError(trouble)
             yield images.contiguous(memory_format=self._memory), labels

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparsekit.errors import RunError
+from sparsekit.errors import RunError, first_line
 from sparsekit.seeds import derive
 
 Sample = tuple[str, int]
@@ -87,5 +87,5 @@ def _read(path: str) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # damaged files make PIL raise anything
-        reason = f"{type(error).__name__}: {error}".replace(f"{path!r}", "it").splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line(error)}".replace(f"{path!r}", "it")
         raise RunError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error

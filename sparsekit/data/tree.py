@@ -7,9 +7,9 @@ from pathlib import Path
 from timm.data import create_dataset  # type: ignore[attr-defined]
 
 from sparsekit.config.options import DataConfig
-from sparsekit.config.userpath import expanded
 from sparsekit.data.stream import Sample
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
 
 def listed(config: DataConfig) -> tuple[list[Sample], list[Sample] | None, list[str]]:

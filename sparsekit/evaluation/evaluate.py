@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._version import __version__
-from sparsekit.config.evaluate_options import EvaluateConfig
-from sparsekit.config.options import ArchitectureConfig
+from sparsekit.config.options import ArchitectureConfig, EvaluateConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import RECALIBRATION_IMAGES, measure_model, predict_logits, recalibrate_batchnorm
@@ -155,7 +154,7 @@ def _evaluator(
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{source.path}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
-            f"({(str(error) or '?').splitlines()[0].rstrip('.;')}); set --data.image_size"
+            f"({first_line(error).rstrip('.;')}); set --data.image_size"
         ) from error
     return evaluator
 

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsekit.config.userpath import expanded
 from sparsekit.data.images import resized
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
+from sparsekit.files import expanded
 
 SEVERITIES = 5
 _BATCH = 500
@@ -92,7 +92,7 @@ def _array(path: Path) -> NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--corruption_files: {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--corruption_files: {path} cannot be read: {first_line(error)}") from error
     if not isinstance(found, np.ndarray):
         raise UserError(f"--corruption_files: {path} cannot be read: it is an archive of arrays; give one array a file")
     return found

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 
 from sparsekit._types import Tensors
 from sparsekit.api import Stage
+from sparsekit.errors import first_line
 from sparsekit.executors import sequential
 from sparsekit.planning.replicas import Replica
 from sparsekit.run.context import RunContext
@@ -155,7 +156,7 @@ def obstacle(setup: Setup) -> str:
             logits = lockstep.forward(lockstep.weights, lockstep.buffers, torch.stack([images[:2], images[:2]]))
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        return f"as the model does not go through torch.func.vmap: {str(error).splitlines()[0]}"
+        return f"as the model does not go through torch.func.vmap: {first_line(error)}"
     finally:
         torch.set_rng_state(state)
     return ""

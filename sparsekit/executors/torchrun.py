@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sparsekit.api import Stage
-from sparsekit.errors import RunError
+from sparsekit.errors import RunError, first_line
 from sparsekit.executors import stacked as stacking
 from sparsekit.executors.sequential import ATTEMPTS
 from sparsekit.planning.replicas import Replica
@@ -188,7 +188,7 @@ def _together(context: RunContext, ranks: Ranks) -> Iterator[None]:
         raise
     except RuntimeError as error:
         team = context.setup.team
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         gone = isinstance(error, dist.DistError) or re.search("onnection|peer|ocket|imed out|gloo", text)
         if team.size == 1 or isinstance(error, RunError) or not gone:
             raise

@@ -13,13 +13,12 @@ import torch
 from rich.filesize import decimal
 
 from sparsekit._types import Tensors
-from sparsekit.config.model_options import ExportConfig
-from sparsekit.config.options import DataConfig
-from sparsekit.config.userpath import expanded
+from sparsekit.config.options import DataConfig, ExportConfig
 from sparsekit.errors import RunError, UserError
 from sparsekit.export import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
 from sparsekit.export.formats import Format, Loaded
 from sparsekit.export.model import ExportModel, subject_of
+from sparsekit.files import expanded
 from sparsekit.models.saved import SavedModel
 
 FORMATS: Mapping[str, Format] = {

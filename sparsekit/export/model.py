@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import load
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import InputConfig, load_model
 from sparsekit.models.saved import SavedModel, architecture, sizes, without_sizes
 
@@ -66,7 +66,7 @@ def subject_of(source: SavedModel, given: ArchitectureConfig, data: DataConfig |
         with torch.no_grad():
             model(images[:1])
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{source.path} cannot take images of {tuple(images.shape[1:])}: {reason}") from error
     return ExportModel(source, config, model, inputs, images.contiguous(), images_of is not None)
 

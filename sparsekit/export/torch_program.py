@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparsekit.errors import RunError
+from sparsekit.errors import RunError, first_line
 from sparsekit.export.formats import Format, Loaded, of_module
 from sparsekit.export.model import ExportModel
 
@@ -22,8 +22,7 @@ def traced(subject: ExportModel) -> Any:
             batch = torch.export.Dim("batch", min=1)
             return torch.export.export(subject.model, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # it raises whatever tracing meets
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"torch.export cannot trace {subject.config.name}: {reason}") from error
+            raise RunError(f"torch.export cannot trace {subject.config.name}: {first_line(error)}") from error
 
 
 def write(subject: ExportModel, out: Path) -> None:

@@ -17,12 +17,10 @@ import torch
 
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
-from sparsekit.config.model_options import MergeConfig
-from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, ReplicasConfig, WandbConfig
-from sparsekit.config.userpath import expanded
+from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
 from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
-from sparsekit.files import save_tensors, write_whole
+from sparsekit.files import expanded, save_tensors, write_whole
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
 from sparsekit.merging.merge import check_soup

@@ -13,9 +13,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 from sparsekit.config.options import ModelConfig
-from sparsekit.config.userpath import local_directory
-from sparsekit.errors import RunError, UserError, nearest
-from sparsekit.files import sync
+from sparsekit.errors import RunError, UserError, first_line, nearest
+from sparsekit.files import local_directory, sync
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight
@@ -147,7 +146,7 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
             name, pretrained=config.pretrained, num_classes=num_classes, in_chans=channels, **_tuples(kwargs)
         )
     except Exception as error:  # timm passes on whatever the model's constructor raises
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         if config.pretrained:
             raise UserError(f"--model.pretrained: no weights for {name!r}: {text}") from error
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error

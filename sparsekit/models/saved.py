@@ -18,8 +18,8 @@ import yaml
 
 from sparsekit._types import Tensor, Tensors
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
-from sparsekit.config.userpath import expanded
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
+from sparsekit.files import expanded
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
@@ -167,7 +167,7 @@ class _Guard:
         if isinstance(
             error, (SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
         ):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(f"{self.option} {self.file} is damaged, or holds no model: {reason}") from error
 
 
@@ -263,7 +263,7 @@ def _mapping(option: str, path: Path, parse: Callable[[str], Any], error: type[E
     try:
         found = parse(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError, error) as wrong:
-        raise UserError(f"{option} {path} cannot be read: {str(wrong).splitlines()[0]}") from wrong
+        raise UserError(f"{option} {path} cannot be read: {first_line(wrong)}") from wrong
     if not isinstance(found, dict):
         raise UserError(f"{option} {path} holds no options")
     return found

@@ -19,7 +19,7 @@ from typing import Literal
 
 import entrypoints
 
-from sparsekit.errors import UserError, nearest
+from sparsekit.errors import UserError, first_line, nearest
 
 Kind = Literal["method", "merge"]
 GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges"}
@@ -171,9 +171,7 @@ def _one_by_one(notes: list[str]) -> _Files:
             try:
                 parser.read([path])
             except Exception as error:
-                reason = str(error).splitlines()[0]
-                notes.append(
-                    f"plugins of {owner.name} are ignored: malformed {path} ({type(error).__name__}: {reason})"
-                )
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                notes.append(f"plugins of {owner.name} are ignored: malformed {path} ({reason})")
             else:
                 yield parser, owner

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from sparsekit.config.options import flatten
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
 FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
 

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from sparsekit.config.options import FREE, flatten
-from sparsekit.config.userpath import expanded
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
 
 def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekit._types import Tensors
-from sparsekit.config.evaluate_options import EvaluateConfig
-from sparsekit.config.options import describe
+from sparsekit.config.options import EvaluateConfig, describe
 from sparsekit.display.live import Display
 from sparsekit.evaluation import cost, evaluate
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json

@@ -6,7 +6,7 @@ import netrc
 import os
 from urllib.parse import urlsplit
 
-from sparsekit.config.userpath import expanded
+from sparsekit.files import expanded
 
 _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """Two names of one service; `wandb login` has written netrc entries under either."""

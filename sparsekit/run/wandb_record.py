@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsekit.config.userpath import local_directory
-from sparsekit.files import write_whole
+from sparsekit.files import local_directory, write_json
 
 if TYPE_CHECKING:
     import wandb
@@ -52,7 +51,7 @@ def read(out: Path) -> Known:
 
 def write(out: Path, known: Known) -> None:
     """Remember it."""
-    write_whole(out / FILE, (json.dumps(asdict(known), indent=2) + "\n").encode())
+    write_json(out / FILE, asdict(known))
 
 
 def place(run: wandb.Run, out: Path, known: Known) -> Known:

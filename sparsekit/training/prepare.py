@@ -8,7 +8,7 @@ from sparsekit.config.checks import check
 from sparsekit.config.options import FitConfig
 from sparsekit.config.pattern import Pattern
 from sparsekit.data import load
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
 from sparsekit.models.state import cpu_state_dict
@@ -75,7 +75,7 @@ def _try_step(setup: Setup) -> None:
         optimizer.step()
         optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
     setup.model.zero_grad(set_to_none=True)
     setup.model.load_state_dict(fresh)
@@ -90,7 +90,7 @@ def _try_forward(setup: Setup) -> None:
             shape = tuple(setup.model(images[:2]).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         size, name = setup.data.image_size, resolve_model(setup.config.model)[0]
-        text = str(error).splitlines()[0].rstrip(".;") if str(error) else type(error).__name__
+        text = first_line(error).rstrip(".;")
         raise UserError(
             f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"

@@ -269,7 +269,7 @@ def test_published_files_that_do_not_fit_are_named(
         ("{run} --device tpu", "--device is tpu"),
         ("{run} --dense nowhere", "--dense nowhere"),
         ("{run} --data.name fashion_mnist --data.root {empty}", "--data.root"),
-        ("{run} -o {run}/summary.json/below", "--output"),
+        ("{run} -o {run}/summary.json/below", "--out"),
     ],
 )
 def test_bad_input_is_one_line(

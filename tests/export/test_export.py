@@ -20,8 +20,7 @@ from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
 from sparsekit.cli import main
-from sparsekit.config.model_options import ArchitectureConfig, ExportConfig
-from sparsekit.config.options import DataConfig, ReplicasConfig
+from sparsekit.config.options import ArchitectureConfig, DataConfig, ExportConfig, ReplicasConfig
 from sparsekit.data import load
 from sparsekit.errors import RunError
 from sparsekit.export import export, semi_structured, sparse, speed

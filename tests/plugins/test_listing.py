@@ -149,7 +149,7 @@ def test_listing_two_hundred_distributions_imports_no_plugin_and_nothing_heavy(t
         text = f"import torch\nraise SystemExit('{module} was imported')\n{source}"
         distribution(site, f"many_{number}", entry(f"plugin_{number}", f"{module}:Thing", kind), {module: text})
     code = (
-        "import sys; from sparsekit import cli; code = cli.main(['plugins', 'list', '--json']);"
+        "import sys; from sparsekit.cli.main import main; code = main(['plugins', 'list', '--json']);"
         f"print([m for m in sys.modules if m.split('.')[0] in {HEAVY} or m.startswith('made_up')], file=sys.stderr);"
         "sys.exit(code)"
     )

@@ -8,7 +8,7 @@ import pytest
 from tiny import ARGUMENTS
 
 from sparsekit.cli import main
-from sparsekit.config.userpath import expanded
+from sparsekit.files import expanded
 
 
 def test_a_home_is_put_in_and_an_unknown_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

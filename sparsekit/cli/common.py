@@ -1,0 +1,82 @@
+"""What the commands share: a parser, plugin warnings and help, a run's data as options, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sparsekit.errors import UserError
+
+if TYPE_CHECKING:
+    from sparsekit.config.options import DataConfig
+    from sparsekit.models.saved import SavedModel
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser without abbreviations that raises `UserError` for bad arguments."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with one line that names the option and the fix."""
+        from sparsekit.config.messages import from_argparse  # only now: it takes time to import
+
+        raise UserError(f"{from_argparse(message)}; see {self.prog} --help")
+
+
+def warn_of_plugins() -> None:
+    """Print a warning for each installed package whose plugins cannot be found."""
+    from sparsekit.plugins.registry import discover
+
+    for note in discover().warnings:
+        print(f"sparsekit: warning: {note}", file=sys.stderr)
+
+
+def print_plugin_help(arguments: Sequence[str]) -> bool:
+    """Print the help that `--method.help NAME` or `--merge.help NAME` asks for; False where neither is given.
+
+    Raises:
+        UserError: the name is missing, or no plugin has it.
+    """
+    from sparsekit.plugins import listing
+    from sparsekit.plugins.registry import GROUPS, discover, find
+
+    for index, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        for kind in GROUPS:
+            if flag == f"--{kind}.help":
+                name = value or next(iter(arguments[index + 1 :]), "")
+                if not name:
+                    raise UserError(f"--{kind}.help needs a name; installed: {', '.join(discover().of(kind))}")
+                print(listing.help_of(find(kind, name)))
+                return True
+    return False
+
+
+def run_data(sources: Sequence[SavedModel]) -> Mapping[str, Any]:
+    """The data options of the first sparsekit run among saved models; empty where there is none."""
+    run: Mapping[str, Any] = next((source.run for source in sources if source.run), {})
+    return run.get("data") or {}
+
+
+def data_options(data: Mapping[str, Any]) -> list[str]:
+    """Data options of a run as command-line arguments, such as `--data.name=digits`."""
+    from sparsekit.config.wandb_args import as_flags
+
+    return as_flags({f"data.{name}": value for name, value in data.items() if value is not None})
+
+
+def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:
+    """The data to work with; None where no `--data.` option was given and no saved model names a data set."""
+    given = any(argument.startswith("--data.") for argument in arguments)
+    return data if given or any(source.run.get("data") for source in sources) else None
+
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}".rstrip())
