@@ -53,7 +53,7 @@ class Parameter:
                 known = f"one of {', '.join(_KEYS)}.{nearest(str(key), _KEYS)}"
                 other = f"write {name}.OPTION for each option" if key == "parameters" else known
                 raise self._error(f"{key!r} is not supported here; use `wandb agent`, or {other}")
-        self.distribution = self._distribution()
+        self.distribution = self._distribution(spec)
         if self.distribution == "categorical" and not (isinstance(spec["values"], list) and spec["values"]):
             raise self._error(f"values is {spec['values']!r}; give a list such as [1, 2]")
         if self.distribution in _DRAWS:
@@ -92,8 +92,8 @@ class Parameter:
         value, step = _DRAWS[self.distribution](chance, self._spec["min"], self._spec["max"]), self._spec["q"]
         return _number(round(value / step) * step, _is_whole(step)) if self.distribution == "q_uniform" else value
 
-    def _distribution(self) -> str:
-        spec, given = self._spec, self._spec.get("distribution")
+    def _distribution(self, spec: Mapping[str, Any]) -> str:
+        given = spec.get("distribution")
         if given is not None and given not in DISTRIBUTIONS:
             known = ", ".join(DISTRIBUTIONS)
             raise self._error(f"distribution {given!r} is not supported here; use `wandb agent`, or one of {known}")
@@ -105,7 +105,7 @@ class Parameter:
             return str(given)
         if given is None and "min" in spec and "max" in spec:
             return "int_uniform" if isinstance(spec["min"], int) and isinstance(spec["max"], int) else "uniform"
-        raise self._error("give value, values, or min and max")
+        raise self._error(f"{dict(spec)!r} has no values; give value, values, or min and max")
 
     def _check_numbers(self) -> None:
         for key in ("min", "max", "q"):

@@ -194,6 +194,7 @@ def test_every_run_is_a_fit_that_can_go_on(tmp_path: Path, text: str, expected: 
         ("a: [", "line 1"),
         ("parameters: {seed: 3}", "seed is 3|value"),
         ("parameters: {seed: {vals: [1]}}", "seed|'vals'|values"),
+        ("parameters: {seed: {min: 3}}", "seed|{'min': 3}|min and max"),
         ("parameters: {seed: {values: 3}}", "seed|values is 3"),
         ("parameters: {seed: {values: []}}", "seed|list"),
         ("parameters: {x: {distribution: normal, mu: 1}}", "'mu'|`wandb agent`"),
