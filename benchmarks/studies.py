@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import study_index
 from study_tables import Row
 
 from sparsekit.cli import main as cli
+from sparsekit.run import directory
+from sparsekit.sweep import spec
 
 ROOT = Path(__file__).parents[1]
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
@@ -74,15 +76,15 @@ def files(name: str) -> list[Path]:
     return [single] if single.exists() else sorted((STUDIES / name).glob("*.yaml"))
 
 
-def collect(folder: Path) -> list[Row]:
-    """A row a finished run below a sweep's directory, or below several beside one another."""
+def collect(folder: Path, sweeps: Sequence[Path]) -> list[Row]:
+    """A row for each finished run of these sweep files; they ran in `folder`, or several in `folder/NAME` each."""
     rows = []
-    for state in sorted((*folder.glob("sweep.json"), *folder.glob("*/sweep.json"))):
-        for cell, entry in json.loads(state.read_text("utf-8"))["cells"].items():
-            if (state.parent / cell / "summary.json").exists() and entry["status"] == "done":
-                values = {key: value for key, value in entry["values"].items() if key not in IDLE}
-                part = {} if state.parent == folder else {"part": state.parent.name}
-                rows.append(part | values | measured(state.parent / cell))
+    for file in sweeps:
+        out, part = (folder, {}) if len(sweeps) == 1 else (folder / file.stem, {"part": file.stem})
+        for cell in spec.read(file).cells(None):
+            if directory.finished(out / cell.name):
+                values = {key: value for key, value in cell.values.items() if key not in IDLE}
+                rows.append(part | values | measured(out / cell.name))
     return rows
 
 
@@ -102,19 +104,18 @@ def measured(run: Path) -> Row:
     return row
 
 
-def average_apart(runs: Path) -> list[Row]:
-    """Soups of models that were pruned each by itself: masks united, averaged once, and pruned again."""
+def average_apart(runs: Path, file: Path) -> list[Row]:
+    """Soups of the models of a sweep file, pruned each by itself: masks united, averaged once, and pruned again."""
     found = []
-    cells = json.loads((runs / "2-apart" / "sweep.json").read_text("utf-8"))["cells"]
     groups: dict[tuple[str, float], list[str]] = {}
-    for cell, entry in cells.items():
-        if entry["status"] == "done":
-            groups.setdefault((entry["values"]["model.init"], entry["values"]["sparsity"]), []).append(cell)
+    for cell in spec.read(file).cells(None):
+        if directory.finished(runs / file.stem / cell.name):
+            groups.setdefault((cell.values["model.init"], cell.values["sparsity"]), []).append(cell.name)
     for (parent, sparsity), members in groups.items():
         out = runs / "3-averaged" / f"{Path(parent).name},sparsity={sparsity}"
         told = out / "evaluation.json"
         if not (out / "merge.json").exists():
-            models = [str(runs / "2-apart" / cell) for cell in members]
+            models = [str(runs / file.stem / cell) for cell in members]
             again = ["--masks", "union", "--prune-again", str(sparsity)] if sparsity else []
             if cli.main(["merge", *models, "--merge", "uniform", *again, "-o", str(out)]):
                 raise SystemExit(f"{out} could not be averaged")
@@ -166,9 +167,9 @@ def main() -> int:
             return code
         failed |= code
         runs = RUNS / name
-        rows = collect(runs)
-        if name == "digits-apart" and (runs / "2-apart").exists():
-            rows += average_apart(runs)
+        rows = collect(runs, files(name))
+        if name == "digits-apart":
+            rows += average_apart(runs, STUDIES / name / "2-apart.yaml")
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (RESULTS / f"{name}.jsonl").write_text(lines, "utf-8")

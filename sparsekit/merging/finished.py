@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from sparsekit.api import Soup
 from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
 from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
-from sparsekit.files import expanded, save_tensors, write_whole
+from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
 from sparsekit.merging.merge import check_soup
@@ -234,7 +233,7 @@ def _write(
         create.save_model(setup.model, setup.config.model, inputs, out)
     save_tensors(out / "model.safetensors", tensors)
     save_tensors(out / "masks.safetensors", kept)
-    write_whole(out / "merge.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(out / "merge.json", told)
 
 
 def _lines(

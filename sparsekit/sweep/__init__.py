@@ -1,1 +1,1 @@
-"""`sparsekit sweep`: a W&B sweep file run on this machine, without account or server."""
+"""`sparsekit sweep`: run a W&B sweep file on this machine, without account or server."""

@@ -235,7 +235,7 @@ def test_rows_are_the_runs_own_figures(tmp_path: Path) -> None:
         "method: grid\nparameters:\n  seed: {values: [3, 4]}\n  epochs: {value: 3}\n  wandb.mode: {value: disabled}\n"
     )
     assert main.main(["sweep", str(sweep), "--out", str(tmp_path / "tiny")]) == 0
-    rows = studies.collect(tmp_path / "tiny")
+    rows = studies.collect(tmp_path / "tiny", [sweep])
     assert [row["seed"] for row in rows] == [3, 4]
     assert "wandb.mode" not in rows[0]
     for row in rows:
@@ -267,7 +267,7 @@ def test_models_pruned_apart_are_averaged_once(tmp_path: Path) -> None:
     sweep("1-parents", seed=[3, 4], sparsity=[0.0], method=["oneshot"])
     parents = [str(tmp_path / "1-parents" / f"seed={seed}") for seed in (3, 4)]
     sweep("2-apart", model__init=parents, seed=[0, 1], sparsity=[0.8, 0.9])
-    found = studies.average_apart(tmp_path)
+    found = studies.average_apart(tmp_path, tmp_path / "2-apart.json")
     assert {row["part"] for row in found} == {"3-averaged"}
     assert sorted((row["seed"], row["sparsity"]) for row in found) == [(3, 0.8), (3, 0.9), (4, 0.8), (4, 0.9)]
     out = tmp_path / "3-averaged" / "seed=3,sparsity=0.9"
@@ -275,12 +275,12 @@ def test_models_pruned_apart_are_averaged_once(tmp_path: Path) -> None:
     kept, total = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
     assert kept == total - round(0.9 * total)
     # A cell is found by its values: its folder's name has the parent's path in it, and is cut where that is long.
-    cells = json.loads((tmp_path / "2-apart" / "sweep.json").read_text())["cells"]
+    cells = spec.read(tmp_path / "2-apart.json").cells(None)
     wanted = {"model.init": parents[0], "sparsity": 0.9}
-    runs = [tmp_path / "2-apart" / cell for cell, entry in cells.items() if wanted.items() <= entry["values"].items()]
+    runs = [tmp_path / "2-apart" / cell.name for cell in cells if wanted.items() <= cell.values.items()]
     models = [load_file(run / "model" / "model.safetensors") for run in runs]
     assert len(models) == 2
     for name, mask in masks.items():
         mean = (models[0][name] + models[1][name]) / 2
         assert torch.allclose(weights[name], mean * mask)
-    assert studies.average_apart(tmp_path) == found
+    assert studies.average_apart(tmp_path, tmp_path / "2-apart.json") == found
