@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsekit.cli.common import Parser
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.run import directory
