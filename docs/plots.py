@@ -1,7 +1,7 @@
 """Draws each installed method's plan, and one plan with its replicas, as SVG: `python docs/plots.py`.
 
 What is drawn is what `sparsekit plan --method NAME` would do by default. The figures that a picture shows are also
-kept in it as JSON (`<metadata>`), which `tests/test_docs_pages.py` holds against the plan.
+kept in it as JSON (`<metadata>`), which `tests/docs/test_docs_pages.py` holds against the plan.
 """
 
 from __future__ import annotations
