@@ -179,7 +179,7 @@ class Sweep:
 def _compare(runs: Sequence[str], page: Path) -> None:
     """The comparison page; what keeps it from being made loses no run."""
     try:
-        from sparsekit.cli.report import write  # only now: it draws
+        from sparsekit.report.page import write  # only now: it draws
 
         write(runs, page)
     except Exception as error:  # a plotting library may raise anything

@@ -130,11 +130,11 @@ def page_of(out: Path) -> Path:
 
 def write_report(out: Path, display: Display) -> Path | None:
     """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
-    from sparsekit.cli import report as command
+    from sparsekit.report.page import write
 
     path = page_of(out)
     try:
-        command.write([str(out)], path)
+        write([str(out)], path)
         return path
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")
