@@ -84,7 +84,7 @@ def _run(sweep: Sweep, jobs: int) -> int:
 def _compare(runs: Sequence[str], page: Path) -> None:
     """Write the comparison; an error there is a warning, since no run depends on it."""
     try:
-        from sparsekit.cli.report import write  # it imports matplotlib
+        from sparsekit.report.page import write  # only now: it draws
 
         write(runs, page)
     except Exception as error:  # a plotting library may raise anything

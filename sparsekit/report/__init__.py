@@ -1,1 +1,1 @@
-"""`sparsekit report`: one page about one run or many, from the files in their directories alone. No torch."""
+"""Pages about one run or several, made from the files in their directories. No torch."""

@@ -1,47 +1,78 @@
-"""What lies in a run directory, read so that no missing, torn or foreign file keeps a report from being made."""
+"""Read the files of a run directory, and check that they have the form in which a run writes them. No torch."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sparsekit.config.options import flatten
-from sparsekit.errors import UserError
+from sparsekit.display.tables import NAMES
+from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
 
-FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
+Row = Mapping[str, Any]
+
+# The form of each file, as far as a page needs it; `_check` explains the notation.
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+_CONFIG = {"method": {"name": str}, "merge": {"name": str}, "data": {"name": str}, "seed": int}
+_SEGMENT = {"segment": int, "start_epoch": _NUMBER, "epochs": _NUMBER, "sparsity": _NUMBER, "replicas": int}
+_PLAN = {"segments": [{**_SEGMENT, "lr_points": [[_NUMBER, _NUMBER]]}]}
+_MEASURED = ("barrier", "ensemble.accuracy", "distance.mean", "turn.mean", "barycentre.mean")
+_EVENTS: dict[str, dict[str, Any]] = {
+    "train": {"replica": int, "lr": _NUMBER},
+    "segment": {"segment": int, "sparsity": _NUMBER, "layers": {...: _NUMBER}},
+    "merge": {"segment": int, "soup": _NUMBER, "candidates": [_NUMBER], "ingredients": [int]}
+    | dict.fromkeys(_MEASURED, _MAYBE),
+    "evaluate": {"segment": int, "test.accuracy": _NUMBER},
+}
+_COSTS = ("flops.dense", "flops.sparse", "bytes.dense", "bytes.compressed", "bytes.disk", "images.total",
+          "images.critical", "latency.seconds", "parameters", "nonzero", "wall_seconds")  # fmt: skip
+_SCORES = ("test.loss", "test.ece", "test.worst_class_accuracy", "model_sparsity", "candidates.count")
+_CANDIDATES = dict.fromkeys(("candidates.mean_accuracy", "candidates.best_accuracy"), _NUMBER)
+_SUMMARY = {"status": str, **dict.fromkeys((*_COSTS, *_SCORES), _MAYBE)}
+_DONE = {"test.accuracy": _NUMBER, "sparsity": _NUMBER}
+_SEVERITIES = {...: [{"accuracy": _NUMBER}] * 5}
+_VARIANT = {
+    "test": dict.fromkeys(NAMES, _MAYBE) | {"worst_class": int},
+    "class_accuracy": [_MAYBE],
+    "bins": [{"count": int, "confidence": _NUMBER, "accuracy": _NUMBER}],
+    "agreement?": _NUMBER,
+    "corruptions?": _SEVERITIES,
+    "corruption_files?": _SEVERITIES,
+}
+_EVALUATION = {"data": {"name": str}, "dense?": str, "variants": {...: _VARIANT}}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its files tell it; what is missing is empty.
+    """One run, finished or not. Accuracies and sparsities are 0 to 1.
 
     Attributes:
         path: Its directory.
-        status: `done`, `stopped`, `failed` or `unfinished`.
-        summary: summary.json.
-        config: Options by dotted names.
-        plan: plan.json.
-        rows: metrics.jsonl.
-        evaluation: evaluation.json.
-        problems: What could not be read, for people.
+        config: config.yaml, options by their dotted names.
+        segments: The planned segments of plan.json.
+        rows: metrics.jsonl by event: `train`, `segment`, `merge` and `evaluate`. Each row has its `epoch`; a merge's
+            also the `mean` and the `best` of its candidates' accuracies.
+        paced: Whether a row's `epoch` is in epochs: before the first merge it is in optimizer steps.
+        summary: summary.json; empty while the run has not ended.
+        evaluation: evaluation.json; empty where the run is not done.
+        note: What was left out of metrics.jsonl; empty where nothing was.
     """
 
     path: Path
-    status: str
-    summary: Mapping[str, Any]
-    config: Mapping[str, Any]
-    plan: Mapping[str, Any]
-    rows: tuple[Mapping[str, Any], ...]
-    evaluation: Mapping[str, Any]
-    problems: tuple[str, ...]
+    config: Row
+    segments: Sequence[Row]
+    rows: Mapping[str, Sequence[Row]]
+    paced: bool
+    summary: Row
+    evaluation: Row
+    note: str
 
     @property
     def name(self) -> str:
@@ -49,135 +80,111 @@ class Run:
         return self.path.resolve().name
 
     @property
+    def status(self) -> str:
+        """`done`, `stopped`, `failed` or `unfinished`."""
+        return str(self.summary.get("status", "unfinished"))
+
+    @property
     def done(self) -> bool:
         """Whether the run came to its end."""
         return self.status == "done"
 
-    def number(self, key: str) -> float | None:
-        """A finite number of the summary."""
-        return number(self.summary.get(key))
+    @property
+    def unit(self) -> str:
+        """The unit of a row's `epoch`."""
+        return "epochs" if self.paced else "optimizer steps"
 
-    def events(self, event: str) -> list[Mapping[str, Any]]:
-        """Rows of one kind that have a step and a segment."""
-        return self._events.get(event, [])
-
-    @cached_property
-    def _events(self) -> dict[str, list[Mapping[str, Any]]]:
-        found: dict[str, list[Mapping[str, Any]]] = {}
-        for row in self.rows:
-            if isinstance(row.get("event"), str) and all(number(row.get(k)) is not None for k in ("step", "segment")):
-                found.setdefault(row["event"], []).append(row)
-        return found
-
-    def segments(self) -> list[Mapping[str, Any]]:
-        """The planned segments that can be made sense of."""
-        return self._segments
-
-    @cached_property
-    def _segments(self) -> list[Mapping[str, Any]]:
-        found = self.plan.get("segments")
-        rows = found if isinstance(found, list) else []
-        needed = ("segment", "start_epoch", "epochs", "sparsity")
-        return [
-            row for row in rows if isinstance(row, dict) and all(number(row.get(key)) is not None for key in needed)
-        ]
-
-    def epochs(self, step: float) -> float:
-        """Epochs after so many optimizer steps; the steps themselves where there is nothing to tell it by."""
-        steps, epochs = self._pace
-        return float(step * epochs / steps)
-
-    @cached_property
-    def _pace(self) -> tuple[float, float]:
-        """So many steps were so many epochs, by the last merge that the plan knows the end of."""
-        ends = {row["segment"]: row["start_epoch"] + row["epochs"] for row in self.segments()}
-        for row in reversed(self.events("merge")):
-            end = ends.get(row["segment"], 0.0)
-            if end > 0.0 and row["step"] > 0:
-                return row["step"], end
-        return 1.0, 1.0
-
-    def variants(self) -> dict[str, Mapping[str, Any]]:
-        """The evaluation's variants that hold test numbers."""
-        found = self.evaluation.get("variants")
-        items = found.items() if isinstance(found, dict) else ()
-        return {key: value for key, value in items if isinstance(value, dict) and isinstance(value.get("test"), dict)}
-
-
-def number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def numbers(values: object) -> list[float]:
-    """The finite numbers of a list."""
-    found = [number(value) for value in values] if isinstance(values, list) else []
-    return [value for value in found if value is not None]
+    @property
+    def contests(self) -> list[Row]:
+        """The rows of merges with two candidates or more."""
+        return [row for row in self.rows["merge"] if len(row["candidates"]) > 1]
 
 
 def read(path: str) -> Run:
-    """Read a run directory; raises UserError where there is no run at all."""
+    """Read a run directory.
+
+    Raises:
+        UserError: there is no run, or one of its files is missing or not as a run writes it.
+    """
     folder = expanded(path)
-    if not folder.is_dir() or not any((folder / name).is_file() for name in FILES):
-        raise UserError(f"report: {path} is no run directory (none of {', '.join(FILES)}); give what --out named")
-    problems: list[str] = []
-    summary = _json(folder / "summary.json", problems)
-    config = _config(folder / "config.yaml", problems)
-    plan = _json(folder / "plan.json", problems)
-    optional = folder / "evaluation.json"
-    evaluation = _json(optional, problems) if optional.is_file() else {}
-    rows = _rows(folder / "metrics.jsonl", problems)
-    status = str(summary.get("status", "unfinished"))
-    return Run(folder, status, summary, config, plan, rows, evaluation, tuple(problems))
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"report: {path} is no run directory (it has no config.yaml); give one that fit wrote")
+    config = _parsed(folder / "config.yaml", lambda data: flatten(_check(yaml.safe_load(data), _CONFIG)))
+    segments = _parsed(folder / "plan.json", _json(_PLAN))["segments"]
+    ended = (folder / "summary.json").exists()
+    summary = _parsed(folder / "summary.json", _json(_SUMMARY)) if ended else {}
+    done = summary.get("status") == "done"
+    if done:
+        form = _DONE | (_CANDIDATES if summary.get("candidates.count") else {})
+        _parsed(folder / "summary.json", _json(form))
+    begun = ended or (folder / "metrics.jsonl").exists()
+    rows, paced, note = (
+        _parsed(folder / "metrics.jsonl", lambda data: _rows(data, segments)) if begun else _rows(b"", ())
+    )
+    evaluation = _parsed(folder / "evaluation.json", _json(_EVALUATION)) if done else {}
+    return Run(folder, config, segments, rows, paced, summary, evaluation, note)
 
 
-def _text(path: Path, problems: list[str]) -> str | None:
+def _parsed(path: Path, parse: Callable[[bytes], Any]) -> Any:
     try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError):
-        problems.append(f"{path.name} cannot be read" if path.exists() else f"{path.name} is missing")
-        return None
+        return parse(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror
+    except (ValueError, LookupError, ArithmeticError, yaml.YAMLError) as error:
+        reason = f"damaged: {first_line(error)}"
+    raise UserError(f"report: {path}: {reason}; restore the file, or leave this run out")
 
 
-def _json(path: Path, problems: list[str]) -> dict[str, Any]:
-    text = _text(path, problems)
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        problems.append(f"{path.name} is damaged")
-        return {}
-    return found
+def _json(form: Any) -> Callable[[bytes], Any]:
+    return lambda data: _check(json.loads(data), form)
 
 
-def _config(path: Path, problems: list[str]) -> dict[str, Any]:
-    text = _text(path, problems)
-    if text is None:
-        return {}
-    try:
-        return flatten(yaml.safe_load(text))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
-        problems.append(f"{path.name} is damaged or of another version")
-        return {}
-
-
-def _rows(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
-    text = _text(path, problems)
-    rows, bad = [], 0
-    for line in (text or "").splitlines():
+def _rows(data: bytes, segments: Sequence[Row]) -> tuple[Mapping[str, Sequence[Row]], bool, str]:
+    """The rows by event, whether epochs are known, and a note on a last line that a killed run did not finish."""
+    *lines, rest = data.split(b"\n")
+    rows: dict[str, list[dict[str, Any]]] = {event: [] for event in _EVENTS}
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad += 1
-    if bad:
-        problems.append(f"metrics.jsonl: {bad} line{'s' * (bad != 1)} cannot be read")
-    return tuple(rows)
+            row = _check(json.loads(line), {"event": str, "step": int})
+            if row["event"] in rows:
+                rows[row["event"]].append(_check(row, _EVENTS[row["event"]]))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    pace = 1.0
+    for merge in rows["merge"]:
+        planned = segments[merge["segment"]]
+        pace = (planned["start_epoch"] + planned["epochs"]) / merge["step"]
+        accuracies = merge["candidates"]
+        merge |= {"mean": sum(accuracies) / len(accuracies), "best": max(accuracies)}
+        if len(accuracies) > 1:
+            _check(merge, {"soup.margin": _NUMBER, "soup.lost": bool}, f".merge of segment {merge['segment']}")
+    for row in chain(*rows.values()):
+        row["epoch"] = row["step"] * pace
+    note = "metrics.jsonl: the last line is incomplete and left out" if rest else ""
+    return rows, bool(rows["merge"]), note
+
+
+def _check(value: Any, form: Any, where: str = "") -> Any:
+    """Return a value of a given form; raise ValueError, which names the place, for any other.
+
+    Args:
+        value: What was read.
+        form: A type or several; `[form]` for a list, `[form, form]` for one of that length; `{key: form}` for an
+            object, which may have more keys. A key `...` stands for every key; one that ends with `?` may be missing.
+        where: The name of the value.
+    """
+    kind: Any = type(form) if isinstance(form, (list, dict)) else form
+    if not isinstance(value, kind):
+        raise ValueError(f"{where[1:] or 'the content'} is {'missing' if value is None else repr(value)[:40]}")
+    if kind is list:
+        forms = form if len(form) > 1 else form * len(value)
+        if len(value) != len(forms):
+            raise ValueError(f"{where[1:]} has {len(value)} entries, not {len(forms)}")
+        for number, (item, inner) in enumerate(zip(value, forms, strict=True), 1):
+            _check(item, inner, f"{where}.{number}")
+    if kind is dict:
+        for key, inner in form.items():
+            for name in value if key is ... else [key.removesuffix("?")]:
+                if key is ... or name in value or not key.endswith("?"):
+                    _check(value.get(name), inner, f"{where}.{name}")
+    return value

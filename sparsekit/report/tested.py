@@ -1,46 +1,41 @@
-"""The plots of what was measured on the test split; None where a run has nothing for them."""
+"""The charts of what was measured on the test split; None where a run has no data for one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import isfinite
+
+from markupsafe import Markup
 
 from sparsekit.display.tables import VARIANTS
 from sparsekit.display.text import percent
-from sparsekit.report.html import Html, Table, element, figure, join
-from sparsekit.report.runs import Run, number, numbers
-from sparsekit.report.svg import INK, MARKERS, PALETTE, Plot, legend
+from sparsekit.report.runs import Row, Run
+from sparsekit.report.svg import INK, MARKERS, PALETTE, Chart, Plot, draw, legend
 
 BLUE, RED = PALETTE[:2]
+SUITES = {"corruptions": "Corruptions.", "corruption_files": "Published corruptions."}
+_SEVERITIES = ("1", "2", "3", "4", "5")
 
 
-def calibration(run: Run) -> Html | None:
+def variants(run: Run) -> dict[str, Row]:
+    """The evaluation's variants by what they are called on the page; none where nothing was evaluated."""
+    return {VARIANTS.get(key, key): variant for key, variant in run.evaluation.get("variants", {}).items()}
+
+
+def calibration(run: Run) -> Chart | None:
     """Accuracy against confidence."""
-    curves = {}
-    for name, variant in run.variants().items():
-        rows = [
-            (int(c), x, y)
-            for bar in _list(variant, "bins")
-            if isinstance(bar, dict)
-            and (c := number(bar.get("count")))
-            and (x := number(bar.get("confidence"))) is not None
-            and (y := number(bar.get("accuracy"))) is not None
-        ]
-        if rows:
-            curves[name] = rows
-    if not curves:
+    curves = {
+        name: [bar for bar in variant["bins"] if bar["count"] and isfinite(bar["confidence"])]
+        for name, variant in variants(run).items()
+    }
+    if not any(curves.values()):
         return None
     with Plot(3.3) as plot:
         (panel,) = plot.panels
         panel.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
-        for index, (name, rows) in enumerate(curves.items()):
-            line = [(100 * c, 100 * a) for _, c, a in rows]
-            panel.plot(
-                *zip(*line, strict=True),
-                marker=MARKERS[index % 6],
-                color=PALETTE[index % 6],
-                label=VARIANTS.get(name, name),
-            )
+        for index, (name, bars) in enumerate(curves.items()):
+            line = [(100 * bar["confidence"], 100 * bar["accuracy"]) for bar in bars]
+            draw(panel, line, f"-{MARKERS[index % 6]}", color=PALETTE[index % 6], label=name)
         panel.set_xlim(0, 100)
         panel.set_ylim(0, 103)
         panel.set_xlabel("confidence, %")
@@ -48,62 +43,48 @@ def calibration(run: Run) -> Html | None:
         legend(panel)
         svg = plot.svg("Calibration curve")
     data = [
-        (VARIANTS.get(name, name), str(count), percent(x, 2), percent(y, 2))
-        for name, rows in curves.items()
-        for count, x, y in rows
+        (name, str(bar["count"]), percent(bar["confidence"], 2), percent(bar["accuracy"], 2))
+        for name, bars in curves.items()
+        for bar in bars
     ]
-    note = "Below the dotted line the model is too sure of itself. Test images in fifteen bins of confidence."
-    return figure("Calibration.", svg, Table(("model", "images", "confidence", "accuracy"), data), note)
+    note = "Below the dotted line the model is overconfident. Test images in fifteen bins of confidence."
+    return Chart("Calibration.", svg, ("model", "images", "confidence", "accuracy"), data, note)
 
 
-def classes(run: Run) -> Html | None:
-    """Accuracy on each class."""
-    raw = _list(next(iter(run.variants().values()), {}), "class_accuracy")
-    values = [(index, v) for index, item in enumerate(raw) if (v := number(item)) is not None]
+def classes(run: Run) -> Chart | None:
+    """Accuracy of each class, of the first variant."""
+    first: Row = next(iter(variants(run).values()), {"class_accuracy": []})
+    values = [(index, accuracy) for index, accuracy in enumerate(first["class_accuracy"]) if accuracy is not None]
     if not values:
         return None
-    worst = min(values, key=lambda item: item[1])[0]
+    ranked = sorted(values, key=lambda item: item[1])
+    few = len(values) <= 30
+    worst, shown = ranked[0][0], values if few else ranked[:30]
     with Plot(3.0) as plot:
         (panel,) = plot.panels
-        shown = values if len(values) <= 30 else sorted(values, key=lambda item: item[1])[:30]
         colours = [RED if index == worst else BLUE for index, _ in shown]
         panel.bar([str(index) for index, _ in shown], [100 * v for _, v in shown], color=colours, width=0.7)
         panel.grid(axis="x", visible=False)
         panel.set_ylim(0, 100)
-        panel.set_xlabel("class" if len(values) <= 30 else "the thirty worst classes")
+        panel.set_xlabel("class" if few else "the thirty worst classes")
         panel.set_ylabel("accuracy, %")
         panel.tick_params(axis="x", labelsize=9 if len(shown) <= 15 else 6)
         svg = plot.svg("Accuracy of each class")
-    data = [(str(index), percent(v, 2)) for index, v in values]
-    return figure(
-        "Single classes.", svg, Table(("class", "accuracy"), data), f"Test split; the worst is class {worst}."
-    )
+    data = [(str(index), percent(accuracy, 2)) for index, accuracy in values]
+    return Chart("Single classes.", svg, ("class", "accuracy"), data, f"Test split; the worst is class {worst}.")
 
 
-def heat_maps(run: Run) -> Html | None:
-    """Accuracy a kind of corruption and severity, for each suite that was run."""
-    found = []
-    for name, variant in run.variants().items():
-        for key, title in (("corruptions", "Corruptions."), ("corruption_files", "Published corruptions.")):
-            raw = variant.get(key)
-            rows = {str(kind): _cells(cells) for kind, cells in raw.items()} if isinstance(raw, dict) else {}
-            rows = {kind: cells for kind, cells in rows.items() if len(cells) == 5}
-            if rows:
-                found.append(_heat_map(title, rows, VARIANTS.get(name, name)))
-    return join(found) if found else None
+def heat_maps(run: Run) -> list[Chart]:
+    """Accuracy by kind of corruption and severity: a chart for each variant and suite that was measured."""
+    return [
+        _heat_map(title, {kind: [cell["accuracy"] for cell in cells] for kind, cells in variant[key].items()}, name)
+        for name, variant in variants(run).items()
+        for key, title in SUITES.items()
+        if variant.get(key)
+    ]
 
 
-def _list(variant: Mapping[str, Any], key: str) -> list[Any]:
-    found = variant.get(key)
-    return found if isinstance(found, list) else []
-
-
-def _cells(cells: object) -> list[float]:
-    rows = cells if isinstance(cells, list) else []
-    return numbers([cell.get("accuracy") for cell in rows if isinstance(cell, dict)])
-
-
-def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> Html:
+def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> Chart:
     kinds = [kind.replace("_", " ") for kind in rows]
     shares = [[100 * v for v in cells] for cells in rows.values()]
     with Plot(0.6 + 0.2 * len(rows)) as plot:
@@ -114,7 +95,7 @@ def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> 
             for x, value in enumerate(line):
                 ink = "#ffffff" if value < 55 else "#000000"
                 panel.text(x + 0.5, y + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7.5)
-        panel.set_xticks([x + 0.5 for x in range(5)], ["1", "2", "3", "4", "5"])
+        panel.set_xticks([x + 0.5 for x in range(5)], _SEVERITIES)
         panel.set_yticks([y + 0.5 for y in range(len(kinds))], kinds, fontsize=7.5)
         panel.invert_yaxis()
         panel.grid(visible=False)
@@ -122,11 +103,11 @@ def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> 
         panel.tick_params(length=0)
         panel.set_xlabel("severity")
         svg = plot.svg("Accuracy under corruptions")
+    means = [sum(cells) / len(cells) for cells in rows.values()]
     data = [
-        (kind, *(percent(v) for v in cells), percent(sum(cells) / 5))
-        for kind, cells in zip(kinds, rows.values(), strict=True)
+        (kind, *map(percent, cells), percent(mean))
+        for kind, cells, mean in zip(kinds, rows.values(), means, strict=True)
     ]
-    everything = [v for cells in rows.values() for v in cells]
-    mean = element("b", percent(sum(everything) / len(everything), 2), data_key="corrupted_accuracy")
-    note = join(["Test accuracy in per cent, model ", variant, "; the mean over all is ", mean, "."])
-    return figure(title, svg, Table(("kind", "1", "2", "3", "4", "5", "mean"), data), note)
+    note = Markup('Test accuracy in per cent, model {}; the mean over all is <b data-key="corrupted_accuracy">{}</b>.')
+    mean = percent(sum(means) / len(means), 2)
+    return Chart(title, svg, ("kind", *_SEVERITIES, "mean"), data, note.format(variant, mean))

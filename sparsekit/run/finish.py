@@ -123,12 +123,12 @@ def page_of(out: Path) -> Path:
 
 
 def write_report(out: Path, display: Display) -> Path | None:
-    """Make report.html. The run is done: whatever keeps its page from being made is worth a warning only."""
-    from sparsekit.cli import report
+    """Write report.html, and return its path; an error there is a warning, since the run itself is done."""
+    from sparsekit.report import page  # only now: it imports matplotlib
 
     path = page_of(out)
     try:
-        report.write([str(out)], path)
+        page.write([str(out)], path)
         return path
     except Exception as error:  # a plotting library may raise anything
         display.warn(f"{path} could not be made ({type(error).__name__}: {error}); the run itself is done")
