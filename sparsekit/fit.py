@@ -56,7 +56,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         with signals.minded():
             setup = join(prepare(config), ranks)  # without waiting for anyone
         for rank in ranks.others:
-            if wrong := ranks.ask(f"ready/{rank}"):
+            if wrong := ranks.ask(f"ready/{rank}", rank):
                 raise UserError(f"rank {rank}: {wrong}")
         with rundir.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
