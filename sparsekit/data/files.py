@@ -62,7 +62,7 @@ def read(name: str, root: str | None) -> RawData:
     if name not in _TORCHVISION:
         known = ["digits", *_TORCHVISION]
         raise UserError(f"--data.name: no data set {name!r}; choose from {', '.join(known)}.{nearest(name, known)}")
-    wanted = f"give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
+    wanted = f"for {name} give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
     if name == "fashion_mnist":
         wanted += ", or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
     if root is None:
