@@ -85,7 +85,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         with signals.reraise_if_swallowed():
             setup = join(prepare(config), ranks)  # without waiting for anyone
         for rank in ranks.others:
-            if wrong := ranks.ask(f"ready/{rank}"):
+            if wrong := ranks.ask(f"ready/{rank}", rank):
                 raise UserError(f"rank {rank}: {wrong}")
         with directory.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))

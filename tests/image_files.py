@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pytest
+from torchvision import datasets
 
+CIFAR = {
+    10: [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"],
+    100: ["train", "test", "meta"],
+}
 IDX = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 
 
@@ -42,23 +48,25 @@ def write_idx(folder: Path, train: int = 40, test: int = 20, side: int = 28, zip
 
 
 def write_cifar(
-    folder: Path, of: int, each: int, encode: Callable[[np.ndarray, np.ndarray], bytes], suffix: str = "", **kwargs: Any
+    folder: Path, of: int, each: int, encode: Callable[[np.ndarray, np.ndarray], bytes]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Write each batch as `encode` has it; returns what they hold, the test batch last."""
-    ten = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
     batches = []
-    for number, name in enumerate(ten if of == 10 else ["train", "test"]):
+    for number, name in enumerate(CIFAR[of][:-1]):
         batches.append((pixels(each, 3072, seed=number), classes(each, of)))
-        write(folder / f"{name}{suffix}", encode(*batches[-1]), **kwargs)
+        write(folder / name, encode(*batches[-1]))
     return batches
 
 
-def binary(data: np.ndarray, labels: np.ndarray) -> bytes:
-    return b"".join(bytes([label]) + row.tobytes() for row, label in zip(data, labels, strict=True))
-
-
-def binary100(data: np.ndarray, labels: np.ndarray) -> bytes:
-    return b"".join(bytes([label % 20, label]) + row.tobytes() for row, label in zip(data, labels, strict=True))
+def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, of: int) -> None:
+    """Add the file of class names, and put the MD5 of each file in `folder` where torchvision lists the published."""
+    *train, test, meta = CIFAR[of]
+    dataset = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[of]
+    write(folder / meta, pickle.dumps({dataset.meta["key"]: [str(number) for number in range(of)]}))
+    listed = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in CIFAR[of]}
+    monkeypatch.setattr(dataset, "train_list", [(name, listed[name]) for name in train])
+    monkeypatch.setattr(dataset, "test_list", [(test, listed[test])])
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": listed[meta]})
 
 
 def pickled(protocol: int, key: str = "labels") -> Callable[[np.ndarray, np.ndarray], bytes]:

@@ -68,7 +68,7 @@ class DataConfig:
     Args:
         name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`. `imagefolder` is any
             set of images in one folder a class, as ImageNet is.
-        root: Folder of the data set's files, as torchvision lays them out or the bare raw files (`.gz` too). For
+        root: Folder of the data set's files, as torchvision lays them out or bare; the MNISTs' `.gz` files, too. For
             `imagefolder` the folder with `train` and, for the test images, `val` or `validation`; without these, a
             folder of classes, of which test images are cut off too.
         batch_size: Images an optimizer step.

@@ -1,4 +1,4 @@
-"""YAML from files and options, read with suspicion: it makes plain values, few of them, and never runs anything."""
+"""YAML of config files and options: plain values only, within limits, and no code is ever run."""
 
 from __future__ import annotations
 
@@ -11,41 +11,23 @@ from sparsekit.errors import UserError
 from sparsekit.files import expanded
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 10_000
-MAX_DEPTH = 32
-MAX_DIGITS = 20
+_MAX_DIGITS = 20  # far longer integers overflow a float, or cannot even be printed
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, with `1e-05` a number as in YAML 1.2; no key twice, and neither deep nor grown by its aliases."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
-        self._count = 0
-        self._grown: dict[int, int] = {}  # what an anchored node counts for wherever its alias stands
+    """YAML 1.1, with `1e-05` a number as in YAML 1.2. Refuses a repeated key, and aliases: a few of them can stand for
+    billions of values, or for a value inside itself.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node and all below it, as PyYAML does, within the limits."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        before, alias = self._count, isinstance(event, yaml.AliasEvent)
-        self._count += 1
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        if alias and id(node) not in self._grown:
-            raise yaml.composer.ComposerError(None, None, "a value that holds itself", event.start_mark)
-        if alias:
-            self._count += self._grown[id(node)]
-        if self._count > MAX_VALUES:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES:,} values", event.start_mark)
-        self._depth -= 1
-        self._grown.setdefault(id(node), self._count - before)
-        return node
+        """One node and all below it; raises ComposerError at an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (*), which is not read; write it out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; raises where a key is no plain value, or stands there twice."""
+        """A mapping; raises ConstructorError where a key is no plain value, or repeated."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -55,7 +37,7 @@ class Loader(yaml.SafeLoader):
             seen.add(key.value)
         try:
             return super().construct_mapping(node, deep)
-        except ValueError as error:  # a date of month 13, a number of thousands of digits
+        except ValueError as error:  # a date of month 13
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
@@ -65,7 +47,7 @@ Loader.add_implicit_resolver(
 
 
 def _int(loader: Loader, node: yaml.ScalarNode) -> int:
-    if len(node.value) > MAX_DIGITS:
+    if len(node.value) > _MAX_DIGITS:
         raise yaml.constructor.ConstructorError(None, None, f"a number of {len(node.value)} digits", node.start_mark)
     return int(loader.construct_yaml_int(node))
 
@@ -77,7 +59,9 @@ def parse(text: str) -> Any:
     """The value that a YAML text stands for; raises yaml.YAMLError."""
     try:
         return yaml.load(text, Loader)
-    except (ValueError, OverflowError, RecursionError) as error:  # a lone value that Python refuses
+    except RecursionError as error:
+        raise yaml.YAMLError("too many levels") from error
+    except (ValueError, OverflowError) as error:  # a lone value that Python refuses
         raise yaml.YAMLError(str(error)) from error
 
 

@@ -59,12 +59,12 @@ class Leader:
         order = {"manifest": manifest, "shares": shares, "mask": masks.digest(at.parent.masks)}
         self.ranks.tell(f"order/{number}", order)
         for rank in self.ranks.others:
-            if wrong := self.ranks.ask(f"taken/{number}/{rank}"):
+            if wrong := self.ranks.ask(f"taken/{number}/{rank}", rank):
                 raise RunError(f"rank {rank}: {wrong}")
         with _together(context, self.ranks):
             at = self.own(context, stage, [r for r in replicas if r.index in shares[0]], at)
         for rank in self.ranks.others:
-            if told := self.ranks.ask(f"over/{number}/{rank}"):
+            if told := self.ranks.ask(f"over/{number}/{rank}", rank):
                 at = absorb(context, at, CheckpointStore(context.checkpoints.folder, prefix(rank)), told)
         at = replace(at, ordered=None)
         context.keep(at)

@@ -12,7 +12,6 @@ from types import TracebackType
 
 from sparsekit.config.options import WandbConfig
 from sparsekit.run.signals import Stopped
-from sparsekit.run.wandb_keys import wanted_mode
 from sparsekit.run.wandb_mirror import WandbMirror
 
 _STOP_SECONDS = 4.0
@@ -85,7 +84,7 @@ class Tracker(Log):
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
         self._count = (out / "metrics.jsonl").read_bytes().count(b"\n") if offset else 0
-        mode = wanted_mode(wandb_config.mode)
+        mode = _wanted_mode(wandb_config.mode)
         self._mirror = None if mode == "disabled" else WandbMirror(out, mode, wandb_config, run_config, name, warn)
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
@@ -161,6 +160,13 @@ class Rows(Log):
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Keep rows."""
         self.rows.extend(rows)
+
+
+def _wanted_mode(mode: str) -> str:
+    """`--wandb.mode`, and where that is `auto`, what `WANDB_MODE` says: auto, online, offline or disabled."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or "auto"
+    return {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
 
 
 def _finite(value: object) -> object:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsekit.config.options import WandbConfig
 from sparsekit.run import wandb_record
-from sparsekit.run.wandb_keys import find_keys
 
 if TYPE_CHECKING:
     import wandb
@@ -54,7 +53,7 @@ class WandbMirror:
         self._out, self._mode, self._wanted, self._config, self._name = out, mode, wanted, dict(config), name
         self._warn = warn
         self._jobs: queue.SimpleQueue[Callable[[wandb.Run], object] | None] = queue.SimpleQueue()
-        self._keys: list[str] = []
+        self._key: str | None = None
         self._first = 0
         self._patience = PATIENCE_SECONDS
         self._known = wandb_record.read(out)
@@ -121,14 +120,15 @@ class WandbMirror:
         import wandb
 
         # Silent process-wide: that alone keeps W&B from greeting, and from ever asking for a key.
-        settings = wandb.setup(_settings(silent=True)).settings
-        # W&B's own settings may say `wandb offline`, or name another server.
+        online = {"mode": "online"} if self._mode == "online" else {}
+        settings = wandb.setup(_settings(silent=True, **online)).settings
+        # W&B's own settings may say `wandb offline`.
         mode = settings.mode if self._mode == "auto" else self._mode
-        self._keys = find_keys(os.environ.get("WANDB_BASE_URL") or settings.base_url)
-        if mode == "online" and not self._keys:
+        if mode == "online" and not _logged_in():
             if self._mode == "online":
                 self._warn("W&B has no API key here (`wandb login` stores one); this run is kept offline.")
             mode = "offline"
+        self._key = settings.api_key
         try:
             run = self._init(mode)
         except Exception as error:
@@ -191,15 +191,23 @@ class WandbMirror:
     def _brief(self, error: BaseException) -> str:
         """An error in a line, with no key in it."""
         text = next(iter(str(error).splitlines()), "")
-        for key in self._keys:
-            text = text.replace(key, "***")
+        text = text.replace(self._key, "***") if self._key else text
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _logged_in() -> bool:
+    """Whether W&B has credentials, by its own rules; asks neither the user nor a server."""
+    import wandb
+
+    # beside a run of the same process W&B answers no in any case; without credentials `wandb.init` fails then
+    return wandb.run is not None or wandb.login(prompt=False, verify=False)
 
 
 @contextmanager
 def _launcher_left_alone() -> Iterator[None]:
-    """Keep `wandb.init` from importing W&B's launcher, a second of processor time, to look whether inputs were staged
-    for it: nobody who has not imported it can have done that.
+    """Keep `wandb.init` from importing W&B's launcher, half a second of processor time in every run (W&B 0.31).
+
+    It looks there for inputs staged for the launcher, which only a process that imported the launcher can have.
     """
     import wandb
 

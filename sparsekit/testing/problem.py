@@ -184,7 +184,7 @@ class _Baton(Ranks):
     def tell(self, key: str, value: Any) -> None:
         self.store[key] = value
 
-    def ask(self, key: str) -> Any:
+    def ask(self, key: str, sender: int = 0) -> Any:
         while key not in self.store:
             if "failed" in self.store:
                 raise RunError(f"the other rank failed: {self.store['failed']}")

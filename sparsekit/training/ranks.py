@@ -1,12 +1,12 @@
-"""The processes that torchrun started for one run, and what they tell one another: short JSON messages in its store.
+"""The processes that torchrun started for one run, and the short JSON messages between them, in torchrun's store.
 
 Replicas go through files in the run directory, so that ranks wait for one another's replicas outside of any collective,
-for hours if need be. Only the ranks that share one replica use collectives (`team`).
+for hours if need be. Only the ranks that share one replica use collectives (`team`). torchrun ends the ranks of a node
+when one of them fails, but not those of other nodes: each rank counts up in the store, and one that stops is lost.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -14,15 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from sparsekit.errors import RunError
+from sparsekit.errors import RunError, first_line
 
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 5.0
 _LOST_SECONDS = 300.0
-"""A rank that gave no sign for this long is lost: torchrun on its node may be gone with it."""
 
 
 class Ranks:
@@ -30,20 +28,19 @@ class Ranks:
 
     Args:
         rank: Number of this process, from 0.
-        size: How many there are.
+        size: Number of processes.
         store: torch's store between them; None for a process alone.
 
     Attributes:
-        over: Set once there are no more orders: the store may go then.
+        over: Set once the leader has no more orders: from then on the store may be gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank, self.size, self.store, self.over = rank, size, store, False
-        self._heard: dict[int, tuple[bytes, float]] = {}
 
     @classmethod
     def here(cls) -> Ranks:
-        """What torchrun's environment says; one rank without it.
+        """The ranks that torchrun's environment describes; one rank without it.
 
         Raises:
             RunError: the ranks do not find one another.
@@ -55,7 +52,7 @@ class Ranks:
         try:
             store, rank, count = next(iter(rendezvous("env://")))
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"torchrun's ranks do not find one another: {str(error).splitlines()[0]}") from error
+            raise RunError(f"torchrun's ranks do not find one another: {first_line(error)}") from error
         ranks = cls(rank, count, store)
         threading.Thread(target=ranks.beat, name="ranks", daemon=True).start()
         return ranks
@@ -71,48 +68,39 @@ class Ranks:
         return range(1, self.size)
 
     def tell(self, key: str, value: Any) -> None:
-        """Leave a message, for good."""
+        """Leave a message, for good; raises RunError without the store."""
         if self.store is not None:
             self._safely(lambda: self.store.set(f"sparsekit/{key}", json.dumps(value)))
 
-    def ask(self, key: str) -> Any:
-        """Wait for a message; a signal ends the wait."""
+    def ask(self, key: str, sender: int = 0) -> Any:
+        """Wait for a message from the rank `sender`; a signal ends the wait.
+
+        Raises:
+            RunError: the store is gone, or the sender was silent for five minutes.
+        """
+        beats, since = 0, time.monotonic()
         while not self._safely(lambda: self.store.check([f"sparsekit/{key}"])):
             time.sleep(_POLL_SECONDS)
-            self._look_after(range(self.size) if self.leads else range(1))
+            now, found = time.monotonic(), self._safely(lambda: self.store.add(f"sparsekit/beats/{sender}", 0))
+            if found != beats:
+                beats, since = found, now
+            elif now - since > _LOST_SECONDS:
+                raise RunError(f"rank {sender} gave no sign of life for {now - since:.0f} s; go on with --resume")
         return self.heard(key)
 
     def heard(self, key: str) -> Any:
-        """A message, without waiting; None where there is none yet."""
-        value = self._safely(partial(self._value, f"sparsekit/{key}"))
-        return json.loads(value) if value else None
+        """A message, without waiting; None where there is none yet. Raises RunError without the store."""
+        name = f"sparsekit/{key}"
+        return self._safely(lambda: json.loads(self.store.get(name)) if self.store.check([name]) else None)
 
     def beat(self) -> None:
-        """Give a sign of life now and then, for as long as the store is there."""
+        """Count up in the store for as long as it is there; without it, a rank that does not lead stops itself."""
         with suppress(RuntimeError):
-            for number in itertools.count():
-                self.store.set(f"sparsekit/alive/{self.rank}", str(number))
+            while True:
+                self.store.add(f"sparsekit/beats/{self.rank}", 1)
                 time.sleep(_BEAT_SECONDS)
-        if not self.leads and not self.over:  # nobody is left to tell; another run may already go on here
+        if not self.leads and not self.over:  # where torchrun was killed, a resumed run may already write here
             os.kill(os.getpid(), signal.SIGTERM)
-
-    def _look_after(self, ranks: range) -> None:
-        """Raise RunError where a rank gave no sign of life for long; the leader minds all, the others the leader."""
-        now = time.monotonic()
-        for rank in ranks:
-            value, since = self._heard.get(rank, (b"", now))
-            self._heard.setdefault(rank, (value, since))
-            if rank == self.rank or now - since < _BEAT_SECONDS:
-                continue
-            key = f"sparsekit/alive/{rank}"
-            found = self._safely(partial(self._value, key))
-            if found != value:
-                self._heard[rank] = (found, now)
-            elif now - since > _LOST_SECONDS:
-                raise RunError(f"rank {rank} gave no sign of life for {now - since:.0f} s; go on with --resume")
-
-    def _value(self, key: str) -> bytes:
-        return self.store.get(key) if self.store.check([key]) else b""
 
     def _safely(self, call: Callable[[], Any]) -> Any:
         try:
@@ -122,7 +110,7 @@ class Ranks:
 
 
 def size() -> int:
-    """How many ranks torchrun started; 1 without it."""
+    """Number of ranks that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 

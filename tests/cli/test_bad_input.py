@@ -12,10 +12,12 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from image_files import pickled, publish, write_cifar
 
 from sparsekit.cli import main as cli
 
@@ -106,32 +108,28 @@ SETS: dict[str, dict[str, bytes | None]] = {
     "idx-giant": {TRAIN: idx(b"", 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)},
     "idx-lacks": {TEST: None},
 }
-CIFAR = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
-RECORDS = b"".join(bytes([i % 10]) + bytes([i]) * 3072 for i in range(100))
 
 
-def write_sets(folder: Path) -> None:
+def write_sets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data sets, as folders."""
     for name, changes in SETS.items():
         for file, data in (GOOD | changes).items():
             if data is not None:
                 (folder / name).mkdir(exist_ok=True)
                 (folder / name / file).write_bytes(data)
-    for name, data in {
-        "cifar-good": RECORDS,
-        "cifar-cut": RECORDS[:-1],
-        "cifar-label": RECORDS[:-3073] + b"\x0a" + bytes(3072),
-    }.items():
-        (folder / name).mkdir()
-        for file in CIFAR:
-            (folder / name / file).write_bytes(RECORDS if file != CIFAR[2] else data)
+    write_cifar(folder / "cifar-good", 10, 100, pickled(4))
+    publish(monkeypatch, folder / "cifar-good", 10)
+    for name in ("cifar-cut", "cifar-lacks"):
+        shutil.copytree(folder / "cifar-good", folder / name)
+    (folder / "cifar-cut" / "data_batch_3").write_bytes((folder / "cifar-good" / "data_batch_3").read_bytes()[:-1])
+    (folder / "cifar-lacks" / "batches.meta").unlink()
     shutil.copytree(folder / "idx-good", folder / "idx-folder")
     (folder / "idx-folder" / TRAIN).unlink()
     (folder / "idx-folder" / TRAIN).mkdir()
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("input")
     (folder / "file").write_text("not a folder")
     (folder / "full").mkdir()
@@ -142,8 +140,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "latin.yaml").write_bytes("project: café".encode("latin-1"))
     (folder / "wide.yaml").write_bytes("sparsity: 0.5".encode("utf-16"))
     os.mkfifo(folder / "pipe.yaml")
-    write_sets(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        write_sets(folder, patch)
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -314,12 +313,12 @@ PLAN = rows(
     ("--config digits.yaml", "--config digits.yaml, line 1|5001 digits", "--config good.yaml"),
     ("--config date.yaml", "--sparsity is '2020-01-01'|number|(in date.yaml)", "--config good.yaml"),
     ("--config binary.yaml", "--sparsity|number|(in binary.yaml)", "--config good.yaml"),
-    ("--config laughs.yaml", "--config laughs.yaml|more than 10,000 values", "--config good.yaml"),
-    ("--config nested_laughs.yaml", "--config nested_laughs.yaml|10,000 values", "--config good.yaml"),
-    ("--config merged_laughs.yaml", "--config merged_laughs.yaml|10,000 values", "--config good.yaml"),
-    ("--config deep.yaml", "--config deep.yaml|more than 32 levels", "--config good.yaml"),
-    ("--config deep_mapping.yaml", "--config deep_mapping.yaml|more than 32 levels", "--config good.yaml"),
-    ("--config circle.yaml", "--config circle.yaml|holds itself", "--config good.yaml"),
+    ("--config laughs.yaml", "--config laughs.yaml, line 2|alias|write it out", "--config good.yaml"),
+    ("--config nested_laughs.yaml", "--config nested_laughs.yaml, line 4|alias", "--config good.yaml"),
+    ("--config merged_laughs.yaml", "--config merged_laughs.yaml, line 2|alias", "--config good.yaml"),
+    ("--config deep.yaml", "--config deep.yaml|levels", "--config good.yaml"),
+    ("--config deep_mapping.yaml", "--config deep_mapping.yaml|levels", "--config good.yaml"),
+    ("--config circle.yaml", "--config circle.yaml|alias", "--config good.yaml"),
     ("--config long.yaml", "--config long.yaml|1,048,576 bytes", "--config good.yaml"),
     ("--config another.yaml", "--config cannot stand in a config file", "--config good.yaml"),
     ("--config unnamed.yaml", "--method|give its name|plugins list|(in unnamed.yaml)", "--config good.yaml"),
@@ -415,9 +414,9 @@ FIT = rows(
     ("--data.name mnist --data.root idx-giant", "--data.root|has 0 bytes of data", ""),
     ("--data.name mnist --data.root idx-lacks", "--data.root|idx-lacks|lacks t10k-images", ""),
     ("--data.name mnist --data.root idx-folder", "--data.root|idx-folder|lacks train-images", ""),
-    ("--data.name cifar10 --data.root cifar-cut", "--data.root|data_batch_3.bin|multiple of 3073",
+    ("--data.name cifar10 --data.root cifar-cut", "--data.root|cifar-cut/data_batch_3|MD5|published",
      "--data.name cifar10 --data.root cifar-good"),
-    ("--data.name cifar10 --data.root cifar-label", "--data.root|data_batch_3.bin|label 10|0 to 9", ""),
+    ("--data.name cifar10 --data.root cifar-lacks", "--data.root|cifar-lacks|lacks batches.meta", ""),
     ('--data.name cifar10 --data.root cifar-good --model.kwargs {"in_chans":1}', "--model.kwargs|in_chans", ""),
     ("--config local.yaml", "--model.name|'local-dir:empty'|config.json", "--config good.yaml"),
     ("--config os_kwargs.yaml", "--model.kwargs", "--config good.yaml"),

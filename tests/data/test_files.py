@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 import torch
 from image_files import (
+    CIFAR,
     IDX,
-    binary,
-    binary100,
     classes,
     hwc,
     idx,
     pickled,
     pixels,
+    publish,
     python2,
     write,
     write_cifar,
     write_idx,
 )
+from torchvision import datasets
+from torchvision.datasets import utils
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import ImageData
@@ -55,33 +57,27 @@ def test_a_root_shared_by_both_mnists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "of", "encode", "suffix", "zipped"),
+    ("folder", "of", "encode"),
     [
-        ("cifar10", "", 10, binary, ".bin", False),
-        ("cifar10", "cifar-10-batches-bin", 10, binary, ".bin", True),
-        ("cifar10", "cifar-10-batches-py", 10, python2, "", False),
-        ("cifar10", "", 10, pickled(2), "", False),
-        ("cifar10", "cifar-10-batches-py", 10, pickled(4), "", True),
-        ("cifar10", "", 10, pickled(5), "", False),
-        ("cifar100", "cifar-100-binary", 100, binary100, ".bin", False),
-        ("cifar100", "cifar-100-python", 100, pickled(4, "fine_labels"), "", False),
+        ("cifar-10-batches-py", 10, python2),
+        ("", 10, pickled(2)),
+        ("", 10, pickled(5)),
+        ("cifar-100-python", 100, pickled(4, "fine_labels")),
     ],
 )
 def test_cifar_files(
-    tmp_path: Path, name: str, folder: str, of: int, encode: Callable[..., bytes], suffix: str, zipped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, of: int, encode: Callable[..., bytes]
 ) -> None:
-    *train, test = write_cifar(tmp_path / folder, of, 100, encode, suffix, zipped=zipped)
-    raw = read(name, str(tmp_path))
+    *train, test = write_cifar(tmp_path / folder, of, 100, encode)
+    publish(monkeypatch, tmp_path / folder, of)
+    raw = read(f"cifar{of}", str(tmp_path))
     np.testing.assert_array_equal(raw.train_images, hwc(np.concatenate([data for data, _ in train])))
     np.testing.assert_array_equal(raw.train_labels, np.concatenate([labels for _, labels in train]))
     np.testing.assert_array_equal(raw.test_images, hwc(test[0]))
     np.testing.assert_array_equal(raw.test_labels, test[1])
+    assert raw.train_images.dtype == np.uint8
+    assert raw.train_labels.dtype == np.int64
     assert raw.num_classes == of
-
-
-def test_cifar_arrays_in_fortran_order(tmp_path: Path) -> None:
-    *train, _ = write_cifar(tmp_path, 10, 10, lambda data, labels: pickled(2)(np.asfortranarray(data), labels))
-    np.testing.assert_array_equal(read("cifar10", str(tmp_path)).train_images[:10], hwc(train[0][0]))
 
 
 class Payload:
@@ -92,50 +88,46 @@ class Payload:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("function", [os.mkdir, eval, getattr])
-def test_no_code_in_a_pickle_runs(tmp_path: Path, function: Callable[..., object], protocol: int) -> None:
-    arguments = {
-        os.mkdir: (str(tmp_path / "ran"),),
-        eval: (f"__import__('os').mkdir({str(tmp_path / 'ran')!r})",),
-        getattr: (dict, "get"),
-    }
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_file_with_another_md5_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     write_cifar(tmp_path, 10, 10, pickled(2))
-    payload = pickle.dumps({"data": Payload(function, *arguments[function]), "labels": [0]}, protocol)
-    (tmp_path / "data_batch_3").write_bytes(payload)
-    with pytest.raises(UserError, match=r"^--data\.root: .*data_batch_3' asks to call '\S*\.\w+', .* refused"):
+    publish(monkeypatch, tmp_path, 10)
+    read("cifar10", str(tmp_path))
+    payload = pickle.dumps({"data": Payload(os.mkdir, str(tmp_path / "ran")), "labels": [0]})
+    (tmp_path / file).write_bytes(payload)
+    with pytest.raises(UserError) as caught:
         read("cifar10", str(tmp_path))
+    assert str(caught.value).startswith(f"--data.root: '{tmp_path / file}' ")
+    assert "MD5" in str(caught.value)
+    assert "give the published files" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
     pickle.loads(payload)  # a reader that trusts would have run it
-    assert (tmp_path / "ran").exists() or function is getattr
+    assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x80\x04",
-        b"\x80\x04\x8c\x02o\n\x8c\x01x\x93.",
-        pickled(2)(pixels(4, 3072), classes(4))[:-5000],
-        pickle.dumps([1, 2]),
-        pickle.dumps({"data": pixels(4, 3072)}),
-        pickle.dumps({"data": pixels(4, 3072), "labels": ["a"] * 4}),
-        pickle.dumps({"data": pixels(4, 3072), "labels": [0, 1, 2]}),
-        pickle.dumps({"data": pixels(4, 3072), "labels": [0, 1, 2, 10]}),
-        pickle.dumps({"data": pixels(4, 3072), "labels": [0, 1, 2, -(10**30)]}),
-        pickle.dumps({"data": pixels(4, 3072), "labels": []}),
-        pickle.dumps({"data": pixels(4, 3071), "labels": [0, 1, 2, 3]}),
-        pickle.dumps({"data": np.zeros((4, 3072), np.float32), "labels": [0, 1, 2, 3]}),
-        pickle.dumps({"data": np.full((4, 3072), "x", object), "labels": [0, 1, 2, 3]}),
-        pickle.dumps({"data": [0, 1, 2, 3], "labels": [0, 1, 2, 3]}),
-    ],
-)
-def test_damaged_pickles(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_cifar_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied", "data_batch_1")
+
     write_cifar(tmp_path, 10, 10, pickled(2))
-    (tmp_path / "test_batch").write_bytes(content)
-    with pytest.raises(UserError, match=r"^--data\.root: .*test_batch' ") as caught:
+    publish(monkeypatch, tmp_path, 10)
+    monkeypatch.setattr(utils, "check_md5", denied)
+    with pytest.raises(UserError, match=r"^--data\.root: .* cannot be read .*Permission denied: 'data_batch_1'"):
         read("cifar10", str(tmp_path))
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("of", [10, 100])
+def test_torchvision_lists_the_md5_of_every_file(tmp_path: Path, of: int) -> None:
+    """Or else any content would do; what is not published is refused by its first file."""
+    write_cifar(tmp_path, of, 10, pickled(2))
+    write(tmp_path / CIFAR[of][-1], b"")
+    with pytest.raises(UserError, match=f"{CIFAR[of][0]}' has another MD5"):
+        read(f"cifar{of}", str(tmp_path))
+    dataset = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[of]
+    listed = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
+    assert [name for name, _ in listed] == CIFAR[of]
+    assert all(len(md5) == 32 for _, md5 in listed)
 
 
 @pytest.mark.parametrize(
@@ -173,18 +165,6 @@ def test_damaged_gz_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> N
         read("mnist", str(tmp_path))
 
 
-def test_damaged_binary_files(tmp_path: Path) -> None:
-    write_cifar(tmp_path, 10, 10, binary, ".bin")
-    path = tmp_path / "data_batch_2.bin"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1])
-    with pytest.raises(UserError, match=r"data_batch_2\.bin' has 30729 bytes"):
-        read("cifar10", str(tmp_path))
-    path.write_bytes(b"\x0b" + content[1:])
-    with pytest.raises(UserError, match=r"data_batch_2\.bin' has label 11"):
-        read("cifar10", str(tmp_path))
-
-
 def test_images_of_two_sizes(tmp_path: Path) -> None:
     write_idx(tmp_path)
     write(tmp_path / IDX[2], idx(pixels(20, 14, 14)))
@@ -193,19 +173,24 @@ def test_images_of_two_sizes(tmp_path: Path) -> None:
 
 
 def test_missing_roots_and_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--data\.root: .* no folder is given; give .*FashionMNIST\(root, download"):
+    with pytest.raises(
+        UserError, match=r"^--data\.root: .* no folder .*fashion_mnist give .*FashionMNIST\(root, download"
+    ):
         read("fashion_mnist", None)
-    with pytest.raises(UserError, match=r"/nowhere' does not exist; .*train-images-idx3-ubyte\(\.gz\)"):
+    with pytest.raises(UserError, match=r"^--data\.root: .*/nowhere' does not exist; .*give .*MNIST\(root, download"):
         read("mnist", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"holds no files of cifar100; .*cifar-100-python from torchvision"):
+    with pytest.raises(UserError, match=rf"^--data\.root: '{tmp_path}' lacks train, test, meta; .*give .*CIFAR100\("):
         read("cifar100", str(tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="/file' is not a folder"):
         read("cifar10", str(tmp_path / "file"))
     write_idx(tmp_path)
     (tmp_path / IDX[1]).unlink()
-    with pytest.raises(UserError, match="lacks train-labels-idx1-ubyte;"):
+    with pytest.raises(UserError, match=rf"'{tmp_path}' lacks train-labels-idx1-ubyte;"):
         read("mnist", str(tmp_path))
+    write_cifar(tmp_path / "cifar-10-batches-py", 10, 10, pickled(2))
+    with pytest.raises(UserError, match=r"cifar-10-batches-py' lacks batches\.meta;"):
+        read("cifar10", str(tmp_path))
     with pytest.raises(UserError, match=r"^--data\.name: no data set 'cifar1'; .* Did you mean 'cifar10'\?"):
         read("cifar1", None)
 

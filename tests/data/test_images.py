@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import binary, pixels, write_cifar, write_idx
+from image_files import pickled, pixels, publish, write_cifar, write_idx
 from torchvision.transforms.v2 import functional as transforms
 
 from sparsekit.config.options import DataConfig
@@ -113,8 +113,9 @@ def test_normalisation(digits: ImageData) -> None:
     torch.testing.assert_close(train.double(), (expected - digits.mean[0]) / digits.std[0], atol=1e-5, rtol=0)
 
 
-def test_channels_are_normalised_one_by_one(tmp_path: Path) -> None:
-    *train, _ = write_cifar(tmp_path, 10, 20, lambda data, labels: binary(data // np.uint8(3), labels), ".bin")
+def test_channels_are_normalised_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *train, _ = write_cifar(tmp_path, 10, 20, lambda data, labels: pickled(4)(data // np.uint8(3), labels))
+    publish(monkeypatch, tmp_path, 10)
     data = ImageData.load(DataConfig("cifar10", str(tmp_path), batch_size=10), CPU, False)
     images = torch.cat([images for images, _ in data.evaluation_batches("train")])
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
@@ -131,8 +132,9 @@ def test_black_images_can_be_normalised() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_batches(tmp_path: Path, channels_last: bool) -> None:
-    write_cifar(tmp_path, 10, 20, binary, ".bin")
+def test_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
+    write_cifar(tmp_path, 10, 20, pickled(4))
+    publish(monkeypatch, tmp_path, 10)
     data = ImageData.load(DataConfig("cifar10", str(tmp_path), batch_size=16), CPU, channels_last)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     for images, labels in itertools.chain(data.train_batches(0, 2), data.evaluation_batches("test")):

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from image_files import binary, write
+from image_files import pickled, publish, write
 from safetensors.torch import load_file, save_file
 from tiny import assert_equal, rows, tiny_config, tiny_setup
 from torch import Tensor
@@ -316,10 +316,12 @@ def coloured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_the_config_of_resnet20_learns_from_files_in_cifars_own_format(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = tmp_path / "data" / "cifar-10-batches-py"
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        write(tmp_path / "data" / "cifar-10-batches-bin" / f"{name}.bin", binary(*coloured(50, number + 1)))
+        write(folder / name, pickled(4)(*coloured(50, number + 1)))
+    publish(monkeypatch, folder, 10)
     config = Path(__file__).parents[2] / "configs" / "cifar10_resnet20_gmp90_soup3.yaml"
     shorter = ["--epochs", "6", "--data.batch_size", "25", "--data.root", str(tmp_path / "data")]
     out, quiet = tmp_path / "run", ["--wandb.mode", "disabled", "--device", "cpu"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_files import CIFAR, IDX
 from test_resume import QUIET, TINY, fit, strike
 
 from sparsekit.cli.main import main
@@ -148,12 +149,7 @@ def test_as_a_mask(payload: bytes, tmp_path: Path) -> None:
     assert not Path("RAN").exists()
 
 
-MNIST = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
-SETS = {
-    "mnist": MNIST,
-    "cifar10": [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"],
-    "cifar100": ["train", "test"],
-}
+SETS = {"mnist": IDX, "cifar10": CIFAR[10], "cifar100": CIFAR[100]}
 
 
 @pytest.mark.parametrize("name", SETS)

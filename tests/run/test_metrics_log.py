@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,6 @@ from wandb_log import only_log
 from sparsekit.config.options import WandbConfig
 from sparsekit.run import wandb_mirror
 from sparsekit.run.metrics_log import Tracker
-from sparsekit.run.wandb_keys import find_keys
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OFF = WandbConfig(mode="disabled")
@@ -147,11 +147,11 @@ def fresh_process(out: Path, mode: str, **environment: str) -> str:
     """What a tracker warns of in a process of its own, as W&B reads the environment only once in each."""
     code = f"""
         import pathlib
-        from sparsekit import tracking, wandb_mirror
         from sparsekit.config.options import WandbConfig
+        from sparsekit.run import metrics_log, wandb_mirror
         wandb_mirror.INIT_SECONDS = 1.0
         out = pathlib.Path({str(out)!r})
-        with tracking.Tracker(out, WandbConfig({mode!r}), {{"sparsity": 0.9}}, "run", warn=print) as tracker:
+        with metrics_log.Tracker(out, WandbConfig({mode!r}), {{"sparsity": 0.9}}, "run", warn=print) as tracker:
             tracker.log("train", {{"loss": 1.0}}, step=1, segment=0, replica=0)
     """
     done = subprocess.run(
@@ -161,13 +161,40 @@ def fresh_process(out: Path, mode: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_an_unreachable_server_leaves_an_offline_run_and_one_warning(tmp_path: Path) -> None:
-    said = fresh_process(tmp_path, "auto", WANDB_API_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:9")
+NETRC = "machine {} login user password " + KEY
+
+
+@pytest.mark.parametrize("netrc", [False, True])
+def test_an_unreachable_server_leaves_an_offline_run_and_one_warning(tmp_path: Path, home: Path, netrc: bool) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (home / ".netrc").write_text(NETRC.format("127.0.0.1:9"))
+    (home / ".netrc").chmod(0o600)
+    environment = {} if netrc else {"WANDB_API_KEY": KEY, "NETRC": str(tmp_path / "nowhere")}
+    said = fresh_process(out, "auto", WANDB_BASE_URL="http://127.0.0.1:9", **environment)
     assert said.count("\n") == 1
     assert "kept offline" in said
-    assert only_log(tmp_path).history == [{"step": 1, "segment": 0, "replica/0/loss": 1.0}]
-    everything = said.encode() + b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert only_log(out).history == [{"step": 1, "segment": 0, "replica/0/loss": 1.0}]
+    everything = said.encode() + b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert KEY.encode() not in everything
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [("auto", 0), ("online", 1)])
+def test_without_a_key_the_run_is_offline_and_nobody_is_asked(
+    tmp_path: Path, home: Path, mode: str, warnings: int
+) -> None:
+    """Neither the user nor the server, which here would notice; a key for another server does not count."""
+    (home / ".netrc").write_text(NETRC.format("github.com"))
+    (home / ".netrc").chmod(0o600)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        # W&B itself counts its uses there, offline too, unless this says no
+        said = fresh_process(tmp_path, mode, WANDB_BASE_URL=url, WANDB_ERROR_REPORTING="false")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert said.count("`wandb login`") == said.count("\n") == warnings
+    assert only_log(tmp_path).history == [{"step": 1, "segment": 0, "replica/0/loss": 1.0}]
 
 
 def test_a_sweep_agents_run_is_the_sweeps(tmp_path: Path) -> None:
@@ -200,6 +227,8 @@ class FakeWandb:
         self.settings = SimpleNamespace(sync_dir="/somewhere/offline-run")
         self.url, self.id, self.step = "https://wandb.test/run", "run12345", 0
         self.inits: list[dict[str, Any]] = []
+        self.run: object = None
+        self.mode = "online"  # by W&B's own settings
 
     def _maybe(self, place: str) -> None:
         if place == self.fail_at:
@@ -208,8 +237,12 @@ class FakeWandb:
                 raise self.error
 
     def setup(self, settings: object) -> Any:
-        base_url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        return SimpleNamespace(settings=SimpleNamespace(mode="online", base_url=base_url))
+        return SimpleNamespace(settings=SimpleNamespace(mode=self.mode, api_key=os.environ.get("WANDB_API_KEY")))
+
+    def login(self, *, prompt: bool, verify: bool) -> bool:
+        assert not prompt
+        assert not verify
+        return bool(os.environ.get("WANDB_API_KEY")) and self.run is None
 
     def init(self, *, mode: str, **given: Any) -> "FakeWandb":
         self.hold.wait(20)
@@ -293,41 +326,30 @@ def test_training_does_not_wait_for_a_wandb_that_hangs(tmp_path: Path, monkeypat
     fake.hold.set()
 
 
-NETRC = "machine {} login user password " + KEY
-
-
 @pytest.mark.parametrize(
-    ("mode", "environment", "netrc", "expected", "warned"),
+    ("mode", "environment", "settings", "expected", "warned"),
     [
-        ("auto", {}, None, "offline", False),
-        ("auto", {"WANDB_API_KEY": KEY}, None, "online", False),
-        ("auto", {"WANDB_API_KEY": ""}, None, "offline", False),
-        ("auto", {}, NETRC.format("api.wandb.ai"), "online", False),
-        ("auto", {}, NETRC.format("api.forge.coreweave.com"), "online", False),
-        ("auto", {}, NETRC.format("github.com"), "offline", False),
-        ("auto", {}, "not a netrc", "offline", False),
-        ("auto", {"NETRC": "/nowhere"}, NETRC.format("api.wandb.ai"), "offline", False),
-        ("auto", {"WANDB_BASE_URL": "https://wandb.my.org"}, NETRC.format("wandb.my.org"), "online", False),
-        ("auto", {"WANDB_BASE_URL": "https://wandb.my.org"}, NETRC.format("api.wandb.ai"), "offline", False),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, None, "offline", False),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, None, "offline", False),
-        ("auto", {"WANDB_MODE": "online"}, None, "offline", True),
-        ("online", {}, None, "offline", True),
-        ("online", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, None, "online", False),
-        ("offline", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, None, "offline", False),
+        ("auto", {}, "online", "offline", False),
+        ("auto", {"WANDB_API_KEY": KEY}, "online", "online", False),
+        ("auto", {"WANDB_API_KEY": ""}, "online", "offline", False),
+        ("auto", {"WANDB_API_KEY": KEY}, "offline", "offline", False),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "online", "offline", False),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, "online", "offline", False),
+        ("auto", {"WANDB_MODE": "online"}, "online", "offline", True),
+        ("online", {}, "online", "offline", True),
+        ("online", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "offline", "online", False),
+        ("offline", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "online", "offline", False),
     ],
 )
 def test_online_only_where_credentials_are_found(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch,
-    mode: Any, environment: dict[str, str], netrc: str | None, expected: str, warned: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    mode: Any, environment: dict[str, str], settings: str, expected: str, warned: bool,
 ) -> None:  # fmt: skip
     fake, warnings = FakeWandb(), list[str]()
+    fake.mode = settings
     use(monkeypatch, fake)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    if netrc:
-        (home / ".netrc").write_text(netrc)
-        (home / ".netrc").chmod(0o600)
     with Tracker(tmp_path, WandbConfig(mode), {}, "run", warn=warnings.append) as tracker:
         locations = tracker.wandb_locations
     assert fake.modes == [expected]
@@ -335,12 +357,22 @@ def test_online_only_where_credentials_are_found(
     assert locations == (fake.url if expected == "online" else fake.settings.sync_dir,)
 
 
-def test_no_warning_shows_a_key(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "keys").write_text(NETRC.format("api.wandb.ai").replace(KEY, KEY[::-1]))
-    monkeypatch.setenv("NETRC", str(home / "keys"))
+def test_beside_a_run_of_the_same_process_the_mirror_is_online(
+    tmp_path: Path, quiet: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's `login` then says no in any case."""
+    fake = FakeWandb()
+    fake.run = object()
+    use(monkeypatch, fake)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert find_keys("https://api.wandb.ai") == [KEY, KEY[::-1]]
-    fake, warnings = FakeWandb("init", RuntimeError(f"bad key {KEY}, {KEY[::-1]}")), list[str]()
+    with Tracker(tmp_path, WandbConfig(), {}, "run", warn=quiet):
+        pass
+    assert fake.modes == ["online"]
+
+
+def test_no_warning_shows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    fake, warnings = FakeWandb("init", RuntimeError(f"bad key {KEY}, {KEY}")), list[str]()
     use(monkeypatch, fake)
     with Tracker(tmp_path, WandbConfig(), {}, "run", warn=warnings.append) as tracker:
         log_some(tracker)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,16 +38,49 @@ def test_a_message_waits_for_who_asks_and_the_asker_for_the_message() -> None:
 def test_a_silent_rank_is_lost_and_one_that_beats_is_not(asker: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(ranks, "_LOST_SECONDS", 2.0)
-    asking, silent = pair()[asker], pair()[1 - asker]
-    silent.store = asking.store
+    both = pair()
+    asking, silent = both[asker], both[1 - asker]
     with pytest.raises(RunError, match=rf"rank {1 - asker} gave no sign of life for \d+ s; go on with --resume"):
-        asking.ask("never")
+        asking.ask("never", silent.rank)
     threading.Thread(target=silent.beat, daemon=True).start()
-    asking._heard.clear()
     began = time.monotonic()
     threading.Timer(4.0, lambda: silent.tell("at last", 7)).start()
-    assert asking.ask("at last") == 7
+    assert asking.ask("at last", silent.rank) == 7
     assert time.monotonic() - began > 3.5
+
+
+class Gone:
+    """A store whose server was killed, as torch reports it."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object) -> None:
+            raise dist.DistNetworkError("failed to recv, got 0 bytes")
+
+        return fail
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("call", [lambda r: r.tell("a", 1), lambda r: r.ask("a"), lambda r: r.heard("a")])
+def test_without_the_store_every_call_ends_the_run(call: Callable[[Ranks], object], rank: int) -> None:
+    with pytest.raises(RunError, match=rf"rank {rank} lost touch with the others; go on with --resume"):
+        call(Ranks(rank, 2, Gone()))
+
+
+@pytest.mark.parametrize(("rank", "over", "stops"), [(1, False, True), (1, True, False), (0, False, False)])
+def test_a_rank_that_trains_without_a_store_stops_itself(rank: int, over: bool, stops: bool) -> None:
+    """The leader and a rank that has no more orders do not."""
+    left = Ranks(rank, 2, Gone())
+    left.over = over
+    with StopSignals() as signals, signals.deferred():
+        left.beat()
+        assert signals.requested == (signal.SIGTERM if stops else None)
+
+
+def test_a_signal_ends_the_wait_for_a_message() -> None:
+    leader, _ = pair()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with StopSignals(), pytest.raises(Stopped):
+        leader.ask("never", 1)
 
 
 def member(ranks: Ranks) -> Any:
