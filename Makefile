@@ -41,7 +41,7 @@ fuzz: $(STAMP) ## the property tests on thousands of new examples
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-studies-digits: $(STAMP) ## train the studies on digits (3 hours on two cores; they resume), and write docs/results/ from them
+studies-digits: $(STAMP) ## train the studies on digits (some hours on two cores; they resume), and write docs/results/ from them
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
 studies-fashion: $(STAMP) ## the studies on Fashion-MNIST (two, about an hour each on two cores)
