@@ -23,7 +23,7 @@ commands:
   merge     average finished models: sparsekit merge RUN RUN --merge uniform -o OUT
   export    write a finished model in another format: sparsekit export RUN --format onnx -o model.onnx
   plan      print what fit would do, and its cost, without training
-  evaluate  measure a finished model: sparsekit evaluate RUN|MODEL_DIR [--corruptions true]
+  evaluate  measure a finished model: sparsekit evaluate MODEL [--corruptions true]
   report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
   sweep     run a W&B sweep file here, without W&B: sparsekit sweep configs/sweeps/methods.yaml
   plugins   list, check or begin pruning methods and merges: list, check NAME, new NAME --kind method|merge

@@ -259,7 +259,7 @@ def test_published_files_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "RUN|MODEL_DIR"),
+        ("", "MODEL"),
         ("nowhere", "nothing is there"),
         ("{empty}", "model.safetensors"),
         ("{unfinished}", "not finished"),
