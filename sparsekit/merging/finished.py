@@ -5,8 +5,6 @@ Tensors are read one at a time: apart from the soup, no whole model is in memory
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +31,6 @@ from sparsekit.pruning import masks
 from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
-
 
 def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig | None) -> list[tuple[str, str]]:
     """Merge and write; what is to be told, as names and lines.
@@ -45,7 +41,6 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     """
     name = name_of("merge", f"{type(config.merge).__module__}.{type(config.merge).__qualname__}")
     out = _new(config.out)
-    _return_freed_memory()
     most = config.merge.max_replicas
     if most is not None and len(sources) > most:
         raise UserError(f"--merge {name} takes no more than {most} model{'s' * (most > 1)}, not {len(sources)}")
@@ -78,15 +73,6 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
 
 
 # --- before ------------------------------------------------------------------------------------------
-
-
-def _return_freed_memory() -> None:
-    """Have glibc give the memory of large freed tensors back at once, instead of keeping gaps between those that stay.
-
-    Without it, merging ten models took up to 3 times the memory of one, more or less by chance.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _new(out: str | None) -> Path:
