@@ -1,7 +1,7 @@
-"""The contract's rules for plugins, to be called from a plugin's own tests: `check_method(MyMethod)`, `check_merge(…)`.
+"""The contract kit: tests that a plugin's class keeps the contract of its kind.
 
-They drive the class through the real scheduler, on a tiny model and small digits, in some seconds on the CPU. The rules
-themselves are in `method_rules.METHOD_RULES` and `merge_rules.MERGE_RULES`.
+Call `check_method(MyMethod)` or `check_merge(MyMerge)` from the plugin's own tests. Both drive the class through real
+runs of a tiny model on small digits, which takes some seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 
 from sparsekit.api import MergeStrategy, PruningMethod
 from sparsekit.plugins.registry import Kind
-from sparsekit.testing.rules import ContractError, Outcome, outcomes, raise_broken
+from sparsekit.testing.rules import ContractError, Outcome, outcomes
 
 __all__ = ["ContractError", "Outcome", "check_merge", "check_method", "check_rules"]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
-    """Hold a pruning method, made with `options`, against every rule; raises ContractError naming the broken ones."""
-    raise_broken(cls.__name__, check_rules("method", cls, **options))
+    """Check a pruning method, made with `options`, against every rule; raises ContractError naming the broken ones."""
+    _check("method", cls, options)
 
 
 def check_merge(cls: type[MergeStrategy], /, **options: Any) -> None:
-    """Hold a merge strategy, made with `options`, against every rule; raises ContractError naming the broken ones."""
-    raise_broken(cls.__name__, check_rules("merge", cls, **options))
+    """Check a merge strategy, made with `options`, against every rule; raises ContractError naming the broken ones."""
+    _check("merge", cls, options)
 
 
 def check_rules(kind: Kind, cls: type, /, **options: Any) -> Iterator[Outcome]:
-    """What becomes of each rule, one after the other."""
+    """Try one rule after the other on a class made with `options`, and yield the outcome of each."""
     if kind == "method":
         from sparsekit.testing.method_case import MethodCase
         from sparsekit.testing.method_rules import METHOD_RULES
@@ -37,5 +37,15 @@ def check_rules(kind: Kind, cls: type, /, **options: Any) -> Iterator[Outcome]:
         from sparsekit.testing.merge_case import MergeCase
         from sparsekit.testing.merge_rules import MERGE_RULES
 
-        with MergeCase(cls, options) as case:
-            yield from outcomes(MERGE_RULES, case)
+        yield from outcomes(MERGE_RULES, MergeCase(cls, options))
+
+
+def _check(kind: Kind, cls: type, options: dict[str, Any]) -> None:
+    broken = [outcome for outcome in check_rules(kind, cls, **options) if outcome.state == "FAIL"]
+    if broken:
+        count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
+        lines = [f"{cls.__name__} breaks {count} of the contract"]
+        for outcome in broken:
+            lines += ["", f"{outcome.rule}: {outcome.requirement}"]
+            lines += [f"    {line}" for line in outcome.finding.splitlines()]
+        raise ContractError("\n".join(lines)) from next((o.error for o in broken if o.error), None)

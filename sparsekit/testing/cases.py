@@ -1,4 +1,4 @@
-"""What the rules on methods and on merges share: the class under test, its instances and its options."""
+"""What methods and merges have in common: the class under test, and the rules on its form and its options."""
 
 from __future__ import annotations
 
@@ -11,62 +11,82 @@ from jsonargparse import ArgumentError, ArgumentParser
 from sparsekit.api import MergeStrategy, PruningMethod
 from sparsekit.plugins.contract import BASES, defaults, faults
 from sparsekit.plugins.registry import Kind
-from sparsekit.testing.rules import Broken, Unreached, describe, need
+from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
 
 P = TypeVar("P", PruningMethod, MergeStrategy)
+ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 
 
 class PluginCase(Generic[P]):
-    """A class under test, with the options to make it with."""
+    """A class under test, and the options to make it with."""
 
     kind: Kind
 
-    def __init__(self, cls: type[P], options: dict[str, Any]) -> None:
+    def __init__(self, cls: type[P], options: dict[str, Any] | None = None) -> None:
         self.cls: type[P] = cls
-        self.options = options
+        self.options = options or {}
+        self._tried: set[str] = set()
 
     def make(self) -> P:
-        """A new instance; Unreached where none can be made, which is `is_well_formed`'s to tell."""
-        if not issubclass(self.cls, BASES[self.kind]):
-            raise Unreached("it is of no kind that can be tried, see is_well_formed")
+        """A new instance; raises Skipped where none can be made, which `is_well_formed` reports."""
         try:
+            need(issubclass(self.cls, BASES[self.kind]), "another kind")
             return self.cls(**self.options)
         except Exception as error:
-            raise Unreached("there is no instance, see is_well_formed") from error
+            raise Skipped("no instance can be made, see is_well_formed") from error
 
-    def check_form(self) -> None:
-        """Raise Broken where the class cannot be used or made."""
-        for fault in faults(self.cls, self.kind):
-            raise Broken(f"{self.cls.__name__} {fault}")
-        try:
-            self.cls(**self.options)
-        except Exception as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-            raise Broken(f"{self.cls.__name__}({given}) raised {describe(error)}") from error
+    def try_once(self, what: str, rule: str) -> None:
+        """Raise Skipped where this was called before. A cached property that calls it fails for one rule only."""
+        if what in self._tried:
+            raise Skipped(f"{what} failed, see {rule}")
+        self._tried.add(what)
 
-    def check_options(self) -> None:
-        """Raise Broken where an option is not kept, or does not come back from YAML as it was."""
-        instance = self.make()
-        if type(instance).__init__ is object.__init__:
-            return
-        names = list(inspect.signature(self.cls).parameters)
-        values = defaults(self.cls) | self.options
-        for name in names:
-            need(hasattr(instance, name), f"there is no self.{name}")
-            kept = getattr(instance, name)
-            need(_equal(kept, values[name]), f"self.{name} is {kept!r} where {name}={values[name]!r} was given")
-        parser = ArgumentParser(exit_on_error=False)
-        try:
-            parser.add_class_arguments(self.cls, self.kind)
-            text = yaml.safe_dump({self.kind: values})
-            back = vars(parser.parse_string(text)[self.kind]) if names else {}
-        except (yaml.YAMLError, ArgumentError, ValueError, TypeError) as error:
-            raise Broken(f"its options {values} cannot be written to YAML and read again: {error}") from error
-        for name in names:
-            need(_equal(back[name], values[name]), f"{name}: {values[name]!r} comes back from YAML as {back[name]!r}")
+
+def is_well_formed(case: PluginCase[Any]) -> None:
+    """The class subclasses PruningMethod or MergeStrategy, defines what that requires, has a docstring, and names and
+    annotates every option. A method's `allocation` is a known one; a merge's `max_replicas` is None or 1 and more, and
+    its `average_from` None or a fraction from 0 to below 1.
+    """
+    for fault in faults(case.cls, case.kind):
+        raise Broken(f"{case.cls.__name__} {fault}")
+    try:
+        instance = case.cls(**case.options)
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in case.options.items())
+        raise Broken(f"{case.cls.__name__}({given}) raised {describe(error)}") from error
+    if isinstance(instance, PruningMethod):
+        rule = case.cls.allocation
+        need(rule in ALLOCATIONS, f"{case.cls.__name__}.allocation is {rule!r}; choose from {', '.join(ALLOCATIONS)}")
+    else:
+        limit, start = case.cls.max_replicas, instance.average_from
+        need(limit is None or (type(limit) is int and limit >= 1), f"max_replicas is {limit!r}")
+        need(start is None or 0.0 <= start < 1.0, f"average_from is {start!r}")
+
+
+def keeps_its_options(case: PluginCase[Any]) -> None:
+    """Every option is kept under its own name, as it was given, and can be written to config.yaml and read again."""
+    instance = case.make()
+    if type(instance).__init__ is object.__init__:
+        return
+    values = defaults(case.cls) | case.options
+    for name in inspect.signature(case.cls).parameters:
+        need(hasattr(instance, name), f"there is no self.{name}")
+        kept = getattr(instance, name)
+        need(_equal(kept, values[name]), f"self.{name} is {kept!r} where {name}={values[name]!r} was given")
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_class_arguments(case.cls, case.kind)
+        back = vars(parser.parse_string(yaml.safe_dump({case.kind: values}))[case.kind]) if values else {}
+    except (yaml.YAMLError, ArgumentError, ValueError, TypeError) as error:
+        raise Broken(f"its options {values} cannot be written to YAML and read again: {error}") from error
+    for name, value in values.items():
+        need(_equal(back[name], value), f"{name}: {value!r} comes back from YAML as {back[name]!r}")
 
 
 def _equal(left: object, right: object) -> bool:
-    """Equal values; YAML has lists, and no tuples."""
-    as_list = [list(value) if isinstance(value, tuple) else value for value in (left, right)]
-    return bool(as_list[0] == as_list[1])
+    """Whether two values are equal; tuples equal lists, since YAML has lists alone."""
+    left, right = (list(value) if isinstance(value, tuple) else value for value in (left, right))
+    return bool(left == right)
+
+
+COMMON_RULES = rules_of(globals())

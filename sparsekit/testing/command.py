@@ -1,8 +1,7 @@
-"""`sparsekit plugins check NAME`: the rules in a process of their own, so that no plugin can harm the caller's."""
+"""`sparsekit plugins check NAME`: the rules in a process of their own, so that a plugin that dies ends no other."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,20 +14,14 @@ from sparsekit.testing import check_rules
 from sparsekit.testing.rules import THROUGH
 
 TIME_LIMIT = 600.0
-"""Seconds after which a plugin that never ends is stopped."""
-_CHILD = """\
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])  # exactly the caller's, without what -c puts in front
-from sparsekit.testing.command import child
-sys.exit(child(*sys.argv[2:]))
-"""
+"""Seconds after which a check is stopped."""
 
 
 def check(name: str, kinds: Sequence[Kind]) -> int:
-    """Check every plugin of that name, and print rule by rule; 0 where all rules pass, 1 where one does not.
+    """Check every plugin of that name and print a line a rule; 0 where all rules pass, 1 where one does not.
 
     Raises:
-        UserError: there is no such plugin, or two distributions provide it.
+        UserError: no plugin has the name, or two distributions provide it.
     """
     known = [plugin for plugin in discover().plugins if plugin.kind in kinds]
     chosen = {plugin.kind: plugin for plugin in known if plugin.name == name}
@@ -36,46 +29,48 @@ def check(name: str, kinds: Sequence[Kind]) -> int:
         names = sorted({plugin.name for plugin in known})
         raise UserError(f"plugin {name!r} is not installed.{nearest(name, names)} Installed: {', '.join(names)}.")
     plugins = [plugin if plugin.flaw else find(plugin.kind, name) for plugin in chosen.values()]
-    return max([_in_a_process(plugin) for plugin in plugins])
+    return max([_check_in_a_process(plugin) for plugin in plugins])
 
 
-def _in_a_process(plugin: Plugin) -> int:
+def _check_in_a_process(plugin: Plugin) -> int:
     print(plugin, flush=True)
     if plugin.flaw:
-        print(f"  FAIL     {plugin.flaw}")
-        return 1
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), plugin.kind, plugin.name]
+        return _fail(plugin.flaw)
+    # exactly the caller's path, without what -c puts in front
+    code = f"import sys; sys.path[:] = {sys.path!r}; from sparsekit.testing import command; "
+    code += f"sys.exit(command.check_here({plugin.kind!r}, {plugin.name!r}))"
     try:
-        code = subprocess.run(command, timeout=TIME_LIMIT).returncode
+        status = subprocess.run([sys.executable, "-c", code], timeout=TIME_LIMIT).returncode
     except subprocess.TimeoutExpired:
-        print(f"  FAIL     it was stopped after {TIME_LIMIT:g} seconds; a check takes less than 60")
-        return 1
-    if code < 0:
-        print(f"  FAIL     the process was ended by {signal.Signals(-code).name}")
-    return 0 if code == 0 else 1
+        return _fail(f"it was stopped after {TIME_LIMIT:g} seconds; a check takes less than 60")
+    if status < 0:
+        return _fail(f"the process was ended by {signal.Signals(-status).name}")
+    return min(status, 1)
 
 
-def child(kind: Kind, name: str) -> int:
-    """Check one plugin in this process."""
+def check_here(kind: Kind, name: str) -> int:
+    """Check one plugin in this process, and print a line a rule; 0 where all rules pass, 1 where one does not."""
     try:
         cls = find(kind, name).load()
     except UserError as error:
-        print(f"  FAIL     {error}")
-        return 1
+        return _fail(str(error))
     import torch
 
-    torch.set_num_threads(1)  # the problem is tiny: more threads only wait for one another
+    torch.set_num_threads(1)  # the model is tiny: more threads only wait for one another
     states: Counter[str] = Counter()
-    places: set[str] = set()  # one exception may break every rule: where it came from is told once
+    places: set[str] = set()  # one exception may break every rule: its place is printed once
     for outcome in check_rules(kind, cls):
         states[outcome.state] += 1
         print(f"  {outcome.state:8} {outcome.rule}", flush=True)
-        if outcome.state != "pass":
-            told = [outcome.asks, "but:"] if outcome.state == "FAIL" else []
-            did = [line for line in outcome.did.splitlines() if line not in places]
-            places.update(line for line in did if line.startswith(THROUGH))
-            for line in [*told, *did]:
-                print(f"{'':13}{line}", flush=True)
+        found = [line for line in outcome.finding.splitlines() if line not in places]
+        places.update(line for line in found if line.startswith(THROUGH))
+        for line in [outcome.requirement, "but:", *found] if outcome.state == "FAIL" else found:
+            print(f"{'':13}{line}", flush=True)
     passed, failed, skipped = (states[state] for state in ("pass", "FAIL", "skipped"))
     print(f"  {passed} of {states.total()} rules pass" + (f", {failed} broken, {skipped} skipped" * (failed > 0)))
-    return 1 if failed else 0
+    return min(failed, 1)
+
+
+def _fail(reason: str) -> int:
+    print(f"  FAIL     {reason}")
+    return 1

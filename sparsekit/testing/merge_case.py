@@ -1,13 +1,12 @@
-"""A merge strategy under test: real candidates, and variations of them."""
+"""A merge strategy under test: merges of really trained replicas, and of variations of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
@@ -27,16 +26,14 @@ from sparsekit.run import loop
 from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
-from sparsekit.testing.problem import clones, difference
-from sparsekit.testing.rules import Broken, Unreached, describe
+from sparsekit.testing.compare import clones, difference
+from sparsekit.testing.rules import Broken, describe
 from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
-SPARSITY = 0.8
 
-
-class _Ground(PruningMethod):
-    """Prunes once, and has a tensor of its own, so that merges meet one."""
+class _PrunesOnce(PruningMethod):
+    """Prunes once, and has a tensor of its own, which merges meet too."""
 
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
         return Segment(0.0, 2.0), Segment(budget.sparsity, budget.epochs - 2.0)
@@ -49,120 +46,104 @@ class _Ground(PruningMethod):
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What the candidates stand on: a prepared run, the segment's parent, its stage, and three trained replicas."""
+class TrainedSegment:
+    """Three replicas trained from one pruned parent, with their held-out scores, and the run that they come from."""
 
     setup: Setup
     parent: State
     stage: Stage
     replicas: tuple[State, ...]
     scores: tuple[Score, ...]
-    folder: Path
+
+
+@cache
+def trained_segment() -> TrainedSegment:
+    """Train three replicas from a parent of sparsity 0.8. Merges get copies, so that once a process is enough."""
+    config = problem.config(_PrunesOnce(), Uniform(), sparsity=0.8, replicas=ReplicasConfig(count=3, start=0.0))
+    setup = prepare(config)
+    first, second = setup.plan
+    with problem.job(setup) as context:
+        segment, at = loop.prune_parent(context, first, first_progress(setup))
+        at = loop.merge_candidates(context, segment, loop.train_replicas(context, segment, at))
+        segment, at = loop.prune_parent(context, second, loop.evaluate(context, segment, at))
+        at = loop.train_replicas(context, segment, at)
+        replicas = tuple(problem.state_of(at.parent, candidate) for candidate in at.candidates)
+    return TrainedSegment(setup, at.parent, segment.stage, replicas, tuple(c.score for c in at.candidates))
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What one merge made of which candidates, the data splits it looked at, and which input it changed, if any."""
+    """What one merge made.
 
-    candidates: Sequence[FileCandidate]
+    Attributes:
+        indices: The candidates' indices.
+        soup: What the merge returned.
+        splits: The data splits that it evaluated on.
+        touched: Which of its inputs it changed, if any.
+    """
+
+    indices: tuple[int, ...]
     soup: Soup
-    after: State
     splits: frozenset[str]
     touched: str
 
 
 class MergeCase(PluginCase[MergeStrategy]):
-    """A merge strategy under test; a context manager that owns the candidates' files."""
+    """A merge strategy under test."""
 
     kind: Kind = "merge"
 
-    def __enter__(self) -> MergeCase:
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    @cached_property
-    def ground(self) -> Ground:
-        """Three replicas that really were trained from one pruned parent."""
-        config = problem.config(_Ground(), Uniform(), sparsity=SPARSITY, replicas=ReplicasConfig(count=3, start=0.0))
-        setup = prepare(config)
-        running = self._stack.enter_context(problem.job(setup))
-        first, second = setup.plan
-        segment, at = loop.prune_parent(running, first, first_progress(setup))
-        at = loop.merge_candidates(running, segment, loop.train_replicas(running, segment, at))
-        at = loop.evaluate(running, segment, at)
-        segment, at = loop.prune_parent(running, second, at)
-        at = loop.train_replicas(running, segment, at)
-        replicas = tuple(problem.state_of(at.parent, candidate) for candidate in at.candidates)
-        folder = running.checkpoints.folder
-        return Ground(setup, at.parent, segment.stage, replicas, tuple(c.score for c in at.candidates), folder)
-
-    def candidates(
-        self,
-        states: Sequence[State] | None = None,
-        scores: Sequence[Score] | None = None,
-        indices: Sequence[int] = (0, 1, 2),
-    ) -> list[FileCandidate]:
-        """Candidates in files, no more than the merge wants; by default the trained replicas."""
-        ground = self.ground
-        limit = self.make().max_replicas
-        rows = list(zip(indices, states or ground.replicas, scores or ground.scores, strict=False))[:limit]
-        return [FileCandidate.write(ground.folder / f"{i}.safetensors", i, state, score) for i, state, score in rows]
+    @property
+    def trained(self) -> TrainedSegment:
+        """The replicas that are merged."""
+        return trained_segment()
 
     def merge(
-        self, candidates: list[FileCandidate], merge: MergeStrategy | None = None, parent: State | None = None
-    ) -> Merged:
-        """Merge as the scheduler does; raises RunError where the soup breaks the contract."""
-        ground = self.ground
-        setup = replace(ground.setup, config=replace(ground.setup.config, merge=merge or self.make()))
-        parent = parent or ground.parent
-        before, order, files = clones(parent.named()), list(candidates), [c.path.read_bytes() for c in candidates]
-        splits: set[str] = set()
-        with patch.object(ImageData, "evaluation_batches", _noting(splits, ImageData.evaluation_batches)):
-            after, soup = merging.merge(setup, parent, candidates, ground.stage)
-        touched = difference(before, parent.named())
-        if candidates != order:
-            touched = "the order of the candidates"
-        elif files != [c.path.read_bytes() for c in candidates]:
-            touched = "a candidate's file"
-        return Merged(order, soup, after, frozenset(splits), touched)
+        self, states: Sequence[State] | None = None, scores: Sequence[Score] | None = None,
+        indices: Sequence[int] = (0, 1, 2), merge: MergeStrategy | None = None, parent: State | None = None,
+    ) -> Merged:  # fmt: skip
+        """Merge as a run does: by default the trained replicas, by a new instance, and no more than it takes.
+
+        Raises:
+            RunError: the soup breaks the contract.
+        """
+        trained, merge, splits = self.trained, merge or self.make(), set[str]()
+        setup = replace(trained.setup, config=replace(trained.setup.config, merge=merge))
+        before = (parent or trained.parent).named()
+        after = (parent or trained.parent).renamed(clones(before))
+        rows = list(zip(indices, states or trained.replicas, scores or trained.scores, strict=False))
+        original = ImageData.evaluation_batches
+
+        def noting(data: ImageData, split: Any, limit: int | None = None) -> Any:
+            splits.add(split)
+            return original(data, split, limit)
+
+        with tempfile.TemporaryDirectory(prefix="sparsekit-check-") as folder:
+            candidates = [
+                FileCandidate.write(Path(folder) / f"{index}.safetensors", index, state, score)
+                for index, state, score in rows[: merge.max_replicas]
+            ]
+            order, files = list(candidates), [c.path.read_bytes() for c in candidates]
+            with patch.object(ImageData, "evaluation_batches", noting):
+                _, soup = merging.merge(setup, after, candidates, trained.stage)
+            touched = difference(before, after.named())
+            if candidates != order:
+                touched = "the order of the candidates"
+            elif files != [c.path.read_bytes() for c in candidates]:
+                touched = "a candidate's file"
+        return Merged(tuple(c.index for c in order), soup, frozenset(splits), touched)
 
     @cached_property
-    def _usual(self) -> Merged | Exception:
-        candidates, merge = self.candidates(), self.make()
-        try:
-            return self.merge(candidates, merge)
-        except Exception as error:
-            return error
-
-    @property
     def usual(self) -> Merged:
-        """The merge of the trained replicas; Unreached where it fails, which is `soups_are_whole`'s to tell."""
-        if isinstance(self._usual, Exception):
-            raise Unreached("merging three trained replicas failed, see soups_are_whole")
-        return self._usual
+        """The merge of the trained replicas. Its error is raised once, for `soups_are_whole`; then Skipped."""
+        merge = self.make()
+        self.try_once("merging three trained replicas", "soups_are_whole")
+        return self.merge(merge=merge)
 
-    @property
-    def usual_error(self) -> Exception | None:
-        """What the merge of the trained replicas raised, if anything."""
-        return self._usual if isinstance(self._usual, Exception) else None
-
-    def try_merge(self, what: str, candidates: list[FileCandidate], **options: Any) -> Merged:
-        """Merge; raise Broken with `what` where that fails."""
+    def try_merge(self, what: str, **given: Any) -> Merged:
+        """Merge, and raise Broken that names `what` is merged where that fails; `given` as for `merge`."""
         try:
-            return self.merge(candidates, **options)
+            return self.merge(**given)
         except Exception as error:
             text = str(error) if isinstance(error, RunError) else describe(error)
             raise Broken(f"{what}: {text}") from error
-
-
-def _noting(splits: set[str], original: Callable[..., Any]) -> Callable[..., Any]:
-    def evaluation_batches(self: ImageData, split: str, limit: int | None = None) -> Any:
-        splits.add(split)
-        return original(self, split, limit)
-
-    return evaluation_batches

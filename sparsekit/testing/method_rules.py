@@ -1,40 +1,27 @@
-"""The rules for pruning methods; each docstring says what the contract asks. A new rule goes into `METHOD_RULES`."""
+"""The rules for pruning methods: every public function is one, and its docstring states what the contract requires."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 
-from sparsekit._types import Tensors
-from sparsekit.api import PruningMethod, Schedule, Stage
+from sparsekit._types import Tensor, Tensors
+from sparsekit.api import PruningMethod, Schedule, Stage, TrainingStep
 from sparsekit.errors import RunError, UserError
 from sparsekit.models.state import has_dense_weights
 from sparsekit.planning.plan import check_plan
-from sparsekit.testing import run_rules
+from sparsekit.testing.cases import COMMON_RULES
+from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, not_finite, revived
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
-from sparsekit.testing.problem import clones, difference, first_change, frozen, global_seeds, unknown
-from sparsekit.testing.rules import Broken, describe, need
+from sparsekit.testing.rules import Broken, describe, need, rules_of
+from sparsekit.testing.run_rules import RUN_RULES
 
-ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 EPOCHS = (6.0, 7.0, 30.0, 90.0)
 CHANGES = (0.0, 0.01, 0.5, 1.0, math.inf)
 FRACTIONS = [i / 200 for i in range(201)]
 
-# --- the class and its plan --------------------------------------------------------------------------
-
-
-def is_well_formed(case: MethodCase) -> None:
-    """The class subclasses PruningMethod, defines plan(), has a docstring, and names and annotates every option."""
-    case.check_form()
-    rule = case.cls.allocation
-    need(rule in ALLOCATIONS, f"{case.cls.__name__}.allocation is {rule!r}; choose from {', '.join(ALLOCATIONS)}")
-
-
-def keeps_its_options(case: MethodCase) -> None:
-    """Every option is kept under its own name, as it was given, and can be written to config.yaml and read again."""
-    case.check_options()
+# --- the plan ----------------------------------------------------------------------------------------
 
 
 def plans_add_up(case: MethodCase) -> None:
@@ -55,17 +42,16 @@ def plans_add_up(case: MethodCase) -> None:
 
 
 def plans_are_repeatable(case: MethodCase) -> None:
-    """plan() depends on the options and the budget alone: called again, in any order, by any instance, it says the same
-    and leaves the instance as it was.
+    """plan() depends on the options and the budget alone: any instance gives the same plan, however often and in
+    whatever order it is called, and is not changed by it.
     """
     budgets = [budget(30.0, 0.9), budget(6.0, 0.5, "linear"), budget(30.0, 0.9)]
     method = case.make()
-    before = frozen(vars(method))
-    plans = []
+    before, plans = frozen(vars(method)), []
     for number, given in enumerate(budgets):
         with global_seeds(number):
             plans.append(plan_of(method, given))
-    changed = first_change(before, frozen(vars(method)))
+    changed = first_change(before, method)
     need(not changed, f"plan() changed self.{changed}")
     need(plans[0] == plans[2], f"the same budget was planned as {plans[0]} first and as {plans[2]} later")
     fresh = plan_of(case.make(), budgets[0])
@@ -106,53 +92,55 @@ def prunes_exactly(case: MethodCase) -> None:
     every segment and any target: 0, 0.5, 0.9, 0.99 and all but one weight.
     """
     for sparsity in case.sparsities:
-        _prune_all(case, sparsity, f"to sparsity {sparsity:g}")
+        _check_counts(case, sparsity, f"to sparsity {sparsity:g}")
 
 
 def handles_ties(case: MethodCase) -> None:
     """Equal weights, and equal gradients, still give exact counts."""
     ones = {name: torch.ones_like(w) for name, w in case.start(case.make()).weights.items()}
-    _prune_all(case, 0.9, "all weights equal", weights=ones, gradients=ones)
+    _check_counts(case, 0.9, "all weights equal", ones)
 
 
 def handles_non_finite(case: MethodCase) -> None:
     """Where a weight or a gradient is NaN or infinite, masks() is exact all the same or raises RunError."""
     weights = case.start(case.make()).weights
     for value in (math.nan, math.inf, -math.inf):
-        for place in ("weights", "gradients"):
-            sick = clones(weights)
-            next(iter(sick.values())).flatten()[3:5] = value
+        spoilt = clones(weights)
+        next(iter(spoilt.values())).flatten()[3:5] = value
+        for what, prunings in (
+            ("weights", case.prunings(0.9, weights=spoilt)),
+            ("gradients", case.prunings(0.9, gradients=spoilt)),
+        ):
             try:
-                for _ in case.prunings(case.make(), 0.9, **{place: sick}):
-                    pass
+                list(prunings)
             except RunError:
                 pass
             except Exception as error:
-                raise Broken(f"two {place} {value}: {describe(error)}") from error
+                raise Broken(f"two {what} {value}: {describe(error)}") from error
 
 
 def prunes_repeatably(case: MethodCase) -> None:
     """masks() follows from the step alone: nothing is drawn but from `step.generator`, nothing kept in the instance."""
     method = case.make()
     before = frozen(vars(method))
-    first = [pruning.child.masks for pruning in case.prunings(method, 0.9)]
-    changed = first_change(before, frozen(vars(method)))
+    first = [pruning.child.masks for pruning in case.prunings(0.9, method)]
+    changed = first_change(before, method)
     need(not changed, f"pruning changed self.{changed}; the state of a run belongs to the run")
     for other, seed, whose in ((method, 1, "the same instance"), (case.make(), 2, "another instance")):
         with global_seeds(seed):
-            again = [pruning.child.masks for pruning in case.prunings(other, 0.9)]
+            again = [pruning.child.masks for pruning in case.prunings(0.9, other)]
         for number, (one, two) in enumerate(zip(first, again, strict=True), 1):
             name = difference(one, two)
             need(not name, f"{whose} pruned {name} otherwise in segment {number} when asked again with equal steps")
 
 
-def _prune_all(case: MethodCase, sparsity: float, what: str, **doctored: Tensors) -> None:
-    """Prune along a whole plan; raise Broken where that fails or a count is not exact."""
+def _check_counts(case: MethodCase, sparsity: float, what: str, equal: Tensors | None = None) -> None:
+    """Raise Broken where pruning along a plan fails or masks another number of weights than planned."""
     try:
-        for pruning in case.prunings(case.make(), sparsity, **doctored):
+        for pruning in case.prunings(sparsity, weights=equal, gradients=equal):
             segment, chosen = pruning.stage.segment, pruning.child.masks
-            wanted, got = round(segment.sparsity * case.weight_count), sum(int((~m).sum()) for m in chosen.values())
-            need(got == wanted, f"{what}: segment {pruning.stage.index + 1} masks {got} weights instead of {wanted}")
+            planned, got = round(segment.sparsity * case.weight_count), sum(int((~m).sum()) for m in chosen.values())
+            need(got == planned, f"{what}: segment {pruning.stage.index + 1} masks {got} weights instead of {planned}")
     except (RunError, UserError) as error:
         raise Broken(f"{what}: {error}") from error
 
@@ -163,7 +151,7 @@ def _prune_all(case: MethodCase, sparsity: float, what: str, **doctored: Tensors
 def leaves_its_inputs_alone(case: MethodCase) -> None:
     """No tensor that a step carries is changed in place, whether in pruning or in training."""
     method = case.make()
-    for pruning in case.prunings(method, 0.9):
+    for pruning in case.prunings(0.9, method):
         need(not pruning.touched, f"pruning changed the step's {pruning.touched!r} in place")
     for step in case.training_steps(method):
         ones = {name: torch.ones_like(w) * step.masks[name] for name, w in step.weights.items()}
@@ -204,21 +192,15 @@ def effective_weights_are_sound(case: MethodCase) -> None:
     """
     method = case.make()
     for step in case.training_steps(method):
-        where = f"effective() at progress {step.progress:g}"
-        got = method.effective(step)
-        odd = unknown(list(got), list(step.weights))
-        need(not odd, f"{where}: {odd!r} is missing or too many")
-        for name, weight in got.items():
-            need(weight.shape == step.weights[name].shape, f"{where}: {name} has shape {tuple(weight.shape)}")
-            need(weight.dtype == step.weights[name].dtype, f"{where}: {name} is {weight.dtype}")
-            need(bool(torch.isfinite(weight).all()), f"{where}: {name} is not finite")
-            revived = int((weight[step.masks[name] == 0] != 0).sum())
-            need(not revived, f"{where}: {revived} masked weights of {name} are not 0")
+        where, got = f"effective() at progress {step.progress:g}", method.effective(step)
+        odd = [name for name in [*got, *step.weights] if (name in got) != (name in step.weights)]
+        need(not odd, f"{where}: {odd[:1]} is missing or too many")
+        _check_alike(where, got, step.weights)
+        alive = revived(got, step.masks)
+        need(not alive, f"{where}: {alive} are not 0")
         total = torch.stack([weight.square().sum() for weight in got.values()]).sum()
         need(total.requires_grad, f"{where}: no gradient reaches the weights; is something detached?")
-        leaves = {**step.weights, **step.extra}
-        for name, g in zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True):
-            need(g is None or bool(torch.isfinite(g).all()), f"{where}: the gradient of {name} is not finite")
+        _check_gradients(where, total, step)
 
 
 def penalties_are_scalars(case: MethodCase) -> None:
@@ -226,15 +208,11 @@ def penalties_are_scalars(case: MethodCase) -> None:
     method = case.make()
     for step in case.training_steps(method):
         where, value = f"penalty() at progress {step.progress:g}", method.penalty(step)
-        if value is None:
-            continue
-        need(isinstance(value, torch.Tensor) and value.dim() == 0, f"{where} is {value!r}, not a 0-dim tensor")
-        need(bool(torch.isfinite(value)), f"{where} is {value.item()}")
-        leaves = {**step.weights, **step.extra}
-        if value.requires_grad:
-            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-            for name, g in zip(leaves, found, strict=True):
-                need(g is None or bool(torch.isfinite(g).all()), f"{where}: the gradient of {name} is not finite")
+        if value is not None:
+            need(isinstance(value, torch.Tensor) and value.dim() == 0, f"{where} is {value!r}, not a 0-dim tensor")
+            need(bool(torch.isfinite(value)), f"{where} is {value.item()}")
+            if value.requires_grad:
+                _check_gradients(where, value, step)
 
 
 def gradients_fit(case: MethodCase) -> None:
@@ -249,30 +227,29 @@ def gradients_fit(case: MethodCase) -> None:
         given = {name: g if dense else g * step.masks[name] for name, g in noise.items()}
         with torch.no_grad():
             got = method.gradients(step, clones(given))
-        for name, g in got.items():
-            where = f"gradients() at progress {step.progress:g}: {name}"
-            need(name in step.weights, f"{where} is no prunable weight")
-            alike = g.shape == given[name].shape and g.dtype == given[name].dtype
-            need(alike, f"{where} is {g.dtype} {tuple(g.shape)}")
-            need(bool(torch.isfinite(g).all()), f"{where} is not finite")
-            revived = 0 if dense else int((g[step.masks[name] == 0] != 0).sum())
-            need(not revived, f"{where} has {revived} gradients other than 0 where weights are masked")
+        where = f"gradients() at progress {step.progress:g}"
+        for name in got:
+            need(name in step.weights, f"{where}: {name} is no prunable weight")
+        _check_alike(where, got, step.weights)
+        alive = "" if dense else revived(got, {name: step.masks[name] for name in got})
+        need(not alive, f"{where}: the gradients of {alive} are not 0")
 
 
-METHOD_RULES: tuple[Callable[[MethodCase], None], ...] = (
-    is_well_formed,
-    keeps_its_options,
-    plans_add_up,
-    plans_are_repeatable,
-    learning_rates_are_usable,
-    prunes_exactly,
-    handles_ties,
-    handles_non_finite,
-    prunes_repeatably,
-    leaves_its_inputs_alone,
-    extra_tensors_are_sound,
-    effective_weights_are_sound,
-    penalties_are_scalars,
-    gradients_fit,
-    *run_rules.RUN_RULES,
-)
+def _check_alike(where: str, got: Tensors, weights: Tensors) -> None:
+    """Raise Broken unless tensors are finite and have the shapes and types of the weights of the same names."""
+    for name, tensor in got.items():
+        alike = tensor.shape == weights[name].shape and tensor.dtype == weights[name].dtype
+        need(alike, f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}")
+    name = not_finite(got)
+    need(not name, f"{where}: {name} is not finite")
+
+
+def _check_gradients(where: str, value: Tensor, step: TrainingStep) -> None:
+    """Raise Broken unless the gradients of a scalar are finite."""
+    leaves = {**step.weights, **step.extra}
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    name = not_finite({name: g for name, g in zip(leaves, found, strict=True) if g is not None})
+    need(not name, f"{where}: the gradient of {name} is not finite")
+
+
+METHOD_RULES = (*COMMON_RULES, *rules_of(globals()), *RUN_RULES)

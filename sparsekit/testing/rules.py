@@ -1,4 +1,4 @@
-"""How rules are run and told: a rule is a function whose docstring says what the contract asks."""
+"""How rules run: a rule is a function that raises `Broken`, and whose docstring states what the contract requires."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Case = TypeVar("Case")
 PACKAGE = Path(__file__).parents[1]
@@ -15,80 +15,73 @@ THROUGH = "raised through "
 
 
 class ContractError(AssertionError):
-    """A plugin breaks the contract; the message says, rule by rule, what it asks and what the class did."""
+    """A plugin breaks the contract; the message has, rule by rule, the requirement and what the class did."""
 
 
 class Broken(AssertionError):
-    """Raised by a rule: what the class did instead."""
+    """Raised by a rule; the message states what the class did."""
 
 
-class Unreached(Exception):
-    """Raised by a rule that cannot look at anything, because of a fault that another rule tells."""
+class Skipped(Exception):
+    """Raised by a rule that cannot be tried because of a fault that another rule reports."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule.
+    """The outcome of one rule.
 
     Attributes:
-        rule: Its name.
-        asks: What the contract asks.
-        state: Whether the class keeps it; `skipped` where a fault that another rule tells kept it from looking.
-        did: What the class did instead; empty where it passes.
-        cause: The exception behind it, where there was one.
+        rule: The rule's name.
+        requirement: What the contract requires.
+        state: Whether the class keeps the rule; `skipped` where a fault that another rule reports is in the way.
+        finding: What the class did, or why the rule was skipped; empty where it passes.
+        error: The exception behind a broken rule, if there was one.
     """
 
     rule: str
-    asks: str
+    requirement: str
     state: Literal["pass", "FAIL", "skipped"]
-    did: str = ""
-    cause: BaseException | None = None
+    finding: str = ""
+    error: BaseException | None = None
+
+
+def rules_of(module: dict[str, Any]) -> tuple[Callable[[Any], None], ...]:
+    """The rules of a module, given as its `globals()`: every public function defined in it, in order."""
+    found = (value for value in module.values() if inspect.isfunction(value) and not value.__name__.startswith("_"))
+    return tuple(function for function in found if function.__module__ == module["__name__"])
 
 
 def outcomes(rules: Iterable[Callable[[Case], None]], case: Case) -> Iterator[Outcome]:
-    """Hold a class against each rule in turn; whatever it raises is a broken rule, not the end of the check."""
+    """Try each rule in turn. An exception of the plugin breaks the rule that it happens in, and ends no check."""
     for rule in rules:
-        name, asks = rule.__name__, " ".join((inspect.getdoc(rule) or "").split())
+        name, requirement = rule.__name__, " ".join((inspect.getdoc(rule) or "").split())
         try:
             rule(case)
-        except Unreached as error:
-            yield Outcome(name, asks, "skipped", str(error))
+        except Skipped as error:
+            yield Outcome(name, requirement, "skipped", str(error))
         except Broken as error:
-            yield Outcome(name, asks, "FAIL", str(error), error.__cause__)
+            yield Outcome(name, requirement, "FAIL", str(error), error.__cause__)
         except Exception as error:
-            yield Outcome(name, asks, "FAIL", describe(error), error)
+            yield Outcome(name, requirement, "FAIL", describe(error), error)
         else:
-            yield Outcome(name, asks, "pass")
+            yield Outcome(name, requirement, "pass")
 
 
-def raise_broken(subject: str, found: Iterable[Outcome]) -> None:
-    """Raise ContractError where any rule is broken, telling all of them."""
-    broken = [outcome for outcome in found if outcome.state == "FAIL"]
-    if not broken:
-        return
-    count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
-    lines = [f"{subject} breaks {count} of the contract"]
-    for outcome in broken:
-        lines += ["", f"{outcome.rule}: {outcome.asks}", *(f"    {line}" for line in outcome.did.splitlines())]
-    raise ContractError("\n".join(lines)) from next((outcome.cause for outcome in broken if outcome.cause), None)
+def need(holds: bool, finding: str) -> None:
+    """Raise Broken with the finding unless a condition holds."""
+    if not holds:
+        raise Broken(finding)
 
 
 def describe(error: BaseException) -> str:
-    """An exception, and the last place outside sparsekit's and torch's own code that it came through."""
+    """An exception, and the last place in its traceback that lies in a plugin's code."""
     text = f"{type(error).__name__}: {error}"
-    places = [f for f in traceback.extract_tb(error.__traceback__) if _is_authors(f.filename)]
+    places = [f for f in traceback.extract_tb(error.__traceback__) if _is_plugin(f.filename)]
     return f"{text}\n{THROUGH}{places[-1].filename}:{places[-1].lineno}, {places[-1].name}()" if places else text
 
 
-def _is_authors(filename: str) -> bool:
-    """Whether a file is a plugin's: neither this package's core nor an installed library's."""
+def _is_plugin(filename: str) -> bool:
     path = Path(filename)
     library = {"torch", "timm", "safetensors", "numpy"} & set(path.parts) or filename.startswith("<")
-    core = PACKAGE in path.parents and not {"methods", "merges"} & set(path.relative_to(PACKAGE).parts[:1])
+    core = PACKAGE in path.parents and path.relative_to(PACKAGE).parts[0] not in ("methods", "merges")
     return not library and not core
-
-
-def need(holds: bool, did: str) -> None:
-    """Raise Broken with what the class did unless a rule holds."""
-    if not holds:
-        raise Broken(did)

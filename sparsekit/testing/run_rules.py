@@ -1,26 +1,23 @@
-"""The rules for pruning methods that need a whole run: six epochs of two replicas through the real scheduler."""
+"""The rules for pruning methods that need whole runs: six epochs of two replicas each.
+
+Every public function is a rule, and its docstring states what the contract requires.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-
-import torch
 
 from sparsekit.config.options import ReplicasConfig
 from sparsekit.merges.uniform import Uniform
 from sparsekit.models.state import State, effective, has_dense_weights
 from sparsekit.pruning import masks
 from sparsekit.testing import problem
+from sparsekit.testing.compare import difference, first_change, global_seeds, not_finite, revived
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
-from sparsekit.testing.problem import Run, difference, first_change, frozen, global_seeds
-from sparsekit.testing.rules import Broken, describe, need
-from sparsekit.training.setup import Setup
+from sparsekit.testing.problem import Run
+from sparsekit.testing.rules import Broken, describe, need, rules_of
 
 
 def ends_well(case: MethodCase) -> None:
     """A run of six epochs with two replicas ends, and its model is finite."""
-    if case.run_error:
-        raise Broken(describe(case.run_error)) from case.run_error
     _check_finite(case.run)
 
 
@@ -69,33 +66,35 @@ def optimizer_state_is_cleared(case: MethodCase) -> None:
                 need(not count, f"{moment.where}, {count} entries of {name} are not 0 where weights are masked")
 
 
-def runs_repeatably(case: MethodCase) -> None:
-    """The same options and seed give the same bits: nothing is drawn but from generators that the steps carry."""
-    with global_seeds(1):
-        again = problem.run(case.make(), Uniform())
-    _check_equal(case.run, again, "another run with the same options and seed, of another instance")
-
-
 def keeps_no_state(case: MethodCase) -> None:
-    """One instance serves many runs: a run leaves it as it was, and a second gives the same bits as the first."""
-    run = case.run
-    changed = first_change(case.before_run, frozen(vars(run.setup.method)))
+    """A run leaves the instance as it was, so that one instance serves many runs."""
+    method = case.run.setup.method
+    changed = first_change(case.before_run, method)
     need(not changed, f"a run changed self.{changed}; the state of a run belongs to the run")
-    again = problem.run(run.setup.method, Uniform())
-    _check_equal(run, again, "a later run of an instance that served one before")
+
+
+def runs_repeatably(case: MethodCase) -> None:
+    """The same options and seed give the same bits, in another run of the same instance too: nothing is drawn but from
+    generators that the steps carry.
+    """
+    with global_seeds(1):
+        again = problem.run(case.run.setup.method, Uniform())
+    for first, second in zip(case.run.moments, again.moments, strict=True):
+        need(first.mask == second.mask, f"{first.where}, a second run of the same instance has another mask")
+        one, two = (moment.state.named() | moment.state.optimizer for moment in (first, second))
+        name = difference(one, two)
+        need(not name, f"{first.where}, a second run of the same instance has another {name}")
 
 
 def resumes_exactly(case: MethodCase) -> None:
-    """A run that is stopped inside a replica goes on from its checkpoint, with a new instance, to the same weights."""
-    final = problem.resumed_run(case.make(), case.make(), Uniform())
-    name = difference(case.run.final.named(), final.named())
+    """A run that stops inside a replica resumes from its checkpoint, with a new instance, to the same weights."""
+    name = difference(case.run.final.named(), problem.resumed_run(case.make(), case.make(), Uniform()).named())
     need(not name, f"resumed from a checkpoint, the finished model has another {name}")
 
 
 def ranks_agree(case: MethodCase) -> None:
     """Two ranks that share the replicas, each with its own instance, end with the same weights as one process."""
-    final = problem.shared_run(case.make(), case.make(), Uniform())
-    name = difference(case.run.final.named(), final.named())
+    name = difference(case.run.final.named(), problem.shared_run(case.make(), case.make(), Uniform()).named())
     need(not name, f"shared by two ranks, the finished model has another {name}")
 
 
@@ -108,45 +107,23 @@ def stacks(case: MethodCase) -> None:
 
 
 def _check_finite(run: Run) -> None:
-    for name, tensor in run.final.named().items():
-        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-        need(finite, f"the finished model's {name} is not finite")
+    name = not_finite(run.final.named())
+    need(not name, f"the finished model's {name} is not finite")
 
 
 def _check_zeros(run: Run) -> None:
     for moment in run.moments:
-        segment = run.setup.plan[moment.segment].stage.segment
-        _check_state(run.setup, moment.state, segment.sparsity, moment.where)
-    _check_state(run.setup, run.final, run.setup.config.sparsity, "in the finished model", finished=True)
+        sparsity = run.setup.plan[moment.segment].stage.segment.sparsity
+        _check_state(effective(run.setup.method, moment.state), sparsity, moment.where)
+    _check_state(run.final, run.setup.config.sparsity, "in the finished model")
 
 
-def _check_state(setup: Setup, state: State, sparsity: float, where: str, finished: bool = False) -> None:
+def _check_state(state: State, sparsity: float, where: str) -> None:
     total = sum(mask.numel() for mask in state.masks.values())
-    wanted, got = round(sparsity * total), sum(int((~mask).sum()) for mask in state.masks.values())
-    need(got == wanted, f"{where}, {got} of {total} weights are masked instead of {wanted}")
-    weights = state.weights if finished else effective(setup.method, state).weights
-    for name, mask in state.masks.items():
-        revived = int((weights[name][~mask] != 0).sum())
-        need(not revived, f"{where}, {revived} masked weights of {name} are not 0")
+    planned, got = round(sparsity * total), sum(int((~mask).sum()) for mask in state.masks.values())
+    need(got == planned, f"{where}, {got} of {total} weights are masked instead of {planned}")
+    alive = revived(state.weights, state.masks)
+    need(not alive, f"{where}, {alive} are not 0")
 
 
-def _check_equal(one: Run, two: Run, whose: str) -> None:
-    """Raise Broken at the first moment at which two runs differ."""
-    for left, right in zip(one.moments, two.moments, strict=True):
-        need(left.mask == right.mask, f"{left.where}, {whose} has another mask")
-        name = difference(left.state.named() | left.state.optimizer, right.state.named() | right.state.optimizer)
-        need(not name, f"{left.where}, {whose} has another {name}")
-
-
-RUN_RULES: tuple[Callable[[MethodCase], None], ...] = (
-    ends_well,
-    zeros_are_exact,
-    masks_are_shared,
-    optimizer_state_is_cleared,
-    works_at_the_extremes,
-    runs_repeatably,
-    keeps_no_state,
-    resumes_exactly,
-    ranks_agree,
-    stacks,
-)
+RUN_RULES = rules_of(globals())

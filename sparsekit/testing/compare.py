@@ -1,0 +1,78 @@
+"""Comparing tensors and objects before and after a plugin's call, bit by bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsekit._types import Tensors
+
+
+def clones(tensors: Tensors) -> Tensors:
+    """A copy of each tensor."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def difference(left: Tensors, right: Tensors) -> str:
+    """The first name that one set lacks, or under which the sets differ by a bit; empty if they are equal."""
+    names = [*left, *(set(right) - set(left))]
+    return next((n for n in names if n not in left or n not in right or not _same_bits(left[n], right[n])), "")
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    alike = left.dtype is right.dtype and left.shape == right.shape
+    return alike and torch.equal(left.nan_to_num(), right.nan_to_num())
+
+
+def not_finite(tensors: Tensors) -> str:
+    """The name of the first floating-point tensor with a value that is not finite; empty if all are."""
+    return next((n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), "")
+
+
+def revived(weights: Tensors, masks: Tensors) -> str:
+    """How many masked weights of the first layer that has some are not 0, as `3 masked weights of NAME`; or empty."""
+    for name, mask in masks.items():
+        if count := int((weights[name][mask == 0] != 0).sum()):
+            return f"{count} masked weights of {name}"
+    return ""
+
+
+def frozen(value: Any) -> Any:
+    """An object and all that it holds as plain data, to compare with what it holds later."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.detach().cpu().flatten().tolist())
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else repr(key): frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [frozen(item) for item in value]
+    if hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+        return (type(value).__name__, frozen(vars(value)))
+    return repr(value)
+
+
+def first_change(before: dict[str, Any], after: object) -> str:
+    """The first attribute of an object that is not as in `before`, its frozen `vars`; empty if nothing changed."""
+    now = frozen(vars(after))
+    return next((name for name in [*before, *now] if before.get(name, ...) != now.get(name, ...)), "")
+
+
+@contextmanager
+def global_seeds(seed: int) -> Iterator[None]:
+    """Seed the global generators of random, numpy and torch, and restore them at the end."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
