@@ -19,7 +19,8 @@ from _measure import Section, alternate, child, extra_bytes, main, milliseconds,
 
 from sparsekit._types import Tensors
 from sparsekit.api import Score
-from sparsekit.merging.candidates import FileCandidate, average, read_tensors
+from sparsekit.merging.average import average
+from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.state import State, cpu_state_dict
 
 

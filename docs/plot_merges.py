@@ -15,7 +15,7 @@ from plots import FOLDER, path, svg, text
 from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Score, Tensors
-from sparsekit.merging.candidates import average
+from sparsekit.merging.average import average
 from sparsekit.plugins.registry import discover, find
 
 PARENT, BEST = (0.3, 0.25), (1.65, 0.85)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsekit import Candidate, MergeStep, MergeStrategy, PruningMethod, Score, Soup, Tensors
 from sparsekit.api import Budget
 from sparsekit.config.options import FitConfig, OptimizerConfig
-from sparsekit.merging.candidates import average
+from sparsekit.merging.average import average
 from sparsekit.planning.plan import decay_shape, make_stages
 from sparsekit.plugins.registry import discover, find
 

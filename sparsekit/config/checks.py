@@ -55,7 +55,7 @@ def check(config: FitConfig) -> None:
             if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
                 raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")
     if config.masks.pattern is not None:
-        from sparsekit.config.pattern import Pattern  # only now: it imports numpy
+        from sparsekit.config.nm_pattern import Pattern  # only now: it imports numpy
 
         Pattern.parse(config.masks.pattern)
     for pattern in config.masks.exclude:

@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader
 from torch import Tensor
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data import order, tree
+from sparsekit.data import folder_labels, order
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import RunError, UserError, first_line, nearest
@@ -93,7 +93,7 @@ class FolderData:
         Raises:
             UserError: the folders are not there or not as they should be, or an option does not fit them.
         """
-        train, test, classes = tree.listed(config)
+        train, test, classes = folder_labels.listed(config)
         labels = torch.tensor([label for _, label in train])
         kept, held_out = order.cut(labels, len(classes), config.held_out)
         if test is None:

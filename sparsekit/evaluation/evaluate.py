@@ -15,9 +15,10 @@ from sparsekit.config.options import ArchitectureConfig, EvaluateConfig
 from sparsekit.data import Data, load
 from sparsekit.data.images import Normaliser
 from sparsekit.errors import UserError, first_line
+from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, recalibrate_batchnorm
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
-from sparsekit.evaluation.scores import RECALIBRATION_IMAGES, measure_model, predict_logits, recalibrate_batchnorm
+from sparsekit.evaluation.scores import measure_model, predict_logits
 from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes

@@ -12,8 +12,6 @@ from sparsekit.api import Score
 from sparsekit.errors import RunError
 from sparsekit.evaluation.metrics import Metrics, Tally
 
-RECALIBRATION_IMAGES = 10_000
-
 
 @torch.no_grad()
 def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
@@ -68,39 +66,3 @@ def measure_model(
     if tally is None:
         raise RunError("there is nothing to evaluate: the split is empty")
     return tally.result(), torch.cat(predicted).cpu()
-
-
-def batchnorm_layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The BatchNorm layers that keep running statistics."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
-
-
-@torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
-    """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
-
-    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
-    the first are left out, as each would count as much as a whole one.
-    """
-    layers = batchnorm_layers(model)
-    if not layers:
-        return
-    model.eval()
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean
-        layer.train()
-    size = 0
-    try:
-        for images, _ in batches:
-            if len(images) < size:
-                continue
-            size = len(images)
-            with autocast:
-                model(images)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()

@@ -1,17 +1,15 @@
-"""Candidates in files, and their weighted mean, one tensor in memory at a time."""
+"""Candidates in files: a trained replica, its score and its optimizer state, read on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, Score
-from sparsekit.errors import RunError
 from sparsekit.files import save_tensors
 from sparsekit.models.state import OPTIMIZER, State
 from sparsekit.pruning import masks
@@ -55,36 +53,3 @@ class FileCandidate(Candidate):
 def read_tensors(candidate: Candidate) -> Tensors:
     """All of a candidate's tensors, on the CPU."""
     return {name: candidate.read(name) for name in candidate.names()}
-
-
-def average(candidates: Sequence[Candidate], coefficients: Sequence[float], names: Sequence[str]) -> Tensors:
-    """The weighted mean of each named tensor, one tensor in memory at a time.
-
-    Sums in float64, in the candidates' order. Integer tensors are not averaged: they come from the first candidate
-    with a coefficient other than 0.
-
-    Raises:
-        RunError: the coefficients do not match the candidates, are not finite, or do not sum up to 1.
-    """
-    if len(coefficients) != len(candidates) or not abs(sum(coefficients) - 1.0) < 1e-6:
-        raise RunError(
-            f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1"
-        )
-    used = [(c, weight) for c, weight in zip(candidates, coefficients, strict=True) if weight]
-    scratch = torch.empty(2, 0, dtype=torch.float64)
-    averaged = {}
-    for name in names:
-        first = used[0][0].read(name)
-        if not first.is_floating_point() or len(used) == 1:
-            averaged[name] = first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
-            continue
-        # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
-        # heap, and memory would grow with the number of candidates.
-        if scratch.shape[1] < first.numel():
-            scratch = torch.empty(2, first.numel(), dtype=torch.float64)
-        total, addend = scratch[:, : first.numel()].view(2, *first.shape)
-        total.copy_(first).mul_(used[0][1])
-        for candidate, weight in used[1:]:
-            total += addend.copy_(candidate.read(name)).mul_(weight)
-        averaged[name] = total.to(first.dtype, copy=True)
-    return averaged

@@ -11,7 +11,8 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score
 from sparsekit.errors import UserError
-from sparsekit.merging.candidates import average, read_tensors
+from sparsekit.merging.average import average
+from sparsekit.merging.candidates import read_tensors
 from sparsekit.models.saved import Lazy, SavedModel
 from sparsekit.models.state import State
 from sparsekit.seeds import derive

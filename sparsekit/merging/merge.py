@@ -11,7 +11,8 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
-from sparsekit.merging.candidates import FileCandidate, average, read_tensors
+from sparsekit.merging.average import average
+from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive

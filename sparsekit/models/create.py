@@ -15,6 +15,7 @@ from torch import nn
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
+from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights: sparsities of whole per cents are met to the weight

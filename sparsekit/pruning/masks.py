@@ -15,9 +15,9 @@ from timm import layers
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
-from sparsekit.config.pattern import Array, Pattern
+from sparsekit.config.nm_pattern import Array, Pattern
 from sparsekit.errors import RunError, UserError
-from sparsekit.pruning import allocation, selection
+from sparsekit.pruning import allocation, top_k
 
 Arrays = dict[str, Array]
 
@@ -120,7 +120,7 @@ def _numpy(tensor: Tensor) -> Array:
 
 def _checked(name: str, scores: Array, alive: Array) -> Array:
     if np.isnan(scores[alive]).any():
-        raise selection.not_a_number(name)
+        raise top_k.not_a_number(name)
     return scores
 
 
@@ -139,12 +139,12 @@ def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -
     """True at the `count` highest scores, those in `first` before the rest of `alive`."""
     firsts = sum(int(np.count_nonzero(mask)) for mask in first.values())
     if count <= firsts:
-        return selection.highest(scores, first, count)
+        return top_k.highest(scores, first, count)
     rest = {name: np.greater(alive[name], first[name]) for name in scores}
     others = sum(int(np.count_nonzero(mask)) for mask in rest.values())
     if count > firsts + others:
         raise RunError(f"{count} weights of {where} are to be kept, but {firsts + others} are left")
-    added = selection.highest(scores, rest, count - firsts)
+    added = top_k.highest(scores, rest, count - firsts)
     return {name: np.logical_or(first[name], added[name]) for name in scores}
 
 

@@ -12,8 +12,8 @@ import torch
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, PruningStep, Stage
+from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import MasksConfig
-from sparsekit.config.pattern import Pattern
 from sparsekit.errors import RunError
 from sparsekit.models.state import State, effective, has_dense_weights, pruned_optimizer_state
 from sparsekit.pruning import masks

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from sparsekit.display.tables import NAMES, cell
 from sparsekit.display.text import duration, percent
-from sparsekit.report import plots, tested
+from sparsekit.report import evaluation_charts, plots
 from sparsekit.report.runs import Run
 from sparsekit.report.svg import Chart
 
@@ -56,7 +56,9 @@ def view(run: Run) -> dict[str, Any]:
         "planned": (PLANNED, planned(run)),
         "rates": _there(plots.rates(run)),
         "scores": scores(run),
-        "testing": _there(tested.calibration(run), tested.classes(run), *tested.heat_maps(run)),
+        "testing": _there(
+            evaluation_charts.calibration(run), evaluation_charts.classes(run), *evaluation_charts.heat_maps(run)
+        ),
         "costs": costs(run),
         "options": [(key, text(value)) for key, value in run.config.items()],
     }
@@ -137,7 +139,7 @@ def planned(run: Run) -> Sequence[Sequence[str]]:
 
 def scores(run: Run) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """Head and rows of a table of the test split's scores, a column for each variant of the model."""
-    found = tested.variants(run)
+    found = evaluation_charts.variants(run)
     if not found:
         return [], []
     rows = [[title, *(cell(key, variant["test"]) for variant in found.values())] for key, title in NAMES.items()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sparsekit.config.checks import check
+from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
-from sparsekit.config.pattern import Pattern
 from sparsekit.data import load
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model

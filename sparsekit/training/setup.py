@@ -14,7 +14,8 @@ from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Score
 from sparsekit.config.options import FitConfig
 from sparsekit.data import Data, Split
-from sparsekit.evaluation.scores import RECALIBRATION_IMAGES, batchnorm_layers, recalibrate_batchnorm, score_model
+from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, batchnorm_layers, recalibrate_batchnorm
+from sparsekit.evaluation.scores import score_model
 from sparsekit.models.device import autocast
 from sparsekit.models.state import State, cpu_state_dict, effective
 from sparsekit.planning.plan import PlannedSegment

@@ -16,7 +16,8 @@ from tiny import assert_equal, tiny_setup
 from torch import Tensor, nn
 
 from sparsekit.errors import RunError
-from sparsekit.evaluation.scores import batchnorm_layers, recalibrate_batchnorm, score_model
+from sparsekit.evaluation.batchnorm import batchnorm_layers, recalibrate_batchnorm
+from sparsekit.evaluation.scores import score_model
 from sparsekit.run.progress import first_progress
 
 FP32 = torch.autocast("cpu", enabled=False)

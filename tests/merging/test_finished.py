@@ -20,7 +20,8 @@ from sparsekit.cli import main
 from sparsekit.config.options import DataConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError
-from sparsekit.evaluation.scores import recalibrate_batchnorm, score_model
+from sparsekit.evaluation.batchnorm import recalibrate_batchnorm
+from sparsekit.evaluation.scores import score_model
 from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
 from sparsekit.merging.finished_context import FinishedMergeContext

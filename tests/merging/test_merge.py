@@ -21,7 +21,8 @@ from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
 from sparsekit.merges.none import NoMerge
 from sparsekit.merges.uniform import Uniform
-from sparsekit.merging.candidates import FileCandidate, average
+from sparsekit.merging.average import average
+from sparsekit.merging.candidates import FileCandidate
 from sparsekit.merging.merge import merge
 from sparsekit.models.state import State, effective
 from sparsekit.planning.replicas import Replica

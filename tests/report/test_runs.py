@@ -12,7 +12,7 @@ import yaml
 from run_files import write_run
 
 from sparsekit.errors import UserError
-from sparsekit.report import compare, page, plots, single, tested
+from sparsekit.report import compare, page, plots, single
 from sparsekit.report.runs import read
 
 FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json", "evaluation.json")
@@ -130,8 +130,8 @@ def test_mangled_files_are_read_whole_or_refused(tmp_path: Path, monkeypatch: py
     for part in ("progress", "soup", "geometry", "rates", "layers"):  # drawing is slow
         monkeypatch.setattr(plots, part, lambda run: None)
     for part in ("calibration", "classes"):
-        monkeypatch.setattr(tested, part, lambda run: None)
-    monkeypatch.setattr(tested, "heat_maps", lambda run: [])
+        monkeypatch.setattr(evaluation_charts, part, lambda run: None)
+    monkeypatch.setattr(evaluation_charts, "heat_maps", lambda run: [])
     folder, refused = write_run(tmp_path / "first", segments=2, rows=1), 0
     path, chance = folder / name, random.Random(0)
     data = path.read_text()

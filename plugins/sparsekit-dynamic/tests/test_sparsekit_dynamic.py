@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
 from sparsekit.cli.main import main
-from sparsekit.config.pattern import Pattern
+from sparsekit.config.nm_pattern import Pattern
 from sparsekit.pruning import masks
 
 METHODS: dict[str, type[PruningMethod]] = {"rigl": RigL, "set": SET, "granet": GraNet}

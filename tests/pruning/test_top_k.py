@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsekit.errors import RunError
-from sparsekit.pruning import selection
+from sparsekit.pruning import top_k
 
 SIZES = (150_000, 1, 0, 90_001)
 
@@ -34,7 +34,7 @@ def cases() -> dict[str, np.ndarray]:
     infinite = np.where(chance.random(total) < 0.4, np.float32(-math.inf), normal)
     infinite[::7] = math.inf
     spikes = np.zeros(total, dtype=np.float32)  # the sample sees other numbers than the rest holds
-    spikes[:: total // selection._SAMPLE] = 1.0 + np.arange(len(spikes[:: total // selection._SAMPLE]))
+    spikes[:: total // top_k._SAMPLE] = 1.0 + np.arange(len(spikes[:: total // top_k._SAMPLE]))
     return {
         "normal": normal,
         "mostly zero": mostly_zero,
@@ -53,9 +53,9 @@ def test_it_chooses_what_a_full_sort_chooses(case: str, alive: float) -> None:
     scores = cases()[case]
     among = np.random.default_rng(1).random(len(scores)) < alive
     available = int(among.sum())
-    assert available > 2 * selection._SAMPLE  # else there is no bracket
+    assert available > 2 * top_k._SAMPLE  # else there is no bracket
     for count in (0, 1, available // 10, available // 2, available - 1, available):
-        chosen = selection.highest(split(scores), split(among), count)
+        chosen = top_k.highest(split(scores), split(among), count)
         assert np.array_equal(np.concatenate(list(chosen.values())), by_sorting(scores, among, count)), count
 
 
@@ -64,15 +64,15 @@ def test_a_bracket_that_misses_is_not_believed(monkeypatch: pytest.MonkeyPatch) 
     among = np.ones(len(scores), dtype=bool)
     expected = by_sorting(scores, among, 1000)
     for bracket in ((-9.0, -8.0), (8.0, 9.0), (math.nan, math.nan)):
-        monkeypatch.setattr(selection, "_bracket", lambda *_, found=bracket: found)
-        chosen = selection.highest(split(scores), split(among), 1000)
+        monkeypatch.setattr(top_k, "_bracket", lambda *_, found=bracket: found)
+        chosen = top_k.highest(split(scores), split(among), 1000)
         assert np.array_equal(np.concatenate(list(chosen.values())), expected)
 
 
 def test_a_bracket_leaves_little_in_doubt() -> None:
     scores = cases()["normal"]
     among = np.ones(len(scores), dtype=bool)
-    low, high = selection._bracket(split(scores), split(among), len(scores) // 10, len(scores))
+    low, high = top_k._bracket(split(scores), split(among), len(scores) // 10, len(scores))
     threshold = np.sort(scores)[-(len(scores) // 10)]
     assert low <= threshold <= high
     assert ((scores >= low) & (scores <= high)).mean() < 0.05
@@ -84,7 +84,7 @@ def test_nan_is_refused_among_those_that_count_wherever_it_lies() -> None:
         scores[place] = math.nan
         among = np.ones(len(scores), dtype=bool)
         with pytest.raises(RunError, match="hold NaN"):
-            selection.highest(split(scores), split(among), 1000)
+            top_k.highest(split(scores), split(among), 1000)
         among[place] = False
-        chosen = np.concatenate(list(selection.highest(split(scores), split(among), 1000).values()))
+        chosen = np.concatenate(list(top_k.highest(split(scores), split(among), 1000).values()))
         assert np.array_equal(chosen, by_sorting(np.nan_to_num(scores), among, 1000))

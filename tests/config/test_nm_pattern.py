@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsekit.cli.main import main
-from sparsekit.config.pattern import Pattern
+from sparsekit.config.nm_pattern import Pattern
 from sparsekit.errors import UserError
 from sparsekit.pruning.masks import full, lamp, select
 

@@ -1,0 +1,46 @@
+"""BatchNorm recalibration: running statistics measured again on training images, as a soup needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+RECALIBRATION_IMAGES = 10_000
+
+
+def batchnorm_layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorm layers that keep running statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
+    """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
+
+    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
+    the first are left out, as each would count as much as a whole one.
+    """
+    layers = batchnorm_layers(model)
+    if not layers:
+        return
+    model.eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative mean
+        layer.train()
+    size = 0
+    try:
+        for images, _ in batches:
+            if len(images) < size:
+                continue
+            size = len(images)
+            with autocast:
+                model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
