@@ -12,7 +12,7 @@ import yaml
 from run_files import write_run
 
 from sparsekit.errors import UserError
-from sparsekit.report import compare, page, plots, single
+from sparsekit.report import compare, evaluation_charts, page, plots, single
 from sparsekit.report.runs import read
 
 FILES = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json", "evaluation.json")
