@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sparsekit.config import yaml_file
 from sparsekit.config.messages import GROUPED
 from sparsekit.plugins import contract
 from sparsekit.plugins.registry import GROUPS, Kind, find, name_of
@@ -16,6 +17,12 @@ WANDB_KEY = "_wandb"
 """The key that W&B adds to its own configurations; it holds no options."""
 ONE_VALUE = {"distill": "distill.model"}
 """Groups that may be given one value, and the option that it stands for."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our loader would read as something else, such as `1e-05`."""
+
+    yaml_implicit_resolvers = yaml_file.Loader.yaml_implicit_resolvers
 
 
 def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -39,8 +46,8 @@ def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def text(value: object) -> str:
     """A value as one line of YAML, which a parser reads as the same value."""
-    line = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    return line.removesuffix("...\n").strip()
+    line = yaml.dump(value, None, _Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return str(line).removesuffix("...\n").strip()
 
 
 def spec_of(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
@@ -61,4 +68,4 @@ def dump(data: Any) -> str:
         spec = data.get(kind)
         if isinstance(spec, dict) and "class_path" in spec:
             data[kind] = {"name": name_of(kind, spec["class_path"]), **spec.get("init_args", {})}
-    return str(yaml.safe_dump(data, sort_keys=False))
+    return str(yaml.dump(data, None, _Dumper, sort_keys=False))
