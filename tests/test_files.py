@@ -1,14 +1,47 @@
-"""`~` is the home directory wherever a path is given, also after `=` and in files, where no shell sees it."""
+"""Files are written whole; `~` is the home directory wherever a path is given, also after `=` and in files."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import ARGUMENTS
 
-from sparsekit.cli import main
-from sparsekit.files import expanded
+from sparsekit.cli import main as cli
+from sparsekit.errors import first_line
+from sparsekit.files import expanded, write_json, write_yaml
+
+
+def test_a_value_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    value = {"name": "größe", "values": [1, 0.5, None, True], "text": "null"}
+    write_json(tmp_path / "new" / "a.json", value)
+    write_yaml(tmp_path / "new" / "a.yaml", value)
+    assert json.loads((tmp_path / "new" / "a.json").read_text("utf-8")) == value
+    assert yaml.safe_load((tmp_path / "new" / "a.yaml").read_text("utf-8")) == value
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.json", "a.yaml"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsekit.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("\n  one \ntwo")) == "one"
+    assert first_line(ValueError()) == first_line(ValueError("\n")) == "ValueError"
 
 
 def test_a_home_is_put_in_and_an_unknown_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +75,7 @@ def test_every_command_takes_paths_below_home(tmp_path: Path, monkeypatch: pytes
         ["report", "~/run", "-o=~/page.html"],
         ["plugins", "new", "mine", "--kind=merge", "--out=~/new"],
     ):
-        assert main.main(command) == 0, command
+        assert cli.main(command) == 0, command
     made = ("run/summary.json", "again/summary.json", "found.json", "small.safetensors", "soup/merge.json", "page.html")
     assert [name for name in (*made, "new/sparsekit-mine/pyproject.toml") if not (home / name).is_file()] == []
     assert list(here.iterdir()) == []
@@ -53,5 +86,5 @@ def test_so_does_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = "epochs: {values: [2]}, data.image_size: {value: 8}, wandb.mode: {value: disabled}"
     (tmp_path / "sweep.yaml").write_text(f"method: grid\nparameters: {{{settings}}}\n")
-    assert main.main(["sweep", "~/sweep.yaml", "--out=~/swept"]) == 0
+    assert cli.main(["sweep", "~/sweep.yaml", "--out=~/swept"]) == 0
     assert len(list((tmp_path / "swept").glob("*/summary.json"))) == 1

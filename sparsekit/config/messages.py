@@ -64,12 +64,12 @@ class Given:
     plugins: dict[Kind, tuple[str, list[str]]] = field(default_factory=dict)
 
     def located(self, error: UserError) -> UserError:
-        """The error with the name of the config file that holds its option, where none of the arguments gives it."""
+        """The error, and the config file that holds its option; the error alone where an argument gives that option."""
         found = re.search(r"--([\w.]+)", str(error))
         if not found or any(argument.partition("=")[0] == found[0] for argument in self.argv):
             return error
-        path = found[1].rstrip(".").split(".")
-        files = [file for file, options in self.files.items() if _holds(options, path)]
+        option = found[1].rstrip(".")
+        files = [file for file, options in self.files.items() if any(begins(name, option) for name in options)]
         return UserError(f"{error} (in {files[-1]})") if files else error
 
     def value(self, group: str) -> object:
@@ -98,20 +98,24 @@ def explain(given: Given, message: str, error: BaseException | None) -> str:
         error: The exception that it caught, with its causes, where there is one.
     """
     causes = list(_causes(error))
+    inner = next((str(cause) for cause in causes if isinstance(cause, UserError)), None)
+    if inner and message.startswith('Parser key "config"'):  # of a config file
+        return inner
     texts = [str(cause) for cause in causes] or [message]
     keys = [found[1] for text in texts if (found := re.match(r'Parser key "([^"]+)"', text))]
-    keys = [key for key, inner in zip_longest(keys, keys[1:], fillvalue="") if not _begins(inner, key)]
+    keys = [key for key, inner in zip_longest(keys, keys[1:], fillvalue="") if not begins(inner, key)]
     option = "--" + ".".join(keys)
     for cause in causes:
-        if type(cause).__name__ == "NSKeyError":  # "Option 'x' is not accepted", "Group 'x' does not accept option 'y'"
+        if type(cause).__name__ == "NSKeyError":  # private; "Option 'x' is not accepted", "Group 'x' does not accept …"
             return unknown(given, "--" + ".".join([*keys, *re.findall(r"'([^']+)'", str(cause))]))
     for text in reversed(texts):  # the innermost knows the type that a value or an item of a list must have
         if found := re.search(r"Expected a ((?:typing\.Literal|<class ').*)\. Got value: (.*)", text, re.DOTALL):
-            return f"{option} is {found[2]!r}; {_expected(found[1], found[2])}"
+            kind, value = found.groups()
+            return no_value(option[2:]) if value == "None" else f"{option} is {value!r}; {_expected(kind, value)}"
     if keys and keys[0] in GROUPED:
         return no_mapping(keys[0], given.value(keys[0]))
-    if inner := next((cause for cause in causes if isinstance(cause, UserError)), None):
-        return str(inner)
+    if inner:
+        return inner
     if keys and keys[0] in GROUPS:
         name = next((found[found.lastindex or 0] for text in texts if (found := re.search(_PLUGIN, text))), "")
         return f"{option} {name!r} is no installed plugin; name one: sparsekit plugins list --kind {keys[0]}"
@@ -120,22 +124,20 @@ def explain(given: Given, message: str, error: BaseException | None) -> str:
     text = from_argparse(" ".join(line.strip() for line in message.splitlines() if line.strip()))
     if text.endswith(" needs a value"):  # argparse names the option --method where --method.start lacks its value
         name = text.partition(" ")[0]
-        flags = [flag for flag in given.argv if _begins(flag, name) and "=" not in flag]
+        flags = [flag for flag in given.argv if begins(flag, name) and "=" not in flag]
         text = text.replace(name, flags[-1]) if flags else text
     usage = "; options are written --name value" if text.startswith("unexpected") or text.endswith("a value") else ""
     return re.sub(r'^Parser key "([^"]+)":?', r"--\1:", text) + usage
 
 
 def unknown(given: Given, flag: str) -> str:
-    """What to say of an option that there is not, with the nearest one that there is."""
+    """The message about an unknown option, with the nearest known one, or the plugins that have it."""
     head, dot, own = flag.removeprefix("--").partition(".")
     last = own.rpartition(".")[2] or head.replace("-", "_")
     same = [option for option in given.known if option.endswith(f".{last}")]
     for kind, (name, names) in given.plugins.items():
         if head != kind or not dot:
             continue
-        if own in names:  # known, but not where it stands: a file behind it chooses another plugin
-            return misplaced(flag, kind, name)
         if others := sorted(other for other, plugins in discover().of(kind).items() if own in options_of(plugins[0])):
             whose = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
             return f"{flag} is no option of {kind} {name!r}, but of {whose}; add --{kind} {others[0]}"
@@ -148,14 +150,16 @@ def unknown(given: Given, flag: str) -> str:
     return f"unknown option {flag}.{nearest(flag, same) or _only(same) or nearest(flag, given.known)}"
 
 
-def misplaced(flag: str, kind: Kind, name: str) -> str:
-    """What to say of a plugin's option that a config file behind it makes void."""
-    return f"{flag} stands before the --config that chooses {kind} {name!r}; put it behind"
+def no_value(name: str) -> str:
+    """The message about an option that is null and may not be."""
+    return f"--{name} has no value; give one, or leave it out"
 
 
 def no_mapping(group: str, value: object) -> str:
-    """What to say where a group of options is given one value, as a plugin's name would be."""
-    text = value if isinstance(value, str) else str(value)
+    """The message about a group of options that is given one value, such as `--optimizer adam`."""
+    if value is None:
+        return no_value(group)
+    text = str(value)
     if text.endswith((".yaml", ".yml", ".json")):
         return f"--{group} is {text!r}, which is no file of options; give one, or options as --{group}.NAME VALUE"
     meant = (option for pattern, option in _GUESSES.get(group, ()) if re.fullmatch(pattern, text))
@@ -184,20 +188,6 @@ def _only(names: Sequence[str]) -> str:
     return f" Did you mean {names[0]!r}?" if len(names) == 1 else ""
 
 
-def _begins(name: str, group: str) -> bool:
-    """Whether an option is a group, or one of its members."""
-    return name == group or name.startswith(f"{group}.")
-
-
-def _holds(options: Any, path: Sequence[str]) -> bool:
-    """Whether a config file's mapping has an option, written nested, dotted, or among a class's `init_args`."""
-    if not path:
-        return True
-    if not isinstance(options, dict):
-        return path == ["name"]
-    inner = options.get("init_args")
-    return (
-        ".".join(path) in options
-        or (path[0] in options and _holds(options[path[0]], path[1:]))
-        or (isinstance(inner, dict) and _holds(inner, path))
-    )
+def begins(name: str, *groups: str) -> bool:
+    """Whether a dotted name is that of one of the groups, or of a member of one."""
+    return any(name == group or name.startswith(f"{group}.") for group in groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from sparsekit.api import MergeStrategy, PruningMethod
 from sparsekit.errors import UserError
@@ -340,6 +340,15 @@ class EvaluateConfig:
 
 FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
 """Options and groups that cannot change the result; a resumed run may give other values for them."""
+
+
+def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of every option of a dataclass under its dotted name; that of a group is a dataclass."""
+    types = {f"{prefix}{name}": kind for name, kind in get_type_hints(owner).items()}
+    for item in fields(owner):
+        if is_dataclass(item.default_factory):
+            types |= option_types(item.default_factory, f"{prefix}{item.name}.")
+    return types
 
 
 def describe(config: FitConfig) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import (
     ActionConfigFile,
     ArgumentParser,
     DefaultHelpFormatter,
-    Namespace,
     set_dumper,
     set_loader,
     set_parsing_settings,
@@ -22,8 +21,8 @@ from jsonargparse import (
 
 from sparsekit.config import plugin_yaml, wandb_args, yaml_file
 from sparsekit.config.checks import check
-from sparsekit.config.messages import GROUPED, Given, explain, misplaced, no_mapping, unknown
-from sparsekit.config.options import FitConfig
+from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mapping, no_value, unknown
+from sparsekit.config.options import FitConfig, option_types
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, discover, name_of
 from sparsekit.plugins.signatures import options_of
@@ -61,7 +60,7 @@ class _Help(DefaultHelpFormatter):
 
 def build(prog: str, description: str, of: type = FitConfig, usage: str = "") -> OptionParser:
     """The parser of one command, whose options are the fields of a dataclass, by default those of `fit`."""
-    set_loader(_MODE, plugin_yaml.load, exceptions=(yaml.YAMLError,))
+    set_loader(_MODE, yaml_file.parse, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, plugin_yaml.dump)
     packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
@@ -127,7 +126,7 @@ def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
         for flag in (argument.partition("=")[0] for argument in argv):
             if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # no name between two dots, or after the last
                 raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
-        return _parsed(of, parser, _names_to_classes(argv, given))
+        return _parsed(of, parser, _expanded(argv, given))
     except UserError as error:
         raise given.located(error) from error
 
@@ -143,15 +142,12 @@ def _canonical(argument: str) -> str:
 def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
     try:
         found = parser.parse_args(argv)
-        _no_value_missing(found, of)
         for kind, (name, _) in parser.given.plugins.items():
-            if kind not in found:
-                continue
-            own = vars(found[kind]).get("init_args")
+            own = found.get(f"{kind}.init_args")
             types = {o.name: o.annotation for p in discover().of(kind).get(name, ()) for o in options_of(p).values()}
-            for option in vars(own) if own else ():
-                if own[option] is None and not re.search("None|Optional|Any", types.get(option, "Any")):
-                    raise UserError(f"--{kind}.{option} has no value; give one, or leave it out")
+            for option, value in vars(own).items() if own else ():
+                if value is None and not re.search("None|Optional|Any", types.get(option, "Any")):
+                    raise UserError(no_value(f"{kind}.{option}"))
         values = parser.instantiate(found)
     except UserError:
         raise
@@ -160,88 +156,84 @@ def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
     return of(**{key: value for key, value in vars(values).items() if key != "config"})
 
 
-def _no_value_missing(found: Namespace, owner: Any, prefix: str = "--") -> None:
-    """Raise UserError where YAML has a key without a value, unless the option may be None."""
-    types = get_type_hints(owner)
-    for item in fields(owner):
-        value, group = found[item.name], is_dataclass(item.default_factory)
-        if value is None and type(None) not in get_args(types[item.name]):
-            raise UserError(f"{prefix}{item.name} has no value; give one, or leave it out")
-        if group and not isinstance(value, Namespace):
-            raise UserError(no_mapping(item.name, value))
-        if group:
-            _no_value_missing(value, item.default_factory, f"{prefix}{item.name}.")
+def _expanded(argv: Sequence[str], given: Given) -> list[str]:
+    """The arguments with plugins as classes, and what config files hold in place of their paths.
 
-
-# --- plugin names on the command line and in YAML ---------------------------------------------------
-
-
-def _names_to_classes(argv: Sequence[str], given: Given) -> list[str]:
-    """The arguments with `--method NAME` as a class path, moved in front of the method's own options."""
-    rest = list(argv)
+    A plugin's class, with all its options, comes first. The options that a file gives to its plugin hold for that
+    plugin alone; those of the command line, and of a file that names no plugin, hold for the plugin that is run.
+    """
+    chosen = dict.fromkeys(GROUPS, "")  # the names on the command line, behind the files that name a plugin
+    filed: dict[Kind, tuple[str, dict[str, Any]]] = {}  # the plugins that files name, and their options
+    own: dict[Kind, list[str]] = {kind: [] for kind in GROUPS}
+    others: list[str] = []
+    left = list(argv)
+    while left:
+        flag, equals, value = left.pop(0).partition("=")
+        kind = next((kind for kind in GROUPS if begins(flag, f"--{kind}")), None)
+        is_file = flag == "--config" and flag in given.known
+        if (kind or is_file) and not equals and left and not left[0].startswith("--"):
+            equals, value = "=", left.pop(0)
+        if is_file and equals:
+            options = _read(value, given)
+            others += _inline({name: v for name, v in options.items() if not begins(name, *GROUPS)})
+            for kind in GROUPS:
+                theirs = {name: v for name, v in options.items() if name.startswith(f"{kind}.")}
+                if kind not in options:
+                    own[kind] += [
+                        f"--{n}={v if isinstance(v, str) else plugin_yaml.text(v)}" for n, v in theirs.items()
+                    ]
+                    continue
+                if own[kind] and not chosen[kind]:
+                    flag, name = own[kind][0].partition("=")[0], options[kind]
+                    raise UserError(f"{flag} stands before the --config that chooses {kind} {name!r}; put it behind")
+                filed[kind] = options[kind], {name.partition(".")[2]: v for name, v in theirs.items()}
+                chosen[kind], own[kind] = "", []
+        elif kind and flag == f"--{kind}" and value:
+            chosen[kind] = value
+        else:
+            (own[kind] if kind else others).append(flag + equals + value)
+    classes = []
     for kind in GROUPS:
-        kept: list[str] = []
-        base, chosen, place = DEFAULTS[kind], "", -1  # `place`: the index in `kept` at which the class goes in
-        name = base
-        while rest:
-            flag, equals, value = rest.pop(0).partition("=")
-            if flag in (f"--{kind}", "--config") and (equals or rest):
-                value = value if equals else rest.pop(0)
-            if place < 0 and (flag == f"--{kind}" or flag.startswith(f"--{kind}.")):
-                place = len(kept)
-            if flag == "--config" and (value or equals):
-                if value not in given.files:
-                    given.files[value] = wandb_args.nested(yaml_file.read(value))
-                    _check_file(given, given.files[value])
-                if found := _named_in(given.files[value], kind):  # it wins over what comes before it
-                    lost = [one.partition("=")[0] for one in kept[max(place, 0) :] if one.startswith(f"--{kind}.")]
-                    if lost and not chosen:
-                        raise UserError(misplaced(lost[0], kind, found))
-                    kept[place:place] = [chosen] if chosen else []
-                    base, chosen, place = found, "", -1
-                    name = base
-                kept.append(f"{flag}={value}")
-            elif flag == f"--{kind}" and value:
-                name = name_of(kind, value)
-                # all its defaults, so that it inherits no option of the same name from another class
-                spec = (
-                    {"class_path": plugin_yaml.class_path(kind, name)}
-                    if name == base
-                    else plugin_yaml.spec_of(kind, name, {})
-                )
-                chosen = f"{flag}={json.dumps(spec)}"
-            else:
-                kept.append(flag + equals + value)
-        kept[place:place] = [chosen] if chosen else []
-        rest = kept
-        given.plugins[kind] = (name, plugin_yaml.own_options(kind, name))
-    return rest
+        base, options = filed.get(kind, (DEFAULTS[kind], {}))
+        name = name_of(kind, chosen[kind] or base)
+        if kind in filed:  # also where another plugin replaces it: jsonargparse checks its options
+            classes.append(f"--{kind}={plugin_yaml.text(plugin_yaml.spec_of(kind, name_of(kind, base), options))}")
+        if chosen[kind] and (kind not in filed or name != name_of(kind, base)):
+            classes.append(f"--{kind}={plugin_yaml.text(plugin_yaml.spec_of(kind, name, {}))}")
+        plugins = discover().of(kind).get(name, ())
+        given.plugins[kind] = name, list(options_of(plugins[0])) if len(plugins) == 1 else []
+    return [*classes, *(argument for kind in GROUPS for argument in own[kind]), *others]
 
 
-def _named_in(data: dict[str, Any], kind: Kind) -> str | None:
-    """The plugin that a config file chooses."""
-    spec = data.get(kind)
-    name = spec.get("name", spec.get("class_path")) if isinstance(spec, dict) else spec
-    return name_of(kind, name) if isinstance(name, str) else None
+def _inline(options: dict[str, Any]) -> list[str]:
+    """Options by dotted names as the argument `--config`, in YAML; no argument where there are none."""
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        group, dot, member = name.partition(".")
+        (nested.setdefault(group, {}) if dot else nested)[member or group] = value
+    return [f"--config={plugin_yaml.text(nested)}"] if nested else []
 
 
-def _check_file(given: Given, data: dict[str, Any]) -> None:
-    """Raise UserError for what a config file may not hold, before jsonargparse makes anything of it."""
-    if "config" in data:
+def _read(path: str, given: Given) -> dict[str, Any]:
+    """The options of a config file by their dotted names; raises UserError for what a file may not hold."""
+    found = plugin_yaml.flat(yaml_file.read(path))
+    options = given.files[path] = dict(found)
+    types = option_types(FitConfig)
+    if "config" in options:
         raise UserError("--config cannot stand in a config file; give both files on the command line")
-    known = [item.name for item in fields(FitConfig)]
-    for key in data:
-        if key.partition(".")[0] not in known:
-            raise UserError(unknown(given, f"--{key}"))
-    for item in fields(FitConfig):
-        values = data.get(item.name)
-        if not isinstance(values, dict):
-            continue
-        named = [values[key] for key in ("name", "class_path") if key in values]
-        if item.name in GROUPS and not all(isinstance(name, str) and name for name in named):
-            raise UserError(f"--{item.name} is {values!r}; give its name: sparsekit plugins list --kind {item.name}")
-        group = item.default_factory
-        known = [option.name for option in fields(group)] if is_dataclass(group) else list(values)
-        for key in values:
-            if key not in known or not isinstance(key, str):
-                raise UserError(unknown(given, f"--{item.name}.{key}"))
+    counts = Counter(name for name, _ in found)
+    for name, value in found:
+        group, dot, _ = name.partition(".")
+        if group not in GROUPS and name not in types:
+            raise UserError(unknown(given, f"--{name}"))
+        if counts[name] > 1 or (dot and group not in GROUPS and group in options):
+            raise UserError(f"--{name} is given twice in one file; give it once")
+        if name in GROUPS and value is None:  # `method:` with nothing behind it
+            del options[name]
+        elif name in GROUPS and (not isinstance(value, str) or not value):
+            raise UserError(f"--{name} is {str(value)!r}; give its name: sparsekit plugins list --kind {name}")
+        elif name in types and value is None and type(None) not in get_args(types[name]):
+            raise UserError(no_value(name))
+        elif is_dataclass(types.get(name)) and not isinstance(value, str):
+            raise UserError(no_mapping(name, value))
+    return options

@@ -1,82 +1,71 @@
-"""Plugins in YAML, by name: `method: gmp`, `method: {name: imp, cycles: 2}`; and the class that a name stands for."""
+"""Options as YAML writes them: plugins by name, groups as mappings or with dots."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from sparsekit.config import wandb_args, yaml_file
-from sparsekit.config.options import FitConfig
+from sparsekit.config import yaml_file
+from sparsekit.config.messages import GROUPED
 from sparsekit.plugins import contract
-from sparsekit.plugins.registry import GROUPS, Kind, discover, find, name_of
-from sparsekit.plugins.signatures import options_of
+from sparsekit.plugins.registry import GROUPS, Kind, find, name_of
+
+WANDB_KEY = "_wandb"
+"""The key that W&B adds to its own configurations; it holds no options."""
+ONE_VALUE = {"distill": "distill.model"}
+"""Groups that may be given one value, and the option that it stands for."""
 
 
-def own_options(kind: Kind, name: str) -> list[str]:
-    """The options of a plugin; none where its name is no plugin's, which is told where it is used."""
-    plugins = discover().of(kind).get(name, ())
-    return list(options_of(plugins[0])) if len(plugins) == 1 else []
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our loader would read as something else, such as `1e-05`."""
+
+    yaml_implicit_resolvers = yaml_file.Loader.yaml_implicit_resolvers
 
 
-def class_path(kind: Kind, name: str) -> str:
-    """The class that a plugin's name stands for; what is no name is a class path already.
+def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Options by their dotted names, from all ways to write them.
 
-    Raises:
-        UserError: it cannot be found or loaded.
+    `method: {name: imp, cycles: 2}`, `method: {class_path: imp, init_args: {cycles: 2}}`, and `method: imp` with
+    `method.cycles: 2` are all `[("method", "imp"), ("method.cycles", 2)]`.
     """
-    if re.fullmatch(r"[\w-]+", name):
-        plugin = find(kind, name)
-        contract.load(plugin)  # here, where a failure can be told with its distribution
-        return plugin.class_path
-    return name
+    found: list[tuple[str, Any]] = []
+    for group, value in values.items():
+        if not isinstance(value, dict) or group not in (*GROUPS, *GROUPED):
+            found.append((ONE_VALUE.get(group, group), value))
+            continue
+        chooser = "" if group not in GROUPS else "name" if "name" in value else "class_path"
+        own = value.get("init_args") if chooser else None
+        if isinstance(own, dict):
+            value = {key: inner for key, inner in value.items() if key != "init_args"} | own
+        found += [(group if key == chooser else f"{group}.{key}", inner) for key, inner in value.items()]
+    return [(name, value) for name, value in found if name.rpartition(".")[2] != WANDB_KEY]
+
+
+def text(value: object) -> str:
+    """A value as one line of YAML, which a parser reads as the same value."""
+    line = yaml.dump(value, None, _Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return str(line).removesuffix("...\n").strip()
 
 
 def spec_of(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A class and all its options, those in `own` and the defaults of the rest."""
-    name = name_of(kind, name)
-    if not re.fullmatch(r"[\w-]+", name):
+    """The class of a plugin and all its options: those in `own`, and the defaults of the rest.
+
+    Raises:
+        UserError: no plugin has that name, or it cannot be loaded.
+    """
+    if not re.fullmatch(r"[\w-]+", name):  # a class path
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
     return {"class_path": plugin.class_path, "init_args": contract.defaults(contract.load(plugin)) | own}
 
 
-def load(text: str) -> Any:
-    """YAML in which `method: gmp` and `method: {name: imp, cycles: 2}` stand for a class and its options."""
-    data = yaml_file.parse(text)
-    if _is_config(data):
-        data = wandb_args.nested(data)
-    if _is_config(data) and isinstance(data.get("distill"), str):
-        data["distill"] = {"model": data["distill"]}
-    for kind in GROUPS if _is_config(data) else ():
-        spec = data.get(kind)
-        if kind in data and spec is None:  # `method:` and nothing after it
-            del data[kind]
-        if isinstance(spec, str):
-            spec = {"name": spec}
-        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-            own = {key: value for key, value in spec.items() if key != "name"}
-            data[kind] = spec_of(kind, spec["name"], own)
-        elif isinstance(spec, dict) and isinstance(spec.get("class_path"), str):
-            own = spec.get("init_args", {})
-            data[kind] = spec_of(kind, spec["class_path"], own) if isinstance(own, dict) else spec
-    return data
-
-
-def _is_config(data: Any) -> bool:
-    """Whether YAML holds options of ours; mappings for timm, whose keys may bear any name, pass through here too."""
-    if not isinstance(data, dict):
-        return False
-    others = {str(key).partition(".")[0] for key in data} - {*GROUPS, "_wandb"}
-    return not others or bool(others & {item.name for item in fields(FitConfig)})
-
-
 def dump(data: Any) -> str:
-    """YAML that `load` reads, plugins by name."""
+    """A configuration as YAML, with plugins by name."""
     for kind in GROUPS if isinstance(data, dict) else ():
         spec = data.get(kind)
         if isinstance(spec, dict) and "class_path" in spec:
             data[kind] = {"name": name_of(kind, spec["class_path"]), **spec.get("init_args", {})}
-    return str(yaml.safe_dump(data, sort_keys=False))
+    return str(yaml.dump(data, None, _Dumper, sort_keys=False))

@@ -23,6 +23,7 @@ Capture = pytest.CaptureFixture[str]
         ("plugins list --jsn", "--jsn"),
         ("plugins list x", "unexpected argument 'x'"),
         ("plugins list --kind", "--kind needs a value"),
+        ("plugins list --json=3", "--json takes no value"),
         ("plugins check", "NAME must be given"),
         ("plugins new mine", "--kind must be given"),
         ("plugins new gmp --kind method", "'gmp'|installed already|another name"),

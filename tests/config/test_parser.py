@@ -11,7 +11,7 @@ import yaml
 from sparsekit.cli import main as cli
 from sparsekit.config import parser as options
 from sparsekit.config.checks import check
-from sparsekit.config.options import FitConfig, describe, flatten
+from sparsekit.config.options import EvaluateConfig, ExportConfig, FitConfig, MergeConfig, describe, flatten
 from sparsekit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +108,17 @@ def test_nothing_is_abbreviated(argv: list[str], option: str, nearest: str) -> N
     with pytest.raises(UserError) as caught:
         parse(*argv)
     assert str(caught.value).startswith(f"unknown option {option}. Did you mean '{nearest}")
+
+
+@pytest.mark.parametrize("argv", [["-o", "x.json"], ["-ox.json"], ["--out=x.json"], ["--output", "x.json"]])
+def test_out_has_the_same_names_in_every_command(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.json").write_text('{"seed": 3}')  # a file of the last run, which is no file of options
+    for of in (EvaluateConfig, ExportConfig, MergeConfig, FitConfig):
+        found: Any = options.parse_as(of, options.build("test", "", of), options.split(argv)[1])
+        assert (found.out, getattr(found, "seed", 0)) == ("x.json", 0)
 
 
 # --- YAML -----------------------------------------------------------------------------------------
@@ -214,6 +225,11 @@ def test_print_config_prints_what_gives_the_same_config(
     assert describe(parse("--config", write(printed))) == expected
     # and as plain YAML it is the description itself
     assert yaml.safe_load(printed) == expected
+
+
+def test_text_that_yaml_would_read_as_something_else_stays_text(write: Write) -> None:
+    config = parse("--config", write("wandb: {project: '1e-05'}\nout: 'true'"))
+    assert (config.wandb.project, config.out) == ("1e-05", "true")
 
 
 @pytest.mark.parametrize("argv", RUNS)
