@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import QUIET, TINY, fit, strike
+from resuming import QUIET, TINY, fit, strike
 
 from sparsekit.cli.main import main
 from sparsekit.errors import RunError
