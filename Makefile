@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow faults fuzz bench studies-digits studies-fashion lint types format clean
+.PHONY: help install fit test slow docs-test faults fuzz bench studies-digits studies-fashion lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,17 +26,20 @@ install: $(STAMP) ## make .venv with sparsekit, its test tools and every package
 fit: $(STAMP) ## prune and merge a small ResNet on digits; options in ARGS
 	$(BIN)/sparsekit fit --method gmp --merge uniform $(ARGS)
 
-test: $(STAMP) ## the tests that take seconds
-	$(PYTEST) -m "not slow" $(ARGS)
+test: $(STAMP) ## the tests that take seconds: within four minutes on two idle cores
+	$(PYTEST) -m "not slow and not docs" $(ARGS)
 
-slow: $(STAMP) ## the long tests
-	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+slow: $(STAMP) ## the long tests, and the property tests on more examples
+	$(PYTEST) -m "(slow or hypothesis) and not docs" --hypothesis-profile=full --timeout 1800 $(ARGS)
+
+docs-test: $(STAMP) ## the tests of the documentation, configs, studies, benchmarks and the release
+	$(PYTEST) -m docs --timeout 1800 $(ARGS)
 
 faults: $(STAMP) ## the long fault suite alone: kills, full disks, locks
 	$(PYTEST) -m faults --timeout 1800 $(ARGS)
 
 fuzz: $(STAMP) ## the property tests on thousands of new examples
-	$(PYTEST) -m "not slow" --timeout 1800 --hypothesis-profile=fuzz $$(grep -rlE '^from hypothesis' tests plugins) $(ARGS)
+	$(PYTEST) -m "hypothesis and not slow" --timeout 1800 --hypothesis-profile=fuzz $(ARGS)
 
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)

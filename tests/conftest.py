@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
-# `make test` tries the same examples everywhere and always; `make fuzz` looks for new ones.
-settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+# `make test` tries the same few examples everywhere, `make slow` the same and more; `make fuzz` looks for new ones.
+settings.register_profile("fixed", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile("full", parent=settings.get_profile("fixed"), max_examples=100)
 settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
 
@@ -18,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Which modules are imported depends on the tests that a worker ran before.
     """
-    if not config.getoption("hypothesis_profile", None) and hasattr(providers, "_get_local_constants"):
+    if config.getoption("hypothesis_profile", None) != "fuzz" and hasattr(providers, "_get_local_constants"):
         nothing = providers.Constants()
         providers._get_local_constants = lambda: nothing
 
@@ -31,6 +33,18 @@ def _no_wandb_settings() -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("WANDB_SILENT", "true")
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `tiny_config()`, half of its prunable weights 0; one for all of a worker: only read it."""
+    from tiny import tiny_config
+
+    from sparsekit.fit import fit
+
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    fit(tiny_config(out=out, sparsity=0.5))
+    return out
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

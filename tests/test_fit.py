@@ -17,7 +17,18 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import ARGUMENTS, KWARGS, MERGES, METHODS, masked_are_zero, optimizer, rows, tiny_config
+from tiny import (
+    ARGUMENTS,
+    KWARGS,
+    MERGES,
+    METHODS,
+    masked_are_zero,
+    optimizer,
+    pruned,
+    rows,
+    tiny_config,
+    tiny_setup,
+)
 from torch import nn
 
 from sparsekit import Budget, MergeStrategy, PruningMethod, Segment
@@ -34,7 +45,8 @@ from sparsekit.methods.bimp import BIMP
 from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot
-from sparsekit.models.state import State
+from sparsekit.models.state import State, effective
+from sparsekit.run.progress import first_progress
 from sparsekit.training.prepare import prepare
 from sparsekit.training.replica import Training
 
@@ -150,8 +162,22 @@ def check_metrics(out: Path, config: FitConfig, summary: dict[str, Any]) -> None
 # --- every method with every merge ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("method", METHODS)
+PAIRS = [(method, merge) for method in METHODS for merge in MERGES]
+FAST = {
+    ("gmp", "uniform"),
+    ("gmp", "best"),
+    ("imp", "greedy"),
+    ("imp", "none"),
+    ("bimp", "uniform"),
+    ("bimp", "best"),
+    ("dpf", "greedy"),
+    ("oneshot", "none"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "merge"), [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in PAIRS]
+)
 def test_every_method_with_every_merge(tmp_path: Path, method: str, merge: str) -> None:
     out = tmp_path / "run"
     config = tiny_config(METHODS[method](), MERGES[merge](), out, replicas=ReplicasConfig(2))
@@ -162,6 +188,23 @@ def test_every_method_with_every_merge(tmp_path: Path, method: str, merge: str) 
     assert used <= {"uniform": {1, 2}, "greedy": {1, 2}, "best": {1}, "none": {1}}[merge]
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.999])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_and_almost_all_weights_are_pruned_as_planned(method: str, sparsity: float) -> None:
+    """Every pruning of a plan, one after another, with no training between them."""
+    setup = tiny_setup(METHODS[method](), sparsity=sparsity)
+    state = first_progress(setup).parent
+    total = sum(mask.numel() for mask in state.masks.values())
+    for index, segment in enumerate(setup.plan):
+        state, stage = pruned(setup, state, index)
+        zeros = sum(int((~mask).sum()) for mask in state.masks.values())
+        assert zeros == round(segment.stage.segment.sparsity * total)
+        assert 0.0 <= stage.relative_change <= 1.0
+        assert masked_are_zero(effective(setup.method, state).weights, state.masks)
+    assert zeros == round(sparsity * total)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.999])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_and_almost_all_pruning(tmp_path: Path, method: str, sparsity: float) -> None:
@@ -184,7 +227,7 @@ def test_no_and_almost_all_pruning(tmp_path: Path, method: str, sparsity: float)
 )
 def test_other_options(tmp_path: Path, changes: dict[str, Any]) -> None:
     out = tmp_path / "run"
-    config = tiny_config(out=out, **changes)
+    config = tiny_config(OneShot(), out=out, epochs=2, **changes)
     check_run(out, config, fit(config))
 
 
@@ -203,13 +246,16 @@ REPEATED: dict[str, tuple[Callable[[], PruningMethod], Callable[[], MergeStrateg
 }
 
 
-@pytest.mark.parametrize("case", REPEATED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "gmp-greedy" else pytest.mark.slow) for case in REPEATED]
+)
 def test_the_same_config_and_seed_give_the_same_bits(tmp_path: Path, case: str) -> None:
     method, merge = REPEATED[case]
+    epochs = 2 if case == "gmp-greedy" else 6
     model = ModelConfig(kwargs={**KWARGS, "drop_path_rate": 0.1})
 
     def run(name: str, seed: int = 3) -> Path:
-        fit(tiny_config(method(), merge(), tmp_path / name, seed=seed, model=model))
+        fit(tiny_config(method(), merge(), tmp_path / name, seed=seed, model=model, epochs=epochs))
         torch.randn(11)
         return tmp_path / name
 
@@ -226,6 +272,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
     fit(tiny_config(OneShot(), out=tmp_path / "here"))
     options = ["--method", "oneshot", "--epochs", "6", "--replicas.count", "2", "--replicas.start", "0"]
@@ -237,7 +284,14 @@ def test_a_process_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
 # --- replicas --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("start", "counts"), [(0.0, [3] * 7), (0.35, [1, 1, 1, 3, 3, 3, 3]), (0.9, [1] * 7)])
+@pytest.mark.parametrize(
+    ("start", "counts"),
+    [
+        pytest.param(0.0, [3] * 7, marks=pytest.mark.slow),
+        (0.35, [1, 1, 1, 3, 3, 3, 3]),
+        pytest.param(0.9, [1] * 7, marks=pytest.mark.slow),
+    ],
+)
 def test_one_model_trains_alone_before_the_start(tmp_path: Path, start: float, counts: list[int]) -> None:
     out = tmp_path / "run"
     config = tiny_config(out=out, replicas=ReplicasConfig(3, start=start))  # segments at 0, 0.2, 0.3, … and 0.7
@@ -262,12 +316,12 @@ AXES: dict[str, list[float]] = {
 def test_replicas_differ_along_every_axis(tmp_path: Path, axis: str) -> None:
     out = tmp_path / "run"
     replicas = ReplicasConfig(2, vary=axis, values=AXES[axis], start=0.0)  # type: ignore[arg-type]
-    config = tiny_config(OneShot(), out=out, replicas=replicas)
+    config = tiny_config(OneShot(), out=out, replicas=replicas, epochs=2)
     check_run(out, config, fit(config))
     trained = rows(out, "train")
     rates = [max(row["lr"] for row in trained if row["replica"] == r) for r in (0, 1)]
     steps = [max(row["step"] for row in trained if row["replica"] == r) for r in (0, 1)]
-    assert steps == ([36, 48] if axis == "epochs" else [48, 48])
+    assert steps == ([12, 16] if axis == "epochs" else [16, 16])
     if axis != "epochs":  # shorter runs report at other places of their schedules
         assert rates[1] / rates[0] == pytest.approx(5.0 if axis == "lr" else 1.0)
     losses = [[row["loss"] for row in trained if row["replica"] == r] for r in (0, 1)]
@@ -295,7 +349,7 @@ class Pauses(PruningMethod):
 
 def test_segments_of_no_epochs_prune_only(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = tiny_config(Pauses(), out=out)
+    config = tiny_config(Pauses(), out=out, epochs=2)
     summary = fit(config)
     check_summary(out, config, summary)
     check_model(out, config, summary)
@@ -303,7 +357,7 @@ def test_segments_of_no_epochs_prune_only(tmp_path: Path) -> None:
     assert [row["segment"] for row in rows(out, "merge")] == [0, 2]
     tested = rows(out, "evaluate")
     assert [row["segment"] for row in tested] == [0, 1, 2, 3, 4]
-    assert [row["step"] for row in tested] == [24, 24, 48, 48, 48]
+    assert [row["step"] for row in tested] == [8, 8, 16, 16, 16]
     assert [row["sparsity"] for row in tested] == pytest.approx([0.0, 0.3, 0.6, 0.8, 0.9], abs=1e-4)
     last = [row for row in rows(out, "candidate") if row["segment"] == 2]
     assert summary["candidates.best_accuracy"] == max(row["test.accuracy"] for row in last)
@@ -330,7 +384,7 @@ def test_a_replica_that_blew_up_never_enters_a_soup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
 ) -> None:
     out = tmp_path / "run"
-    config = tiny_config(OneShot(), out=out, replicas=ReplicasConfig(3, start=0.0))
+    config = tiny_config(OneShot(), out=out, replicas=ReplicasConfig(3, start=0.0), epochs=2)
     poison(monkeypatch, value, (0, 1), (1, 0))
     if value == 3e38:  # finite weights, but logits beyond any number
 
@@ -352,8 +406,7 @@ def test_a_replica_that_blew_up_never_enters_a_soup(
     assert len(first["candidates"]) == len(second["candidates"]) == 2
     assert all(row["soup.loss"] is not None for row in (first, second))
     told = capsys.readouterr()
-    assert "segment 1, replica 2: its held-out loss is inf; tried again with another seed" in told.err
-    assert "segment 1, replica 2: its held-out loss is inf; left out of the soup" in told.err
+    assert all(part in told.err for part in ("segment 1, replica 2", "inf", "tried again", "left out"))
     assert all(t.isfinite().all() for t in load_file(out / "model/model.safetensors").values())
 
 
@@ -362,7 +415,7 @@ def test_a_run_whose_replicas_all_blow_up_fails(tmp_path: Path, capsys: pytest.C
     options = ["--epochs", "6", "--replicas.count", "2", "--optimizer.lr", "1e9", "--out", str(out)]
     assert main.main(["fit", *ARGUMENTS, *options]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("sparsekit: error: segment 1: no replica stayed finite; lower --optimizer.lr")
+    assert all(part in error for part in ("segment 1", "finite", "--optimizer.lr"))
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["status"], summary["method"], summary["merge"]) == ("failed", "gmp", "uniform")
     assert summary["wall_seconds"] > 0.0
@@ -374,7 +427,7 @@ def test_a_failure_later_on_is_told_too(tmp_path: Path, monkeypatch: pytest.Monk
     out = tmp_path / "run"
     poison(monkeypatch, math.nan, (1, 0), (1, 1))
     with pytest.raises(RunError, match="segment 2: no replica stayed finite"):
-        fit(tiny_config(OneShot(), out=out))
+        fit(tiny_config(OneShot(), out=out, epochs=2))
     assert json.loads((out / "summary.json").read_text())["status"] == "failed"
     assert rows(out)[-1]["event"] != "done"
 
@@ -388,7 +441,7 @@ def test_a_plugin_that_raises_leaves_a_failed_run(tmp_path: Path) -> None:
 
     out = tmp_path / "run"
     with pytest.raises(KeyError, match="oh"):
-        fit(tiny_config(Broken(), out=out))
+        fit(tiny_config(Broken(), out=out, epochs=2))
     assert json.loads((out / "summary.json").read_text())["status"] == "failed"
 
 

@@ -96,6 +96,11 @@ def optimizer(name: str = "sgd", lr: float = 0.05, **changes: Any) -> OptimizerC
     return OptimizerConfig(name, lr, **changes)
 
 
+def with_steps(setup: Setup, *steps: int) -> Setup:
+    """The same with other numbers of optimizer steps in its segments."""
+    return replace(setup, plan=tuple(replace(s, steps=n) for s, n in zip(setup.plan, steps, strict=True)))
+
+
 def quiet(progress: Progress) -> None:
     """Take a training report and say nothing."""
 

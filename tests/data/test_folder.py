@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_resume import contents, strike
+from resuming import contents, strike
 from torch import Tensor
 
 from sparsekit.cli.main import main

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bench import FOLDER, load
 
+pytestmark = pytest.mark.docs
 pruning = load("pruning")
 measure = load("_measure")
 

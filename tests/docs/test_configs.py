@@ -25,6 +25,7 @@ from sparsekit.sweep import spec
 from sparsekit.training.ranks import Ranks
 from sparsekit.training.team import make_team
 
+pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(path for name in ("sweeps", "studies") for path in (ROOT / "configs" / name).rglob("*.y*ml"))
 RUNS = sorted(set((ROOT / "configs").rglob("*.y*ml")) - set(SWEEPS))

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from sparsekit.cli import main
 from sparsekit.sweep import spec
 
+pytestmark = pytest.mark.docs
 Capture = pytest.CaptureFixture[str]
 BLOCKS = [block for page in documents.pages() for block in documents.blocks(page)]
 TRAINING = [b for b in BLOCKS if re.search("sparsekit fit|make fit", b.text) and b.page != documents.GUIDE]
@@ -68,7 +69,7 @@ def test_there_are_blocks_of_every_kind() -> None:
     assert {block.language for block in BLOCKS} == documents.LANGUAGES
     assert {block.needs for block in BLOCKS} == {"", *documents.NEEDS}
     assert len([block for block in BLOCKS if block.language == "sh" and not block.needs]) >= 20
-    assert "def test_the_guide_does_what_it_says" in (ROOT / "tests" / "test_scaffold.py").read_text()
+    assert "def test_the_guide_does_what_it_says" in (ROOT / "tests" / "plugins" / "test_scaffold.py").read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from documents import ROOT
 
 from sparsekit import _version
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docs, pytest.mark.slow, pytest.mark.timeout(900)]
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 """hatchling is here already, so that no network is needed."""
 NAME = f"sparsekit_soups-{_version.__version__}"
@@ -87,7 +87,12 @@ def test_the_sdist_has_what_a_packager_needs_and_nothing_that_lies_about(built: 
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
     needed = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml", "pyproject.toml"}
     assert needed <= names
-    assert {"docs/index.md", "docs/pictures/loop.svg", "tests/test_release.py", "configs/sweeps/methods.yaml"} <= names
+    assert {
+        "docs/index.md",
+        "docs/pictures/loop.svg",
+        "tests/docs/test_release.py",
+        "configs/sweeps/methods.yaml",
+    } <= names
     assert not [name for name in names if name.startswith(("runs/", "site/", ".venv", ".git/", "wandb/"))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -17,7 +16,6 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import studies
-import study_forks
 import study_index
 import study_plots
 import study_soups
@@ -28,6 +26,7 @@ from sparsekit.cli import main
 from sparsekit.config import parser as options
 from sparsekit.sweep import spec
 
+pytestmark = pytest.mark.docs
 EVERY = studies.committed()
 
 
@@ -110,99 +109,6 @@ def test_the_readme_quotes_the_rows() -> None:
         row = next(line.split("|") for line in page if line.startswith(f"| {what} |"))
         expected += [float(cell.split()[0].strip("*+−")) for cell in (row[column] for column in columns)]
     assert [float(value) for value in re.findall(r"\d\.\d\d", fashion)] == expected
-
-
-def values(study: str, key: str = study_soups.ACCURACY, **wanted: object) -> dict[int, float]:
-    """A value by seed."""
-    found = study_tables.select(EVERY[study], **wanted)
-    assert len(found) == 10
-    return Arm("", found).values(key)
-
-
-def span(gains: list[list[float]], digits: int = 1) -> str:
-    """From the smallest mean to the largest, in points."""
-    means = [100 * sum(gain) / len(gain) for gain in gains]
-    return f"{min(means):.{digits}f} to {max(means):.{digits}f}"
-
-
-def clear(gain: list[float]) -> bool:
-    p = study_tables.p_value(gain)
-    return p is not None and p < 0.05 and sum(gain) > 0
-
-
-def test_the_readmes_words_are_the_rows_too() -> None:
-    readme = (studies.ROOT / "README.md").read_text("utf-8")
-    said = " ".join(readme.partition("## Does averaging help?")[2].partition("\n## ")[0].split())
-    over: dict[str, dict[tuple[str, float, float], list[float]]] = {"one": {}, "candidate": {}, "longer": {}, "gmp": {}}
-    for method, sparsity, start in itertools.product(("gmp", "bimp"), (0.95, 0.98), (0.0, 0.5, 0.7)):
-        study, cell = f"digits-{method}", (method, sparsity, start)
-        arm = {"part": "2-soups", "merge": "uniform", "replicas__count": 3, "replicas__start": start}
-        soup = values(study, sparsity=sparsity, **arm)
-        others = {
-            "one": values(study, part="1-single", sparsity=sparsity),
-            "candidate": values(study, study_soups.MEAN, sparsity=sparsity, **arm),
-            "longer": values(study, part="3-longer", epochs=90, sparsity=sparsity),
-            "gmp": values("digits-gmp", part="1-single", sparsity=sparsity),
-        }
-        for other, theirs in others.items():
-            over[other][cell] = study_tables.differences(soup, theirs)
-
-    def of(other: str, method: str, *starts: float) -> list[list[float]]:
-        return [gain for (whose, _, start), gain in over[other].items() if whose == method and start in starts]
-
-    for (method, soups, alone), sparsity in itertools.product(
-        (("gmp", "2-soup", "1-single"), ("bimp", "4-bimp-soup", "3-bimp-single")), (0.95, 0.98)
-    ):
-        cell = (method, sparsity, 0.2)
-        default = values("digits-robust", part=soups, sparsity=sparsity)
-        for other, part in (("one", alone), ("gmp", "1-single")):
-            single = values("digits-robust", part=part, epochs=30, sparsity=sparsity)
-            over[other][cell] = study_tables.differences(default, single)
-        own = values("digits-robust", study_soups.MEAN, part=soups, sparsity=sparsity)
-        over["candidate"][cell] = study_tables.differences(default, own)
-    every, words = (
-        (0.0, 0.2, 0.5, 0.7),
-        "one `bimp` model of the same length by {} points and its own mean candidate by {},",
-    )
-    assert words.format(span(of("one", "bimp", *every)), span(of("candidate", "bimp", *every))) in said
-    unclear = [gain for gain in of("one", "bimp", *every) + of("candidate", "bimp", *every) if not clear(gain)]
-    assert unclear == [over["one"]["bimp", 0.98, 0.2]]
-    assert f"over one model: p {study_tables.p_value(unclear[0]):.3f})" in said
-    assert not any(map(clear, of("gmp", "bimp", *every)))
-    for key, more in (("test.corrupted_accuracy", 1), ("test.loss", -1), ("test.brier", -1)):
-        arms = ({"part": "4-bimp-soup"}, {"part": "3-bimp-single", "epochs": 30})
-        soup, single = (values("digits-robust", key, sparsity=0.95, **arm) for arm in arms)
-        assert clear([more * gain for gain in study_tables.differences(soup, single)])
-    at95, at98 = of("one", "gmp", 0.0)
-    assert f"(by {span([at95])[:3]} and {span([at98])[:3]}), later ones, the default among them, are not told" in said
-    assert clear(at95)
-    assert clear(at98)
-    assert not any(map(clear, of("one", "gmp", 0.2, 0.5, 0.7)))
-    assert f"they gain {span(of('candidate', 'gmp', *every), 2)[-4:]} at most" in said
-    behind = [[-value for value in gain] for gain in of("longer", "gmp", 0.0) + of("longer", "bimp", 0.0)]
-    assert f"is {span(behind)} points better than a soup of three forked from the start" in said
-    late = []
-    for sparsity, axis, (epochs, longer) in itertools.product((0.95, 0.98), ("seed", "lr"), study_forks.LATE.items()):
-        alone = values("digits-gmp", part="3-longer", sparsity=sparsity, epochs=longer)
-        soup = values("digits-late", sparsity=sparsity, epochs=epochs, replicas__vary=axis)
-        late.append(study_tables.differences(alone, soup))
-    assert f"come within {span(late)}." in said
-    pooled = (studies.RESULTS / "digits-methods.md").read_text("utf-8").partition("| all, a mean each |")[2].split("|")
-    one, longer, batch = (pooled[column].strip().replace("\N{NO-BREAK SPACE}", " ") for column in (5, 6, 7))
-    assert f"a soup of three is {one.strip('*+').split()[0]} points above one model" in said
-    assert f"and {longer.strip('*−').split()[0]} below one trained three times as long" in said
-    assert [cell[:3] for cell in (one, longer)] == ["**+", "**−"]  # p < 0.05 is bold
-    assert "*" not in batch
-    gains = [
-        study_tables.differences(
-            values("digits-robust", part="2-soup", sparsity=s), values("digits-apart", part="3-averaged", sparsity=s)
-        )
-        for s in (0.98, 0.95)
-    ]
-    assert f"by {span(gains[:1])[:3]} points at 98 %" in said
-    assert f"not told apart ({span(gains[1:])[:3]}," in said
-    assert clear(gains[0])
-    assert not clear(gains[1])
 
 
 def test_differences_are_paired_and_tested_as_scipy_does() -> None:

@@ -20,15 +20,14 @@ from sparsekit.config.options import DataConfig, EvaluationConfig
 from sparsekit.data import ImageData
 from sparsekit.evaluation.corruptions import KINDS, Corruption
 from sparsekit.fit import fit
+from sparsekit.methods.oneshot import OneShot
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("evaluate") / "run"
-    fit(tiny_config(out=out))
-    return out
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture
@@ -121,7 +120,7 @@ def test_batchnorm_is_measured_again_beside_what_was_saved(
 
 
 def test_agreement_is_the_share_of_equal_predictions(run: Path, tmp_path: Path, evaluate: Callable[..., Any]) -> None:
-    fit(tiny_config(out=tmp_path / "dense", sparsity=0.0, seed=5))
+    fit(tiny_config(OneShot(), out=tmp_path / "dense", sparsity=0.0, seed=5, epochs=2))
     found, out = evaluate(run, "--dense", str(tmp_path / "dense"))
     ours, theirs = predictions(run / "model")[0], predictions(tmp_path / "dense" / "model")[0]
     agreement = found["variants"]["saved"]["agreement"]

@@ -13,14 +13,15 @@ import pytest
 import torch
 from tiny import METHODS, assert_equal, rows, tiny_config, tiny_setup
 
-from sparsekit import Tensor, TrainingStep, executors
+from sparsekit import Tensor, TrainingStep
 from sparsekit.api import PruningMethod
 from sparsekit.config.options import ModelConfig, OptimizerConfig, ReplicasConfig
-from sparsekit.executors import sequential
+from sparsekit.executors import choose_executor, sequential
 from sparsekit.executors import stacked as vectorized
 from sparsekit.fit import fit
 from sparsekit.merges.none import NoMerge
 from sparsekit.methods.gmp import GMP
+from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.state import State
 from sparsekit.run import loop
 from sparsekit.run.progress import first_progress
@@ -91,7 +92,12 @@ def test_measuring_batchnorm_again_changes_no_weight() -> None:
     assert not torch.equal(again.tensors["bn1.running_var"], averaged.tensors["bn1.running_var"])
 
 
-@pytest.mark.parametrize("method", [*METHODS, "drawn"])
+FAST = ("dpf", "drawn")  # dense weights behind a mask; all that a method may do to a step
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in (*METHODS, "drawn")]
+)
 def test_stacked_replicas_agree_with_replicas_one_after_another(method: str) -> None:
     """Over a segment of 5 to 24 steps: 1e-4 of the weights' norm, and the zeros exactly the same."""
     make: Callable[[], PruningMethod] = {**METHODS, "drawn": Drawn}[method]
@@ -106,6 +112,7 @@ def test_stacked_replicas_agree_with_replicas_one_after_another(method: str) -> 
         assert far(one, other) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", ["lr", "weight_decay", "subsample"])
 def test_stacked_replicas_may_differ_in_more_than_their_seed(vary: Any) -> None:
     shared = replace(LOCKSTEP, vary=vary)
@@ -115,6 +122,7 @@ def test_stacked_replicas_may_differ_in_more_than_their_seed(vary: Any) -> None:
     assert all(far(one, other) < 1e-4 for one, other in zip(stacked, alone, strict=True))
 
 
+@pytest.mark.slow
 def test_adam_and_clipping_work_on_stacked_replicas() -> None:
     changes: dict[str, Any] = {"optimizer": OptimizerConfig("adamw", 0.002, clip_norm=0.5), "channels_last": False}
     stacked = candidates(tiny_setup(replicas=LOCKSTEP, **changes))
@@ -124,6 +132,7 @@ def test_adam_and_clipping_work_on_stacked_replicas() -> None:
     )  # Adam divides by small numbers
 
 
+@pytest.mark.slow
 def test_a_stopped_lockstep_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(out=tmp_path / "whole", replicas=LOCKSTEP)
     fit(config)
@@ -160,7 +169,7 @@ def test_a_replica_that_goes_wrong_is_tried_again_alone_and_does_not_disturb_the
     shared = replace(LOCKSTEP, vary="weight_decay", values=[1e-4, 0.5, 1e-3])
     original = MaskedStep.update
     monkeypatch.setattr(MaskedStep, "update", spoiled)
-    fit(tiny_config(out=tmp_path / "run", replicas=shared))
+    fit(tiny_config(OneShot(), out=tmp_path / "run", replicas=shared, epochs=2))
     faults = [(row["replica"], row["attempt"]) for row in rows(tmp_path / "run", "fault") if row["segment"] == 1]
     assert faults == [(1, 0), (1, 1)]
     assert all(row["ingredients"] == [0, 2] for row in rows(tmp_path / "run", "merge"))
@@ -168,22 +177,18 @@ def test_a_replica_that_goes_wrong_is_tried_again_alone_and_does_not_disturb_the
 
 def test_why_replicas_are_not_stacked_is_said() -> None:
     def choice(**changes: Any) -> tuple[Any, str]:
-        return executors.choose(tiny_setup(replicas=replace(LOCKSTEP, **changes)))
+        return choose_executor(tiny_setup(replicas=replace(LOCKSTEP, **changes)))
 
     assert choice() == (vectorized.train_replicas, "")
     assert choice(executor="sequential") == (sequential.train_replicas, "")
-    assert choice(vary="epochs") == (
-        sequential.train_replicas,
-        "replicas one after another: they cannot be stacked, as they differ in length",
-    )
-    assert choice(vary="subsample", values=[0.05, 0.8, 1.0]) == (
-        sequential.train_replicas,
-        "replicas one after another: they cannot be stacked, as their batches differ in size (20 and 50 images)",
-    )
-    assert choice(executor="auto") == (
-        sequential.train_replicas,
-        "replicas one after another: stacking them is no faster on a CPU",
-    )
+    for changes, parts in (
+        ({"vary": "epochs"}, ["one after another", "length"]),
+        ({"vary": "subsample", "values": [0.05, 0.8, 1.0]}, ["one after another", "20 and 50 images"]),
+        ({"executor": "auto"}, ["one after another", "CPU"]),
+    ):
+        executor, why = choice(**changes)
+        assert executor is sequential.train_replicas
+        assert all(part in why for part in parts), why
 
 
 def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
@@ -197,7 +202,7 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.inner(images) if images.sum() > -1e9 else images  # depends on the data
 
-    executor, why = executors.choose(replace(setup, model=Looks()))
+    executor, why = choose_executor(replace(setup, model=Looks()))
     assert executor is sequential.train_replicas
     assert "does not go through torch.func.vmap" in why
 
@@ -205,6 +210,7 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
 # --- precision and compilation ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gmp", "dpf"])
 def test_half_precision_keeps_masks_exact_and_resumes_with_its_scaler(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -46,12 +46,9 @@ each_format = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on digits, 90 % sparse."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    fit(tiny_config(GMP(), out=out))
-    return out
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 def exported(run: Path, name: str, out: Path, *more: str) -> int:
@@ -201,6 +198,7 @@ def test_a_run_ends_with_zeros_without_a_sign_and_an_export_gives_others_theirs(
     assert (tmp_path / "one").stat().st_size == (tmp_path / "two").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_reader_in_the_documentation_reads_what_is_written(run: Path, tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "sparse-format.md").read_text()
     (found,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
@@ -304,7 +302,7 @@ def test_2_to_4_is_packed_and_predicts_as_the_dense_model(half_vit: Path, tmp_pa
 # --- honesty -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["timm", pytest.param("onnx", marks=needs_onnx)])
+@pytest.mark.parametrize("name", ["timm", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
 def test_measure_says_what_the_zeros_gain_and_what_would(
     name: str, run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,7 +400,15 @@ def test_an_export_whose_logits_are_nan_for_one_image_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@each_format
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm",
+        "sparse",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow]),
+    ],
+)
 def test_nothing_lies_at_o_before_it_was_read_back_and_compared(
     name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,7 +462,8 @@ def test_what_model_kwargs_change_is_in_the_export(name: str, run: Path, tmp_pat
 
 
 @needs_onnx
-def test_onnx_tells_its_cause_in_a_line_and_its_runtime_says_nothing(
+@pytest.mark.slow
+def test_the_onnx_runtime_says_nothing(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnxruntime
@@ -472,6 +479,11 @@ def test_onnx_tells_its_cause_in_a_line_and_its_runtime_says_nothing(
     assert levels == [3]
     assert capfd.readouterr().err == ""
 
+
+@needs_onnx
+def test_onnx_tells_its_cause_in_a_line(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: Any, **__: Any) -> None:
         try:
             try:

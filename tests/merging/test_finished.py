@@ -17,7 +17,7 @@ from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 
 from sparsekit.cli import main
-from sparsekit.config.options import DataConfig
+from sparsekit.config.options import DataConfig, ModelConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError
 from sparsekit.evaluation.batchnorm import recalibrate_batchnorm
@@ -25,7 +25,7 @@ from sparsekit.evaluation.scores import score_model
 from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
 from sparsekit.merging.finished_context import FinishedMergeContext
-from sparsekit.methods.gmp import GMP
+from sparsekit.methods.oneshot import OneShot
 from sparsekit.pruning import masks
 
 Capture = pytest.CaptureFixture[str]
@@ -66,16 +66,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A run, and one that starts from it and trains on: same mask, other weights."""
-    from sparsekit.config.options import ModelConfig
-
+def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run, and two that start from it and train on: same mask, other weights."""
     folder = tmp_path_factory.mktemp("runs")
-    fit(tiny_config(GMP(), out=folder / "a", sparsity=0.5))
     for seed, name in ((1, "b"), (2, "c")):
-        model = ModelConfig(init=str(folder / "a"))
-        fit(tiny_config(GMP(), out=folder / name, sparsity=0.5, seed=seed, model=model))
-    return [folder / name for name in "abc"]
+        model = ModelConfig(init=str(tiny_run))
+        fit(tiny_config(OneShot(), out=folder / name, sparsity=0.5, epochs=3, seed=seed, model=model))
+    return [tiny_run, folder / "b", folder / "c"]
 
 
 def merge(*arguments: Any) -> int:

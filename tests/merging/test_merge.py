@@ -225,17 +225,30 @@ def test_greedy_measures_against_the_soup_so_far_and_may_keep_one() -> None:
 Run = tuple[Setup, State, Stage, list[State], list[FileCandidate]]
 
 
+Trained = tuple[State, Stage, list[tuple[State, Score]]]
+TRAINED: dict[str, Trained] = {}
+
+
+def two_replicas(method: str | None, **changes: Any) -> Trained:
+    """A pruned parent, and two replicas of it with their held-out scores."""
+    setup = tiny_setup(METHODS[method]() if method else OnePrune(), **{"epochs": 2, **changes})
+    parent, stage = dense_then_pruned(setup)
+    states = [trained(setup, parent, stage, Replica(index, index, 0.2, 5e-4)) for index in (0, 1)]
+    return parent, stage, [(state, setup.score(state, "held_out")) for state in states]
+
+
 def run(tmp_path: Path, merge: MergeStrategy, method: str | None = None, **changes: Any) -> Run:
     """A pruned parent and its two trained replicas, in files."""
+    case = f"{method} {changes}"
+    if case not in TRAINED:  # once for all merges, which change none of it
+        TRAINED[case] = two_replicas(method, **changes)
+    parent, stage, found = TRAINED[case]
     setup = tiny_setup(METHODS[method]() if method else OnePrune(), merge, **{"epochs": 2, **changes})
-    parent, stage = dense_then_pruned(setup)
-    replicas = [Replica(index, index, 0.2, 5e-4) for index in (0, 1)]  # two, whatever the merge would train
-    trained_states = [trained(setup, parent, stage, replica) for replica in replicas]
-    candidates = []
-    for index, state in enumerate(trained_states):
-        path = tmp_path / f"{index}.safetensors"
-        candidates.append(FileCandidate.write(path, index, state, setup.score(state, "held_out")))
-    return setup, parent, stage, trained_states, candidates
+    candidates = [
+        FileCandidate.write(tmp_path / f"{index}.safetensors", index, state, score)
+        for index, (state, score) in enumerate(found)
+    ]
+    return setup, parent, stage, [state for state, _ in found], candidates
 
 
 class Given(CoefficientMerge):

@@ -5,7 +5,7 @@ from math import cos, inf, pi
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsekit.api import Budget, PruningMethod, PruningStep, Segment, Stage, TrainingStep
@@ -122,7 +122,6 @@ ramps = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(ramp=ramps, total=st.integers(1, 500), sparsity=st.floats(0.0, 0.9999))
 @example(ramp=(1e-9, 0.999, 1.0, 0.0), total=11, sparsity=0.0)
 def test_any_ramp_sums_up_to_the_budget_and_only_rises_to_the_target(
@@ -166,7 +165,6 @@ def test_three_cycles_of_imp_prune_the_same_fraction_of_what_remains(target: flo
     assert fractions == pytest.approx([1 - (1 - target) ** (1 / 3)] * 3)
 
 
-@settings(deadline=None)
 @given(
     dense=st.floats(0.01, 0.99), cycles=st.integers(1, 30), total=st.integers(1, 500), sparsity=st.floats(0.0, 0.9999)
 )
@@ -350,7 +348,6 @@ def test_dpf_that_freezes_with_its_ramp_chooses_no_more() -> None:
     assert sparsities(plan) == pytest.approx([0.0, 0.7875, 0.9])
 
 
-@settings(deadline=None)
 @given(ramp=ramps, later=st.floats(0.0, 1.0))
 def test_any_dpf_plan_sums_up_to_the_budget(ramp: tuple[float, float, float, float], later: float) -> None:
     start, end, interval, _ = ramp

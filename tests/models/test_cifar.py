@@ -23,6 +23,7 @@ from sparsekit.config.options import ModelConfig, ReplicasConfig
 from sparsekit.errors import UserError
 from sparsekit.executors import stacked as vectorized
 from sparsekit.fit import fit
+from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.create import InputConfig, build_model, save_model
 from sparsekit.pruning.masks import prunable_names
 
@@ -229,6 +230,7 @@ def test_a_saved_one_comes_back_by_sparsekit_and_by_timm(name: str, tmp_path: Pa
     assert adapted(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_plain_timm_needs_one_import(tmp_path: Path) -> None:
     config = ModelConfig("cifar_resnet20")
     save_model(build_model(config, 10, 3, 1), config, INPUTS, tmp_path)
@@ -280,17 +282,17 @@ def test_replicas_are_stacked_and_compute_what_each_does_alone(name: str) -> Non
 def test_fit_evaluate_merge_plan_and_export_know_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "cifar_resnet20"
     out = tmp_path / "run"
-    fit(tiny_config(out=out, model=ModelConfig(name, kwargs={"depth": 8}), epochs=6))
+    fit(tiny_config(OneShot(), out=out, model=ModelConfig(name, kwargs={"depth": 8}), epochs=2))
     assert rows(out, "done")
     assert main.main(["evaluate", str(out)]) == 0
     assert main.main(["merge", str(out), str(out), "-o", str(tmp_path / "soup")]) == 0
     assert main.main(["plan", "--model.name", name]) == 0
     assert main.main(["export", str(out), "--format", "timm", "-o", str(tmp_path / "timm")]) == 0
-    assert main.main(["export", str(out), "--format", "torch", "-o", str(tmp_path / "model.pt2")]) == 0
     capsys.readouterr()
 
 
-def test_resnet20_is_exported_to_onnx_and_answers_the_same(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_resnet20_is_exported_to_onnx_and_torch_and_answers_the_same(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = build_model(ModelConfig("cifar_resnet20"), 10, 3, 1).eval()
@@ -298,6 +300,7 @@ def test_resnet20_is_exported_to_onnx_and_answers_the_same(tmp_path: Path) -> No
     file = tmp_path / "model.onnx"
     bare = ["export", str(tmp_path / "bare.safetensors"), "--model.name", "cifar_resnet20"]
     assert main.main([*bare, "--format", "onnx", "-o", str(file)]) == 0
+    assert main.main([*bare, "--format", "torch", "-o", str(tmp_path / "model.pt2")]) == 0
     images = torch.randn(5, 3, 32, 32)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})

@@ -15,12 +15,11 @@ import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from tiny import ARGUMENTS, KWARGS, assert_equal, differ, rows, tiny_config, tiny_setup
+from tiny import ARGUMENTS, KWARGS, assert_equal, differ, rows, tiny_setup
 
 from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
-from sparsekit.fit import fit
 from sparsekit.models.create import InputConfig, build_model, save_model
 
 TINY = ModelConfig(kwargs=KWARGS)
@@ -92,6 +91,7 @@ def test_what_timm_refuses_is_the_users_error_in_one_line(config: ModelConfig, m
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     arguments = ["fit", "--model.name", "resnet18", "--model.pretrained", "true", "--out", str(tmp_path / "out")]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
@@ -112,9 +112,9 @@ def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
 # --- saving -----------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_gives_the_same_logits_where_sparsekit_is_not_installed(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    summary = fit(tiny_config(out=out))
+@pytest.mark.slow
+def test_a_saved_model_gives_the_same_logits_where_sparsekit_is_not_installed(tiny_run: Path, tmp_path: Path) -> None:
+    out, summary = tiny_run, json.loads((tiny_run / "summary.json").read_text())
     test = list(tiny_setup(channels_last=False).data.evaluation_batches("test"))
     images, labels = (torch.cat(parts) for parts in zip(*test, strict=True))
     model = build_model(TINY, 10, 1, 0).eval()
@@ -195,7 +195,7 @@ def test_a_run_starts_from_a_directory_that_timm_saved(tmp_path: Path, timms_own
 
     out = tmp_path / "run"
     name = ["--model.name", f"local-dir:{timms_own}", "--model.pretrained", "true", "--model.kwargs", "{}"]
-    assert main.main(["fit", *ARGUMENTS, *name, "--epochs", "6", "--replicas.count", "1", "--out", str(out)]) == 0
+    assert main.main(["fit", *ARGUMENTS, *name, "--method", "oneshot", "--epochs", "2", "--out", str(out)]) == 0
     assert rows(out, "done")
     # and its result is again one that timm loads
     loaded = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)

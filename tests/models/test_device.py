@@ -27,5 +27,8 @@ def test_busy_cores_are_told_of_where_nobody_chose_the_threads(
     assert device.crowded_threads() == (expected if told else "")
 
 
-def test_a_checkpoint_without_a_count_of_threads_says_nothing() -> None:
-    assert device.changed_threads(None) == device.changed_threads(torch.get_num_threads()) == ""
+def test_a_run_that_goes_on_with_another_number_of_threads_is_told() -> None:
+    now = torch.get_num_threads()
+    assert device.changed_threads(None) == device.changed_threads(now) == ""
+    told = device.changed_threads(now + 1)
+    assert all(part in told for part in (f"OMP_NUM_THREADS={now + 1}", f"{now} now"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +33,10 @@ from sparsekit.training.replica import Training
 from sparsekit.training.setup import Setup
 
 
-@pytest.fixture(scope="module")
-def sparse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def sparse_run(tiny_run: Path) -> Path:
     """A finished run, half of its prunable weights 0."""
-    out = tmp_path_factory.mktemp("runs") / "half"
-    fit(tiny_config(GMP(), out=out, sparsity=0.5))
-    return out
+    return tiny_run
 
 
 def from_(path: Path, **changes: object) -> ModelConfig:
@@ -60,7 +59,7 @@ def test_a_run_starts_with_the_weights_and_the_architecture_of_the_model_it_is_g
 @pytest.mark.parametrize("method", [IMP(dense=0.4), OneShot(), GMP()])
 def test_zeros_that_were_there_stay_to_the_end(method: object, sparse_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    summary = fit(tiny_config(method, out=out, model=from_(sparse_run), sparsity=0.8))  # type: ignore[arg-type]
+    summary = fit(tiny_config(method, out=out, model=from_(sparse_run), sparsity=0.8, epochs=2))  # type: ignore[arg-type]
     before, after = (load_tensors(run / "masks.safetensors") for run in (sparse_run, out))
     weights = load_tensors(out / "model" / "model.safetensors")
     for name, mask in before.items():
@@ -84,9 +83,9 @@ def test_a_dense_model_starts_with_nothing_masked_and_a_bare_state_dict_needs_it
         tiny_setup(model=from_(tmp_path / "dense.pt", name="resnet50"))
 
 
-def test_a_kept_weight_that_happens_to_be_0_is_no_pruned_one_in_a_run_with_masks(tmp_path: Path) -> None:
+def test_a_kept_weight_that_happens_to_be_0_is_not_pruned_in_a_run_with_masks(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    fit(tiny_config(GMP(), out=out, sparsity=0.5))
+    shutil.copytree(tiny_run, out)
     file = out / "model" / "model.safetensors"
     tensors, kept = load_tensors(file), load_tensors(out / "masks.safetensors")
     name = "layer1.0.conv1.weight"

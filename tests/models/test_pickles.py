@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_files import CIFAR, IDX
-from test_resume import QUIET, TINY, fit, strike
+from resuming import QUIET, TINY, fit, strike
 
 from sparsekit.cli.main import main
 from sparsekit.errors import RunError

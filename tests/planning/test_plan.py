@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsekit.api import Budget, PruningMethod, Segment, Stage
@@ -210,7 +210,6 @@ def test_segments_share_out_the_optimizer_steps() -> None:
     assert segment_steps(stages, 8) == [10, 4, 0, 10]
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.floats(0.0, 20.0), min_size=1, max_size=20).filter(lambda x: sum(x) > 0.1),
     per_epoch=st.integers(1, 1000),
@@ -223,7 +222,6 @@ def test_optimizer_steps_sum_up_to_the_budget(lengths: list[float], per_epoch: i
     assert all(abs(count - length * per_epoch) <= 1 for count, length in zip(steps, lengths, strict=True))
 
 
-@settings(deadline=None)
 @given(start=st.floats(0.0, 0.9), epochs=st.integers(6, 200), sparsity=st.floats(0.0, 0.999))
 def test_the_rows_of_any_gmp_plan_join_up(start: float, epochs: int, sparsity: float) -> None:
     made = config(GMP(start, start + 0.09), epochs=epochs, sparsity=sparsity)

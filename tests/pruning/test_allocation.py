@@ -3,7 +3,7 @@
 from math import prod
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsekit.pruning.allocation import erk, kept_total, uniform
@@ -96,7 +96,6 @@ def layers(draw: st.DrawFn) -> tuple[Shapes, dict[str, int]]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None)
 @given(layers=layers(), sparsity=st.floats(0.0, 0.9999))
 def test_counts_are_exact_for_any_layers(rule: str, layers: tuple[Shapes, dict[str, int]], sparsity: float) -> None:
     shapes, available = layers
@@ -108,7 +107,6 @@ def test_counts_are_exact_for_any_layers(rule: str, layers: tuple[Shapes, dict[s
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None)
 @given(layers=layers(), sparsity=st.floats(0.0, 0.9999))
 def test_nothing_is_a_weight_off_where_everything_is_available(
     rule: str, layers: tuple[Shapes, dict[str, int]], sparsity: float

@@ -66,7 +66,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor], flo
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 def test_global_selection_is_what_sorting_gives(problem: tuple[dict[str, Tensor], dict[str, Tensor], float]) -> None:
     scores, among, sparsity = problem
     total = sum(t.numel() for t in scores.values())
@@ -82,7 +82,7 @@ def test_global_selection_is_what_sorting_gives(problem: tuple[dict[str, Tensor]
 
 
 @given(problems(), st.sampled_from(["uniform", "erk"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_allocated_selection_is_sorting_in_each_layer(
     problem: tuple[dict[str, Tensor], dict[str, Tensor], float], rule: str
 ) -> None:

@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from faulting import rows, start, wait_for_rows
+from resuming import contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-
-OPTIONS = ["--epochs", "12", "--replicas.count", "2", "--model.kwargs", "{channels: [8, 8, 16, 16]}"]
-OFTEN = ["--checkpoint.minutes", "0.005", "--wandb.mode", "disabled"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sparsekit", "fit", *OPTIONS, *OFTEN, "--out", str(out), *options]
-
-
-def start(out: Path, *options: str, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(out, *options),
-        env=ENV,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=prepare,
-    )
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    path = out / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    """Until the run has written so many rows."""
-    while process.poll() is None and (not (out / "metrics.jsonl").exists() or len(rows(out)) < count):
-        time.sleep(0.05)
-
-
-def contents(out: Path) -> dict[str, object]:
-    return {
-        "model": (out / "model" / "model.safetensors").read_bytes(),
-        "masks": (out / "masks.safetensors").read_bytes(),
-        "rows": rows(out),
-    }
 
 
 @pytest.mark.parametrize("method", ["gmp", "imp", "dpf", "rigl"])

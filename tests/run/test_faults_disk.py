@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_faults import contents, start, wait_for_rows
+from faulting import start, wait_for_rows
+from resuming import contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from fake_wandb import ENTITY, PROJECT, SWEEP, FakeWandb
-from test_faults import contents, rows, wait_for_rows
+from faulting import rows, wait_for_rows
+from resuming import contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -34,7 +35,8 @@ def test_a_second_signal_stops_at_once(second: signal.Signals, code: int, tmp_pa
     out = tmp_path / "out"
     script = (
         "import os, pathlib, signal, sys, time\n"
-        "from sparsekit import checkpoint, cli\n"
+        "from sparsekit.cli.main import main\n"
+        "from sparsekit.run import checkpoint\n"
         "from sparsekit.training.replica import Training\n"
         "done, step = 0, Training.step\n"
         "def counted(self, *batch):\n"
@@ -51,7 +53,7 @@ def test_a_second_signal_stops_at_once(second: signal.Signals, code: int, tmp_pa
         "        time.sleep(60)\n"
         "    commit(self, body, files)\n"
         "checkpoint.CheckpointStore.commit = slow\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
     quiet = ("--wandb.mode", "disabled")
     process = start([sys.executable, "-c", script, *command(out, *quiet)[3:]])

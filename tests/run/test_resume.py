@@ -5,47 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 import torch
+from resuming import QUIET, contents, fit, strike
 
 from sparsekit.cli.main import main
 from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.training.replica import Training
-
-TINY = ["--epochs", "6", "--replicas.count", "2", "--model.kwargs", "{channels: [8, 8, 16, 16]}"]
-QUIET = ["--wandb.mode", "disabled"]
-
-
-def fit(out: Path, *options: str) -> int:
-    return main(["fit", *TINY, *QUIET, "--out", str(out), *options])
-
-
-def strike(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
-    """Send this process a signal in the middle of a certain training step, counted over the run."""
-    done, step = 0, Training.step
-
-    def counted(self: Training, *batch: object) -> None:
-        nonlocal done
-        step(self, *batch)  # type: ignore[arg-type]
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), signum)
-
-    monkeypatch.setattr(Training, "step", counted)
-
-
-def contents(out: Path) -> dict[str, object]:
-    """What must be equal: weights, masks, every metrics row but times."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "model": (out / "model" / "model.safetensors").read_bytes(),
-        "masks": (out / "masks.safetensors").read_bytes(),
-        "rows": rows,
-    }
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '"done"', "null", "{", "[" * 100_000, '{"status": "failed"}'])
@@ -57,10 +29,19 @@ def test_what_is_no_summary_of_a_run_that_is_done_is_none(text: str, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
-    return {}
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, object]]:
+    """Contents of a run that was not stopped, by its options; each is made once."""
+
+    @cache
+    def make(*options: str) -> dict[str, object]:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        assert fit(out, *options) == 0
+        return contents(out)
+
+    return make
 
 
+Whole = Callable[..., dict[str, object]]
 CASES = {
     "gmp": ["--method", "gmp"],
     "gmp adamw": ["--method", "gmp", "--optimizer.name", "adamw", "--optimizer.lr", "0.003"],
@@ -69,21 +50,21 @@ CASES = {
     "bimp subsample": ["--method", "bimp", "--replicas.vary", "subsample", "--masks.allocation", "erk"],
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
 }
+INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]
+FAST = [("gmp", 13), ("dpf greedy", 42)]  # masked weights, and dense ones behind a mask
 
 
-@pytest.mark.parametrize("steps", [1, 13, 42])
-@pytest.mark.parametrize("case", CASES)
-def test_stopped_and_resumed_equals_whole(
+@pytest.mark.parametrize(
+    ("case", "steps"), [pytest.param(*row, marks=[] if row in FAST else pytest.mark.slow) for row in INSIDE]
+)
+def test_stopped_inside_a_replica_and_resumed_equals_whole(
     case: str,
     steps: int,
-    whole: dict[str, dict[str, object]],
+    whole: Whole,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if case not in whole:
-        assert fit(tmp_path / "whole", *CASES[case]) == 0
-        whole[case] = contents(tmp_path / "whole")
     out = tmp_path / "cut"
     with monkeypatch.context() as patch:
         strike(patch, steps)
@@ -91,7 +72,7 @@ def test_stopped_and_resumed_equals_whole(
     assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
     assert "--resume" in capsys.readouterr().err
     assert fit(out, *CASES[case], "--resume") == 0
-    assert contents(out) == whole[case]
+    assert contents(out) == whole(*CASES[case])
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
@@ -111,7 +92,7 @@ OUTSIDE = [
 ]
 
 
-OFTEN = ("sparsekit.run.loop.prune", "sparsekit.run.loop.merge")
+OFTEN = ("sparsekit.run.loop.merge", "sparsekit.merging.candidates.save_tensors")  # in a merge, between replicas
 LONG = [pytest.mark.slow, pytest.mark.faults]
 
 
@@ -121,16 +102,13 @@ LONG = [pytest.mark.slow, pytest.mark.faults]
 def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     where: str,
     calls: int,
-    whole: dict[str, dict[str, object]],
+    whole: Whole,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The signal strikes as a function begins, after so many calls of it."""
     case = ["--method", "rigl", "--merge", "greedy", "--replicas.start", "0"]
-    if "outside" not in whole:
-        assert fit(tmp_path / "whole", *case) == 0
-        whole["outside"] = contents(tmp_path / "whole")
     out, count = tmp_path / "out", 0
     owner, _, name = where.rpartition(".")
     original = resolve_name(owner)
@@ -154,9 +132,10 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     assert closed == ([] if where == "sparsekit.fit.first_progress" else [1])
     assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
     assert fit(out, *case, "--resume") == 0
-    assert contents(out) == whole["outside"]
+    assert contents(out) == whole(*case)
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,8 +148,8 @@ def test_another_number_of_threads_is_told(
         assert fit(tmp_path / "out", "--resume") == 0
     finally:
         torch.set_num_threads(threads)
-    said = f"it had OMP_NUM_THREADS={threads} before, and {threads + 1} now: its weights will differ in rounding"
-    assert said in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err
+    assert all(part in said for part in (f"OMP_NUM_THREADS={threads}", f"{threads + 1} now"))
 
 
 def test_a_signal_while_preparing_leaves_nothing(
@@ -190,17 +169,15 @@ def test_sigint_leaves_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_resuming_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(tmp_path / "out", "--merge", "none") == 0
+def test_resume_starts_a_run_that_was_not_begun_and_leaves_a_finished_one_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "out", "--merge", "none", "--resume") == 0
     before = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
     capsys.readouterr()
     assert fit(tmp_path / "out", "--merge", "none", "--resume=true") == 0
     assert "this run is done" in capsys.readouterr().out
     assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
-
-
-def test_resume_starts_afresh_where_nothing_was_kept(tmp_path: Path) -> None:
-    assert fit(tmp_path / "out", "--merge", "none", "--resume") == 0
 
 
 def test_another_config_is_refused_by_option(
@@ -216,8 +193,8 @@ def test_another_config_is_refused_by_option(
     assert "--sparsity was 0.9, is 0.5" in error
     assert "--method.start was 0.1, is 0.2" in error
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    # what cannot change the result may differ
-    assert fit(tmp_path / "out", "--checkpoint.minutes", "1", "--wandb.project", "other", "--resume") == 0
+    strike(monkeypatch, 1)  # what cannot change the result may differ: it trains on
+    assert fit(tmp_path / "out", "--checkpoint.minutes", "1", "--wandb.project", "other", "--resume") == 143
 
 
 def test_without_resume_a_run_directory_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,10 +211,10 @@ def test_resume_needs_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--resume needs --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit(tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         strike(patch, 42)
         assert fit(tmp_path / "cut") == 143
@@ -246,7 +223,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     capsys.readouterr()
     assert fit(tmp_path / "cut", "--resume") == 0
     assert f"{newest.name} is damaged" in capsys.readouterr().err
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == whole()
+
+
+SHORT = ["--method", "oneshot", "--epochs", "2"]
 
 
 def test_a_replica_that_stops_being_finite_is_tried_again_and_then_left_out(
@@ -260,7 +240,7 @@ def test_a_replica_that_stops_being_finite_is_tried_again_and_then_left_out(
             self.loss += float("nan")
 
     monkeypatch.setattr(Training, "step", poisoned)
-    assert fit(tmp_path / "out", "--replicas.start", "0.1") == 0
+    assert fit(tmp_path / "out", *SHORT, "--replicas.start", "0.1") == 0
     rows = contents(tmp_path / "out")["rows"]
     assert isinstance(rows, list)
     faults = [(row["replica"], row["attempt"], row["outcome"]) for row in rows if row["event"] == "fault"]
@@ -282,7 +262,7 @@ def test_no_finite_replica_ends_the_run_and_keeps_its_checkpoint(
             self.loss += float("inf")
 
     monkeypatch.setattr(Training, "step", poisoned)
-    assert fit(tmp_path / "out") == 1
+    assert fit(tmp_path / "out", *SHORT) == 1
     assert "no replica stayed finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "failed"
     assert list((tmp_path / "out" / "checkpoints").glob("*.json"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import contents, fit
+from resuming import contents, fit
 
 from sparsekit.executors import stacked
 from sparsekit.run import loop, progress
@@ -95,6 +95,7 @@ def once(function: Callable[..., Any], before: Callable[[], None], after: int = 
     return called
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "made"),
     [
@@ -123,6 +124,6 @@ def test_a_run_that_is_struck_as_it_goes_on_stops_and_ends_with_the_same_bits(
         assert fit(out, *case, "--resume") == 143
     said = capsys.readouterr()
     assert "damaged" not in said.out + said.err
-    assert "stopped by SIGTERM; go on with" in said.err
+    assert "SIGTERM" in said.err
     assert fit(out, *case, "--resume") == 0
     assert contents(out) == contents(whole)

@@ -22,6 +22,7 @@ from tiny import (
     pruned,
     tiny_setup,
     trained,
+    with_steps,
 )
 from torch import Tensor, nn
 
@@ -101,7 +102,9 @@ def plain_loop(
 
 
 def setup_for_sgd(method: PruningMethod | None = None, **changes: Any) -> Setup:
-    return tiny_setup(method or OnePrune(), epochs=3, optimizer=optimizer("sgd", LR, weight_decay=DECAY), **changes)
+    """At half sparsity, where the tiny network still learns; at 0.9 most of its gradients vanish."""
+    settings = {"epochs": 3, "sparsity": 0.5, "optimizer": optimizer("sgd", LR, weight_decay=DECAY)}
+    return tiny_setup(method or OnePrune(), **settings, **changes)
 
 
 # --- against plain PyTorch --------------------------------------------------------------------------
@@ -151,7 +154,7 @@ def test_gradients_are_clipped_after_masking() -> None:
 
 def test_a_clipped_step_is_as_long_as_it_may_be() -> None:
     setup = tiny_setup(OnePrune(), epochs=2, optimizer=optimizer("sgd", LR, weight_decay=0.0, clip_norm=1e-3))
-    setup = replace(setup, steps=(1, 8))
+    setup = with_steps(setup, 1, 8)
     parent, stage = pruned(setup, first_progress(setup).parent, 0)
     state = trained(setup, parent, stage, schedule=Schedule(lambda done: 1.0))
     names = [name for name, _ in setup.model.named_parameters()]
@@ -200,7 +203,7 @@ def test_dpf_updates_dense_weights_by_gradients_at_the_masked_ones() -> None:
 def test_weight_decay_spares_norms_and_biases() -> None:
     """At a rate of almost nothing but a decay of very much, only decayed weights move."""
     config = optimizer("momentum", 1e-9, weight_decay=1e7, momentum=0.0)
-    setup = replace(tiny_setup(OnePrune(), epochs=2, optimizer=config), steps=(1, 8))
+    setup = with_steps(tiny_setup(OnePrune(), epochs=2, optimizer=config), 1, 8)
     parent, stage = pruned(setup, first_progress(setup).parent, 0)
     state = trained(setup, parent, stage, schedule=Schedule(lambda done: 1.0))
     for name, parameter in setup.model.named_parameters():
@@ -213,7 +216,7 @@ def test_weight_decay_spares_norms_and_biases() -> None:
 
 def test_losses_are_reported_as_means_and_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = setup_for_sgd()
-    setup = replace(setup, steps=(13, 16))
+    setup = with_steps(setup, 13, 16)
     parent, stage = pruned(setup, first_progress(setup).parent, 0)
     coarse: list[Progress] = []
     trained(setup, parent, stage, report=coarse.append)
@@ -274,20 +277,22 @@ def test_the_parent_is_left_as_it_was() -> None:
 
 
 class Scaled(OnePrune):
-    """Each layer's weights times a learned scale, named as the weights are."""
+    """Each layer's weights times a learned scale from 0 to 2, which begins at 1; named as the weights are."""
 
     def extra(self, weights: Tensors) -> Tensors:
-        return {name: torch.ones(()) for name in weights}
+        return {name: torch.zeros(()) for name in weights}
 
     def effective(self, step: TrainingStep) -> Tensors:
-        return {name: w * step.masks[name] * step.extra[name] for name, w in step.weights.items()}
+        return {name: w * step.masks[name] * 2.0 * step.extra[name].sigmoid() for name, w in step.weights.items()}
 
 
 def test_extra_tensors_are_trained_a_copy_in_each_replica() -> None:
     setup = setup_for_sgd(Scaled())
     parent, stage = dense_then_pruned(setup)
     extra = {name: tensor.clone() for name, tensor in parent.extra.items()}
-    first, second = (trained(setup, parent, stage, index) for index in (0, 1))
+    reports: list[Progress] = []
+    first, second = (trained(setup, parent, stage, index, report=reports.append) for index in (0, 1))
+    assert all(report.loss < math.log(10) for report in reports)  # it learns
     assert_equal(parent.extra, extra)
     assert not any(t.requires_grad for state in (parent, first, second) for t in state.extra.values())
     assert differ(first.extra, parent.extra)
@@ -321,7 +326,7 @@ def test_channels_last_is_a_matter_of_speed() -> None:
     for channels_last in (False, True):
         setup = setup_for_sgd(channels_last=channels_last)
         parent, stage = pruned(setup, first_progress(setup).parent, 0)
-        results.append(trained(replace(setup, steps=(2, 16)), parent, stage).tensors)
+        results.append(trained(with_steps(setup, 2, 16), parent, stage).tensors)
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-2, atol=1e-3)
 
