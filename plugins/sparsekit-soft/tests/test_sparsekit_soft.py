@@ -74,6 +74,7 @@ def backward(value: Tensor | None) -> None:
 # --- what all share ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", METHODS)
 def test_keeps_the_contract(cls: type[Any]) -> None:
     check_method(cls)
