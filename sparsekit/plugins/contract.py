@@ -1,6 +1,6 @@
-"""What a class must be like before it is used: checked when a plugin is chosen, so that a fault is told by its name.
+"""Checks of a plugin's class when it is chosen: what can be seen without running it, and without torch.
 
-Only what can be seen without running the class; `sparsekit.testing` looks at what it does. No torch.
+What the class does is checked by the contract kit, `sparsekit.testing`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparsekit.plugins.registry import Kind, Plugin
 
 BASES: dict[Kind, type] = {"method": PruningMethod, "merge": MergeStrategy}
 RESERVED = ("class_path", "help", "init_args", "name")
-"""Option names with a meaning of their own on the command line or in a config file."""
+"""Option names that the command line or a config file already uses."""
 
 
 def load(plugin: Plugin) -> type:
@@ -33,14 +33,14 @@ def check_class(cls: type, plugin: Plugin) -> None:
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """The default of every option that has one; of a dataclass's field with a factory, what that makes."""
+    """The default of every option that has one; for a dataclass's field with a factory, a value that it makes."""
     found = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.default is not p.empty}
     made = {f.name: f.default_factory for f in (fields(cls) if is_dataclass(cls) else ())}
     return found | {name: make() for name, make in made.items() if name in found and make is not MISSING}
 
 
 def faults(cls: type, kind: Kind) -> Iterator[str]:
-    """What is wrong with a class, each as the rest of a sentence that begins with its name."""
+    """The faults of a class, each as the rest of a sentence that begins with the class's name."""
     base = BASES[kind]
     if not issubclass(cls, base):
         other = next((k for k, b in BASES.items() if issubclass(cls, b)), None)
@@ -50,7 +50,7 @@ def faults(cls: type, kind: Kind) -> Iterator[str]:
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         yield f"lacks the method {', '.join(f'{name}()' for name in missing)}"
     text = (cls.__doc__ or "").strip()
-    if not text or text.startswith(f"{cls.__name__}("):  # the latter is what a dataclass makes up
+    if not text or text.startswith(f"{cls.__name__}("):  # a docstring that `dataclass` generated
         yield "has no docstring; its first line is what `sparsekit plugins list` shows"
     yield from _option_faults(cls)
 

@@ -1,4 +1,4 @@
-"""`sparsekit plugins new`: an installable package with one plugin, which passes its own tests as it stands."""
+"""`sparsekit plugins new`: write an installable package with one plugin, whose tests pass."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sparsekit.plugins.registry import Kind, discover
 
 
 def create(name: str, kind: Kind, out: Path) -> str:
-    """Write the package `sparsekit-NAME` into a new folder below `out`; returns what to do with it.
+    """Write the package `sparsekit-NAME` into a new folder below `out`; returns the next commands to run, as text.
 
     Raises:
-        UserError: the name cannot be used, or the folder is there already or cannot be made.
+        UserError: the name is invalid or in use, or the folder exists or cannot be made.
     """
     if not re.fullmatch(r"[a-z](\w*[a-z0-9])?", name, re.ASCII) or keyword.iskeyword(name) or name != name.lower():
         raise UserError(f"plugins new {name!r}: give a lowercase Python name that is no keyword, such as my_{kind}")
@@ -59,13 +59,13 @@ def create(name: str, kind: Kind, out: Path) -> str:
 
 
 def class_name(name: str) -> str:
-    """`my_method` as `MyMethod`; never a keyword, nor a name that the module needs itself."""
+    """`my_method` as `MyMethod`, with `Plugin` added to a keyword and to a name that the module imports."""
     words = "".join(word.capitalize() for word in name.split("_"))
     taken = keyword.iskeyword(words) or words in sparsekit.__all__ or words == "Sequence"
     return f"{words}Plugin" if taken else words
 
 
 def _clashes(name: str, kind: Kind, package: str) -> list[str]:
-    """What already is installed under these names."""
+    """What is already installed under these names."""
     notes = [f"{plugin} is installed already" for plugin in discover().of(kind).get(name, ())]
     return notes or ([f"a package {package!r} is installed already"] if find_spec(package) else [])

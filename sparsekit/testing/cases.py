@@ -30,7 +30,8 @@ class PluginCase(Generic[P]):
     def make(self) -> P:
         """A new instance; raises Skipped where none can be made, which `is_well_formed` reports."""
         try:
-            need(issubclass(self.cls, BASES[self.kind]), "another kind")
+            if not issubclass(self.cls, BASES[self.kind]):
+                raise TypeError(f"{self.cls.__name__} is no {self.kind}")
             return self.cls(**self.options)
         except Exception as error:
             raise Skipped("no instance can be made, see is_well_formed") from error

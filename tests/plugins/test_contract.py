@@ -1,4 +1,4 @@
-"""What a class must be like: told by its name when it is chosen, and harmless to everything else."""
+"""A faulty class is refused where it is chosen, with its fault, and harms nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Thing(CoefficientMerge):
         return [1.0] + [0.0] * (len(candidates) - 1)
 '''
 
-# what is changed of a sound plugin, and the reason that is told
+# what is changed in a sound plugin, and part of the message
 FAULTY: dict[str, tuple[Kind, str, str, str]] = {
     "not importable": ("method", "import", "import a_package_that_is_not_there, ", "a_package_that_is_not_there"),
     "no such class": ("method", "class Thing", "class Other", "has no attribute 'Thing'"),
@@ -117,7 +117,7 @@ def test_every_installed_class_passes() -> None:
             contract.load(plugin)
 
 
-def test_a_class_of_the_other_kind_is_told_where_it_belongs(site: Path) -> None:
+def test_a_class_of_the_other_kind_is_refused_with_its_entry_point_group(site: Path) -> None:
     install(site, "merge", METHOD)
     with pytest.raises(UserError, match=r"it is a method: name it under sparsekit\.methods"):
         contract.load(Plugin("odd", "merge", "made_up_thing:Thing", "faulty", "1.2"))
@@ -147,7 +147,7 @@ def test_a_dataclass_is_a_class_like_others(site: Path, capsys: pytest.CaptureFi
     assert "--method.layers: list[str]" in run(capsys, "plugins", "list")[1]
 
 
-def test_the_docstring_that_a_dataclass_makes_up_is_none(site: Path) -> None:
+def test_the_docstring_that_dataclass_generates_does_not_count(site: Path) -> None:
     source = DATACLASS.replace('    """Prune once, after a share of the budget."""\n', "")
     install(site, "method", f"from dataclasses import dataclass, field\n{source}")
     with pytest.raises(UserError, match="has no docstring"):

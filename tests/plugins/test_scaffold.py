@@ -1,4 +1,4 @@
-"""Packages that `plugins new` writes, and the guide that writes one by hand: all of it really runs."""
+"""The packages that `plugins new` writes, and the commands of the plugin guide."""
 
 from __future__ import annotations
 
@@ -96,13 +96,15 @@ def test_class_names(tmp_path: Path, name: str, cls: str) -> None:
         compile((tmp_path / kind / f"sparsekit-{name}" / f"sparsekit_{name}" / "__init__.py").read_text(), name, "exec")
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
+def test_an_existing_folder_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
     mine = tmp_path / "sparsekit-own" / "README.md"
     mine.parent.mkdir()
     mine.write_text("mine")
     code, _, err = run(capsys, "plugins", "new", "own", "--kind", "merge", "--out", str(tmp_path))
     assert code == 2
-    assert err == [f"sparsekit: error: plugins new own: {mine.parent} is there already; choose another name or --out"]
+    (line,) = err
+    assert f"plugins new own: {mine.parent} " in line
+    assert "choose another name or --out" in line
     assert [path.name for path in mine.parent.iterdir()] == ["README.md"]
     code, _, err = run(capsys, "plugins", "new", "own", "--kind", "merge", "--out", str(mine))
     assert code == 2

@@ -19,6 +19,7 @@ from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
 from sparsekit.cli.main import main
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.pruning import masks
+from sparsekit.testing import check_method
 
 METHODS: dict[str, type[PruningMethod]] = {"rigl": RigL, "set": SET, "granet": GraNet}
 SHAPES = {"stem": (8, 1, 3, 3), "conv": (16, 8, 3, 3), "point": (32, 16, 1, 1), "head": (10, 32)}
@@ -311,10 +312,9 @@ def test_bad_options(cls: type[PruningMethod], options: dict[str, float], messag
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_the_kit(name: str) -> None:
-    from sparsekit.testing import check_method
-
+def test_keeps_the_contract(name: str) -> None:
     check_method(METHODS[name])
 
 
@@ -330,6 +330,7 @@ def test_planning_needs_no_torch() -> None:
 RUNS = [(name, *run) for name in METHODS for run in (("uniform", 0.95), ("greedy", 0.99))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "merge", "sparsity"), [*RUNS, ("rigl", "none", 0.5), ("granet", "none", 0.0)])
 def test_run(name: str, merge: str, sparsity: float, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Known answers, worked by hand, for every merge."""
+"""Known answers, worked by hand, for every merge, and the contract kit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sparsekit_merges.ties import TIES
 from torch import Tensor
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, Score, Soup, Tensors
+from sparsekit.testing import check_merge
 
 MERGES: dict[str, Callable[[], MergeStrategy]] = {
     "fisher": Fisher,
@@ -78,6 +79,29 @@ def merged(merge: MergeStrategy, rows: Sequence[Sequence[float]], parent: Sequen
 
 
 # --- what all of them keep ---------------------------------------------------------------------------
+
+
+def test_likelihood_keeps_the_contract() -> None:
+    check_merge(Likelihood)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (Fisher, {"images": 32}),
+        (Learned, {"steps": 3}),
+        (Learned, {"steps": 3, "per": "tensor"}),
+        (ModelStock, {}),
+        (SWA, {}),
+        (TIES, {}),
+        (TIES, {"density": 0.05, "scale": 2.0}),
+        (DARE, {}),
+        (DARE, {"density": 0.05}),
+    ],
+)
+def test_keeps_the_contract(cls: type[MergeStrategy], options: dict[str, Any]) -> None:
+    check_merge(cls, **options)
 
 
 def a_model(seed: int, masks: Tensors | None = None) -> Tensors:

@@ -1,4 +1,4 @@
-"""Every merge under the contract kit and in whole runs."""
+"""Every merge in whole runs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from sparsekit_merges.dare import DARE
-from sparsekit_merges.fisher import Fisher
-from sparsekit_merges.learned import Learned
-from sparsekit_merges.likelihood import Likelihood
-from sparsekit_merges.model_stock import ModelStock
-from sparsekit_merges.swa import SWA
-from sparsekit_merges.ties import TIES
 
-from sparsekit import MergeStrategy
-from sparsekit.testing import check_merge
+pytestmark = pytest.mark.slow
 
 Fit = Callable[..., dict[str, Any]]
 KWARGS = '{"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}'
@@ -48,25 +40,6 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
         return summary
 
     return run
-
-
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [
-        (Fisher, {"images": 32}),
-        (Learned, {"steps": 3}),
-        pytest.param(Learned, {"steps": 3, "per": "tensor"}, marks=pytest.mark.slow),
-        (ModelStock, {}),
-        (Likelihood, {}),
-        (SWA, {}),
-        (TIES, {}),
-        pytest.param(TIES, {"density": 0.05, "scale": 2.0}, marks=pytest.mark.slow),
-        (DARE, {}),
-        pytest.param(DARE, {"density": 0.05}, marks=pytest.mark.slow),
-    ],
-)
-def test_keeps_the_contract(cls: type[MergeStrategy], options: dict[str, Any]) -> None:
-    check_merge(cls, **options)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def backward(value: Tensor | None) -> None:
 # --- what all share ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", METHODS)
 def test_keeps_the_contract(cls: type[Any]) -> None:
     check_method(cls)
@@ -215,7 +216,7 @@ def test_the_penalty_alone_leads_to_the_target(method: Steered, target: float) -
     weights = {"a": torch.linspace(-0.4, 0.4, 400).reshape(4, 100)}
     extra = {name: t.requires_grad_() for name, t in method.extra(weights).items()}
     optimizer = torch.optim.SGD(extra.values(), lr=0.1, momentum=0.9)
-    steps = 2000
+    steps = 800
     for done in range(steps):
         optimizer.zero_grad()
         penalty = method.penalty(TrainingStep(weights, {}, extra, done / steps, target))

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 Fit = Callable[..., dict[str, Any]]
 METHODS = ["str", "cs", "dst", "gsm", "lc", "dnw"]
 SMALL = ["--epochs", "6", "--model.kwargs", '{"channels": [8, 8, 16, 16]}', "--data.image_size", "8"]
@@ -39,21 +41,19 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return run
 
 
-@pytest.mark.parametrize("merge", ["uniform", pytest.param("greedy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("merge", ["uniform", "greedy"])
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_ends_at_the_target(method: str, merge: str, fit: Fit) -> None:
     summary = fit(method, *SMALL, "--merge", merge, "--replicas.count", "2")
     assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 0.99])
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_ends_at_any_target(method: str, sparsity: float, fit: Fit) -> None:
     fit(method, *SMALL, "--merge", "none", sparsity=sparsity)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_one_model_learns_the_digits(method: str, fit: Fit) -> None:
     assert fit(method, "--merge", "none")["test.accuracy"] > 0.9

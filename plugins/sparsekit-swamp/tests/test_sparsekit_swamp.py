@@ -25,6 +25,7 @@ SMALL = ["--epochs", "6", "--model.kwargs", KWARGS, "--data.image_size", "8", "-
 SMALL += ["--replicas.count", "2", "--replicas.start", "0", "--wandb.mode", "disabled"]
 
 
+@pytest.mark.slow
 def test_keeps_the_contract() -> None:
     check_method(SWAMP)
 
@@ -117,6 +118,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("merge", "sparsity"), [("greedy", 0.95), *product(["uniform", "none"], [0.0, 0.5, 0.95, 0.99])]
 )
@@ -126,6 +128,7 @@ def test_fit_ends_at_the_target(merge: str, sparsity: float, fit: Fit) -> None:
     assert [row["replicas"] for row in rows if row["event"] == "segment"] == [1, 1, particles, particles, particles]
 
 
+@pytest.mark.slow
 def test_particles_differ_in_batch_order(fit: Fit) -> None:
     rows = fit("--method.single", "0")
     last = [row["held_out.loss"] for row in rows if row["event"] == "candidate" and row["segment"] == 0]
