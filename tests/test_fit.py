@@ -170,8 +170,8 @@ FAST = {
     ("imp", "none"),
     ("bimp", "uniform"),
     ("bimp", "best"),
-    ("dpf", "greedy"),
-    ("oneshot", "none"),
+    ("dpf", "none"),
+    ("oneshot", "greedy"),
 }
 
 

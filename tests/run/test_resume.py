@@ -46,7 +46,7 @@ CASES = {
     "gmp": ["--method", "gmp"],
     "gmp adamw": ["--method", "gmp", "--optimizer.name", "adamw", "--optimizer.lr", "0.003"],
     "imp dropout": ["--method", "imp", "--model.kwargs", "{channels: [8, 8, 16, 16], drop_rate: 0.2}"],
-    "dpf greedy": ["--method", "dpf", "--merge", "greedy"],
+    "dpf greedy": ["--method", "dpf", "--method.interval", "0.2", "--merge", "greedy"],
     "bimp subsample": ["--method", "bimp", "--replicas.vary", "subsample", "--masks.allocation", "erk"],
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
 }
@@ -108,7 +108,7 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The signal strikes as a function begins, after so many calls of it."""
-    case = ["--method", "rigl", "--merge", "greedy", "--replicas.start", "0"]
+    case = ["--method", "rigl", "--method.interval", "0.15", "--merge", "greedy", "--replicas.start", "0"]
     out, count = tmp_path / "out", 0
     owner, _, name = where.rpartition(".")
     original = resolve_name(owner)
