@@ -18,12 +18,12 @@ from sparsekit.pruning import masks
 
 
 class FileCandidate(Candidate):
-    """A candidate in a safetensors file of its own, optimizer state beside the model's tensors.
+    """A candidate in its own safetensors file, which also holds its optimizer state.
 
     Attributes:
         path: The file.
-        mask_digest: Hash of its masks.
-        tested: Its test score, in the last merge; not for merges to see.
+        mask_digest: Hash of the candidate's masks.
+        tested: Its test score, at the last merge only; merges must not use it.
     """
 
     def __init__(self, path: Path, index: int, score: Score, mask_digest: str, tested: Score | None = None) -> None:
@@ -32,7 +32,7 @@ class FileCandidate(Candidate):
 
     @classmethod
     def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
-        """Save a trained replica and return its handle."""
+        """Save a trained replica to `path`, and return it as a candidate."""
         save_tensors(path, state.named() | {OPTIMIZER + name: t for name, t in state.optimizer.items()})
         return cls(path, index, score, masks.digest(state.masks), tested)
 
@@ -40,7 +40,7 @@ class FileCandidate(Candidate):
         return [name for name in self._all_names() if not name.startswith(OPTIMIZER)]
 
     def optimizer_names(self) -> Sequence[str]:
-        """Names under which `read` finds the optimizer's state."""
+        """Names of the optimizer's state tensors, as `read` takes them."""
         return [name for name in self._all_names() if name.startswith(OPTIMIZER)]
 
     def read(self, name: str) -> Tensor:
@@ -76,10 +76,10 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
     for name in names:
         first = used[0][0].read(name)
         if not first.is_floating_point() or len(used) == 1:
-            averaged[name] = first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
+            averaged[name] = first.clone()  # a tensor that was read keeps its whole memory-mapped file in memory
             continue
-        # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
-        # heap, and memory would grow with the number of candidates.
+        # The same two buffers for every tensor: temporaries allocated between the results would fragment the heap, and
+        # memory would grow with the number of candidates.
         if scratch.shape[1] < first.numel():
             scratch = torch.empty(2, first.numel(), dtype=torch.float64)
         total, addend = scratch[:, : first.numel()].view(2, *first.shape)
