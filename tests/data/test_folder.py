@@ -232,7 +232,7 @@ def empty_validation(root: Path) -> None:
     [
         (nothing, "train' holds no images; give the folder with train/ and val/"),
         (one_class, "train' holds images of one class, 'a'"),
-        (stray, "train/1.png' lies in no class' folder"),
+        (stray, "train/1.png' is not in the folder of a class"),
         (unknown_class, "val' holds a class 'c' that .*train' lacks"),
         (lone_image, "--data.held_out: 0.2 of 10 images leaves no training image of class 0"),
         (empty_validation, "val' holds no images"),
@@ -254,7 +254,7 @@ def test_folders_that_will_not_do(make: Callable[[Path], None], message: str, tm
         ({"root": None}, "--data.root: imagefolder is read from files and no folder is given"),
         ({"batch_size": 30}, "--data.batch_size: 30 is more .* at most 29"),
         ({"kwargs": {"re_prop": 0.5}}, "'re_prop' is no argument .* Did you mean 're_prob'"),
-        ({"kwargs": {"batch_size": 3}}, "'batch_size' is no argument of timm's loader that can be set"),
+        ({"kwargs": {"batch_size": 3}}, "'batch_size' is not an argument of timm's loader"),
         ({"kwargs": {"auto_augment": "nonsense"}}, "--data.kwargs {'auto_augment': 'nonsense'}: timm's transforms"),
         ({"kwargs": {"mean": 0.5}}, "--data.kwargs {'mean': 0.5}: timm's transforms refuse them"),
         ({"kwargs": {"interpolation": "sharp"}}, "--data.kwargs"),
