@@ -76,7 +76,7 @@ def _train(
     """
     faults: dict[int, NonFinite] = {}
 
-    def snapshots() -> RunProgress:
+    def progress() -> RunProgress:
         return replace(at, snapshots={**at.snapshots, **{t.replica.index: t.snapshot() for t in trainings}})
 
     for batches in zip(*(training.batches() for training in trainings), strict=True):
@@ -92,7 +92,7 @@ def _train(
         if len(faults) == len(trainings):
             break
         if trainings[0].done < trainings[0].steps:
-            context.pause(snapshots)
+            context.pause(progress)
     return faults
 
 

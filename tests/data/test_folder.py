@@ -253,7 +253,7 @@ def test_folders_that_will_not_do(make: Callable[[Path], None], message: str, tm
         ({"root": "~nosuchuser/images"}, "--data.root: '~nosuchuser/images' does not exist; give the folder"),
         ({"root": None}, "--data.root: imagefolder is read from files and no folder is given"),
         ({"batch_size": 30}, "--data.batch_size: 30 is more .* at most 29"),
-        ({"kwargs": {"re_prop": 0.5}}, "'re_prop' is no argument .* Did you mean 're_prob'"),
+        ({"kwargs": {"re_prop": 0.5}}, "'re_prop' is not an argument .* Did you mean 're_prob'"),
         ({"kwargs": {"batch_size": 3}}, "'batch_size' is not an argument of timm's loader"),
         ({"kwargs": {"auto_augment": "nonsense"}}, "--data.kwargs {'auto_augment': 'nonsense'}: timm's transforms"),
         ({"kwargs": {"mean": 0.5}}, "--data.kwargs {'mean': 0.5}: timm's transforms refuse them"),
