@@ -1,7 +1,7 @@
-"""The contracts: what a plan is made of, pruning methods, merge strategies, and what a run hands to them.
+"""The contracts of plugins: plans, pruning methods and merge strategies, and what a run passes to them.
 
-A plugin subclasses `PruningMethod` or `CoefficientMerge` (or `MergeStrategy`) and names its class in an
-entry point. It holds options only: the state of a run belongs to the run. Nothing here imports torch.
+A plugin subclasses `PruningMethod` or `CoefficientMerge` (or `MergeStrategy`) and names its class in an entry point.
+Its instances hold options only, as the state of a run belongs to the run. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Schedule:
 
     Attributes:
         multiplier: Maps the fraction of the segment that is done, 0 to 1, to the multiplier.
-        restarts: True starts with a fresh optimizer; False carries the optimizer's state over from
-            the segment before (averaged with the soup's coefficients).
+        restarts: True starts with a new optimizer; False keeps the optimizer's state of the previous segment
+            (averaged with the soup's coefficients).
     """
 
     multiplier: Callable[[float], float]
@@ -55,11 +55,11 @@ class Segment:
 
     Attributes:
         sparsity: Fraction of the prunable weights masked out, 0 to 1.
-        epochs: Passes over the training data, 0 or more, fractions allowed. A segment of 0 epochs
-            prunes only: nothing is forked or merged.
-        average_from: A replica becomes the mean of its weights along the trajectory from this fraction of the segment
-            on, 0 to below 1 (SWA, arXiv 1803.05407), after every optimizer step; None takes its last weights.
-        replicas: Train at most so many replicas, whatever `--replicas.count` says.
+        epochs: Passes over the training data, 0 or more, fractions allowed. A segment of 0 epochs only prunes:
+            nothing is forked or merged.
+        average_from: From this fraction of the segment on, 0 to below 1, a replica's weights are averaged after every
+            optimizer step, and the mean becomes the candidate (SWA, arXiv 1803.05407); None takes the last weights.
+        replicas: Train at most this many replicas, even if `--replicas.count` is higher.
     """
 
     sparsity: float
@@ -70,13 +70,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan has to spend.
+    """The training budget that a plan divides into segments.
 
     Attributes:
         epochs: Total length of training in epochs (`--epochs`).
         sparsity: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
         warmup: Fraction of the original schedule that is warm-up, 0 to 1.
-        decay: The original schedule after its warm-up: done fraction, 0 to 1, to multiplier.
+        decay: The original schedule after its warm-up; maps the done fraction, 0 to 1, to the multiplier.
     """
 
     epochs: float
@@ -88,19 +88,19 @@ class Budget:
         """The original schedule with its linear warm-up, at a done fraction of 0 to 1."""
         if fraction < self.warmup:
             return fraction / self.warmup
-        return self.decay(min((fraction - self.warmup) / (1.0 - self.warmup), 1.0))  # sums of epochs round
+        return self.decay(min((fraction - self.warmup) / (1.0 - self.warmup), 1.0))  # above 1 by rounding
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One segment seen in its plan; all that a learning rate may depend on.
+    """One segment in the context of its plan; a learning rate may depend on nothing else.
 
     Attributes:
-        budget: What the plan spends.
-        plan: Every segment of the run.
-        index: Which of them this is, from 0.
-        relative_change: ‖W − W_p‖₂ / ‖W‖₂ over the prunable weights, before and after this segment's
-            pruning. While planning it is first 0, then infinity, to learn the schedule's bounds.
+        budget: The budget of the plan.
+        plan: All segments of the run.
+        index: Index of this segment in the plan.
+        relative_change: ‖W − W_p‖₂ / ‖W‖₂ over the prunable weights W before and W_p after this segment's pruning.
+            Planning calls `learning_rate` with 0 and with infinity to find the bounds of the schedule.
     """
 
     budget: Budget
@@ -110,12 +110,12 @@ class Stage:
 
     @property
     def segment(self) -> Segment:
-        """The segment itself."""
+        """This segment."""
         return self.plan[self.index]
 
     @property
     def start(self) -> float:
-        """Epochs of the plan that lie before this segment."""
+        """Epochs of the plan before this segment."""
         return sum(segment.epochs for segment in self.plan[: self.index])
 
     @property
@@ -125,19 +125,19 @@ class Stage:
 
     @property
     def previous_sparsity(self) -> float:
-        """Sparsity of the segment before, 0 for the first."""
+        """Sparsity of the previous segment, 0 for the first."""
         return self.plan[self.index - 1].sparsity if self.index else 0.0
 
     @property
     def pruned_fraction(self) -> float:
         """Fraction of the remaining weights that this segment prunes, 0 to 1.
 
-        The zeros that `--model.init` brings count as pruned by the first segment.
+        Zeros of the model of `--model.init` count as pruned by the first segment.
         """
         return 1.0 - (1.0 - self.segment.sparsity) / (1.0 - self.previous_sparsity)
 
     def continued(self) -> Schedule:
-        """This segment's stretch of the one original schedule over the whole budget."""
+        """This segment's part of the original schedule over the whole budget; keeps the optimizer's state."""
         start, epochs, total = self.start, self.segment.epochs, self.budget.epochs
         return Schedule(lambda done: self.budget.rate((start + done * epochs) / total), restarts=False)
 
@@ -147,20 +147,20 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningStep(Stage):
-    """What a pruning decision may need.
+    """What a pruning method gets for choosing a segment's masks.
 
     Attributes:
-        weights: The parent's prunable weights by parameter name, on the CPU, whatever the run's device: the
-            same decision everywhere.
-        masks: The masks so far, bool, True keeps, shaped as the weights.
-        extra: The method's own tensors, as `PruningMethod.extra` named them.
+        weights: The parent's prunable weights by parameter name, always on the CPU, so that decisions do not depend on
+            the run's device.
+        masks: The current masks, bool, True keeps, with the shapes of the weights.
+        extra: The method's own tensors, under the names that `PruningMethod.extra` gave them.
         generator: A CPU generator seeded by (seed, segment).
-        select: `select(scores, regrow=False)` keeps the highest scores, exactly as many as the segment's sparsity,
-            `--masks.allocation` and `--masks.pattern` ask for, ties to the lower index. With `regrow=True` weights
-            that are masked so far compete too. Raises RunError on a NaN score of a weight that may be kept, and with
-            `lamp` on scores that are negative or infinite.
+        select: `select(scores, regrow=False)` returns masks that keep the highest scores, exactly as many as the
+            segment's sparsity, `--masks.allocation` and `--masks.pattern` demand; ties keep the lower index. With
+            `regrow=True` currently masked weights can be kept too. Raises RunError on a NaN score of a weight that can
+            be kept, and with `lamp` on negative or infinite scores.
         gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
-            with respect to the effective weights of the parent, also where they are masked; CPU tensors.
+            with respect to the effective weights of the parent, including masked ones; CPU tensors.
     """
 
     weights: Tensors
@@ -173,14 +173,14 @@ class PruningStep(Stage):
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one optimizer step knows; tensors may carry gradients.
+    """What a method's hooks get at one optimizer step; tensors may require gradients.
 
     Attributes:
         weights: Prunable weights as the optimizer holds them.
-        masks: 1 keeps and 0 prunes, shaped and typed as the weights.
+        masks: 1 keeps and 0 prunes, with the shapes and types of the weights.
         extra: The method's own tensors.
-        progress: Done fraction of the whole budget, 0 to 1, at the middle of the step; of a model at rest, at the end
-            of its segment.
+        progress: Done fraction of the whole budget, 0 to 1, at the middle of the step; outside of training, at the end
+            of the segment.
         target: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
         weight_decay: The replica's weight decay; 0 outside of training.
     """
@@ -194,58 +194,59 @@ class TrainingStep:
 
 
 class PruningMethod(ABC):
-    """When and what to prune. Subclasses take annotated options in `__init__` and must give `plan`.
+    """When and what to prune. Subclasses take annotated options in `__init__` and must implement `plan`.
 
-    Every option is kept under its own name (`self.start`); nothing else is: the same instance may serve many runs.
+    An instance keeps every option under its own name (`self.start`) and nothing else, as it may serve many runs.
     """
 
     allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "global"
-    """What `--masks.allocation` is where it is not given."""
+    """The default of `--masks.allocation` for this method."""
 
     @abstractmethod
     def plan(self, budget: Budget) -> tuple[Segment, ...]:
-        """Split the budget into segments.
+        """Divide the budget into segments.
 
-        The epochs sum up to `budget.epochs`, the last segment's sparsity is `budget.sparsity`.
-        Raises ValueError, with a message for people, where the options leave no valid plan.
+        The epochs add up to `budget.epochs`, and the last segment's sparsity is `budget.sparsity`. Raises ValueError
+        with a message for the user if the options allow no valid plan.
         """
 
     def scores(self, step: PruningStep) -> Tensors:
-        """How much each prunable weight deserves to stay; by default its magnitude.
+        """The importance of each prunable weight; by default its magnitude. The highest scores are kept.
 
-        A tensor for each of `step.weights`, of its shape, without NaN where the weight is still kept. Signs and
-        infinities are allowed, but not with `--masks.allocation lamp`.
+        Returns a tensor of the same shape for each of `step.weights`, without NaN for weights that are still kept.
+        Negative and infinite scores are allowed, except with `--masks.allocation lamp`.
         """
         return {name: weight.abs() for name, weight in step.weights.items()}
 
     def masks(self, step: PruningStep) -> Tensors:
-        """The segment's masks; by default the weights with the highest scores among those still kept.
+        """The segment's masks; by default they keep the weights with the highest scores among those still kept.
 
-        Bool, on the CPU, named and ordered as `step.weights`; exactly round(sparsity · N) of all N are False.
+        Bool tensors on the CPU, with the names and in the order of `step.weights`; exactly round(sparsity · N) of all
+        N values are False.
         """
         return step.select(self.scores(step))
 
     def learning_rate(self, stage: Stage) -> Schedule:
-        """The segment's learning rate; by default one schedule goes on over the whole budget.
+        """The segment's learning rate; by default its part of one schedule over the whole budget.
 
-        It depends on `stage` alone: it is asked while planning too.
+        It must depend on `stage` alone, as planning calls it too.
         """
         return stage.continued()
 
     def extra(self, weights: Tensors) -> Tensors:
-        """Tensors of the method's own, trained, averaged and saved like parameters; by default none.
+        """Tensors of the method's own, which are trained, averaged and saved like parameters; by default none.
 
-        Floating point, of any shape, on the CPU; asked for once a run. They get weight decay like weights.
-        They come back in the order of their names, which may differ from that of `weights`.
+        Floating-point tensors of any shape on the CPU; called once per run. They get weight decay like weights. Hooks
+        get them sorted by name, which may differ from the order of `weights`.
         """
         return {}
 
     def effective(self, step: TrainingStep) -> Tensors:
         """The weights that the forward pass uses, differentiable, 0 where masked.
 
-        Overriding it lets the weights behind the mask stay dense: the scheduler then masks nothing
-        itself while training, and the finished model holds the effective weights. Called at every step, and without
-        gradients before a model is scored or saved; it must depend on `step` alone.
+        A method that overrides it keeps dense weights behind the masks: the run then does not mask weights in training,
+        and the finished model holds the effective weights. Called at every step, and without gradients before a model
+        is scored or saved; it must depend on `step` alone.
         """
         return {name: weight * step.masks[name] for name, weight in step.weights.items()}
 
@@ -254,9 +255,9 @@ class PruningMethod(ABC):
         return None
 
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
-        """The gradients of the prunable weights that the optimizer gets, from those of the loss; by default the same.
+        """Change the gradients of the prunable weights before the optimizer uses them; by default unchanged.
 
-        Called after the backward pass, before clipping; gradients of masked weights are 0 already.
+        Called after the backward pass and before clipping; the gradients of masked weights are 0 already.
         """
         return gradients
 
@@ -266,17 +267,17 @@ class PruningMethod(ABC):
 
 @dataclass(frozen=True)
 class Score:
-    """How a model does on a split: `accuracy` 0 to 1, `loss` mean cross-entropy in nats."""
+    """A model's score on a split: `accuracy`, 0 to 1, and `loss`, the mean cross-entropy in nats."""
 
     accuracy: float
     loss: float
 
 
 class Candidate(ABC):
-    """A finished replica, read from its file on demand.
+    """A trained replica offered to the merge; its tensors are read from its file on demand.
 
     Attributes:
-        index: The replica's number.
+        index: The replica's index in its segment.
         score: Its held-out score, without label smoothing.
     """
 
@@ -285,24 +286,24 @@ class Candidate(ABC):
 
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """Names of its tensors: parameters, buffers and the method's extra tensors."""
+        """Names of the candidate's tensors: parameters, buffers and the method's extra tensors."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
+        """Read one tensor to the CPU."""
 
 
 @dataclass(frozen=True)
 class Soup:
-    """What a merge made.
+    """A merged model.
+
+    The run fails if names, shapes or types differ from the candidates', or a value is not finite.
 
     Attributes:
-        tensors: The merged tensors, named as the candidates name theirs.
-        coefficients: Weight of each candidate, in order, summing up to 1. The optimizer's state is
-            averaged with them; None makes the next segment start with a fresh optimizer.
+        tensors: The merged tensors, under the candidates' names.
+        coefficients: Weight of each candidate, in order, adding up to 1. The optimizer's state is averaged with them;
+            None makes the next segment start with a new optimizer.
         ingredients: Indices of the replicas that were used, at least one.
-
-    The run fails where names, shapes or types are not the candidates', or a value is not finite.
     """
 
     tensors: Tensors
@@ -312,19 +313,19 @@ class Soup:
 
 @dataclass(frozen=True)
 class MergeStep:
-    """What a merge may use; it sees the held-out split, never the test split.
+    """What a merge strategy gets. It uses the held-out split, never the test split.
 
     Attributes:
-        average: `average(candidates, coefficients)` streams a weighted mean, one tensor at a time,
-            summed in float64 in the candidates' order; integer tensors come from the first
-            candidate with a coefficient other than 0. Raises RunError unless there is a finite number for each
-            candidate, and they sum up to 1.
-        score: Held-out score of any tensors named as the candidates', BatchNorm treated as
-            `--replicas.batchnorm` says.
-        loss: Mean cross-entropy on up to 1,000 held-out images, of any tensors named as the candidates',
-            differentiable, BatchNorm with the statistics given.
+        average: `average(candidates, coefficients)` is the weighted mean, computed one tensor at a time in float64 in
+            the candidates' order; integer tensors come from the first candidate with a coefficient other than 0.
+            Raises RunError unless there is a finite coefficient for each candidate and they add up to 1.
+        score: `score(tensors)` is the held-out score of tensors under the candidates' names, with BatchNorm
+            recalibrated or not as set by `--replicas.batchnorm`.
+        loss: `loss(tensors)` is their mean cross-entropy on up to 1,000 held-out images, differentiable, with the
+            BatchNorm statistics among the tensors.
         fisher: `fisher(candidate, images=256)` is the diagonal of its empirical Fisher information over that many
-            training images, a tensor of squared gradients a parameter; names without a gradient are absent.
+            training images: a tensor of mean squared gradients for each parameter; tensors without a gradient are
+            absent.
         parent: The model that the replicas started from.
         generator: A CPU generator seeded by (seed, segment).
     """
@@ -338,34 +339,34 @@ class MergeStep:
 
 
 class MergeStrategy(ABC):
-    """How the candidates of a segment become the next parent. Most merges want `CoefficientMerge`."""
+    """How the candidates of a segment become the next parent. Most strategies subclass `CoefficientMerge`."""
 
     max_replicas: ClassVar[int | None] = None
-    """Train no more replicas than this, whatever `--replicas.count` says."""
+    """Train at most this many replicas, even if `--replicas.count` is higher."""
 
     @property
     def average_from(self) -> float | None:
-        """Ask for candidates that are means of their trajectories, see `Segment.average_from`; by default not."""
+        """The fraction of a segment from which replicas average their weights, as in `Segment.average_from`."""
         return None
 
     @abstractmethod
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
-        """Combine at least one candidate, all sharing one mask, into one model of the same names and shapes.
+        """Combine one or more candidates, which share one mask, into one model with the same names and shapes.
 
-        A single candidate comes back as it is.
+        A single candidate is returned unchanged.
         """
 
 
 class CoefficientMerge(MergeStrategy):
-    """A merge that only chooses how much of each candidate goes in."""
+    """A merge strategy that averages the candidates; it only chooses their coefficients."""
 
     @abstractmethod
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
-        """One finite number a candidate, summing up to 1."""
+        """One finite coefficient per candidate; they add up to 1."""
 
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
-        """The average with these coefficients; raises RunError where they are not such."""
+        """The weighted mean with these coefficients; raises RunError if they are invalid."""
         weights = tuple(float(weight) for weight in self.coefficients(candidates, step))
-        tensors = step.average(candidates, weights)  # first: it says what is wrong with the weights
+        tensors = step.average(candidates, weights)  # first, as it checks the weights
         used = tuple(c.index for c, weight in zip(candidates, weights, strict=True) if weight)
         return Soup(tensors, weights, used)

@@ -1,4 +1,4 @@
-"""One run, from a configuration to its summary: prepare, start or resume, loop, finish."""
+"""One run from its configuration to its summary: prepare, start or resume, main loop, finish."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from sparsekit.run.wandb_record import summary_metadata
 from sparsekit.training.prepare import prepare
 from sparsekit.training.ranks import Ranks
 from sparsekit.training.setup import Setup
-from sparsekit.training.team import gathered, make_team
+from sparsekit.training.team import make_team, with_process_group
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How this call works on its run.
+    """What a call of `fit` works with besides its setup.
 
     Attributes:
         out: The run directory.
-        resumes: Whether there is a run in it to go on with.
-        display: Shows the run.
-        signals: Say when to stop.
+        resumes: Whether the directory holds a run to resume.
+        display: Shows the run to the user.
+        signals: Stop requests by SIGTERM and SIGINT.
         ranks: The processes of this run.
         began: When the call began, in seconds of the monotonic clock.
     """
@@ -57,7 +57,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a call begins its run: the progress, rows of metrics and seconds of the calls before it."""
+    """Where a call of `fit` starts or resumes its run.
+
+    Attributes:
+        at: The run's progress.
+        metrics: Size of metrics.jsonl in bytes at that progress.
+        seconds: Wall time of earlier calls.
+    """
 
     at: RunProgress
     metrics: int = 0
@@ -65,12 +71,15 @@ class Start:
 
 
 def fit(config: FitConfig) -> dict[str, Any]:
-    """Train, prune and merge as configured, or resume a run; returns what summary.json holds.
+    """Train, prune and merge as configured, or resume a run.
+
+    Returns:
+        The content of summary.json; empty on ranks other than the leader.
 
     Raises:
         UserError: an option is bad; nothing was written.
-        RunError: the run failed; summary.json has the status `failed`, checkpoints stay.
-        Stopped: a signal ended it; a checkpoint is kept.
+        RunError: the run failed; summary.json has the status `failed`, and checkpoints are kept.
+        Stopped: a signal stopped the run; a checkpoint is kept.
     """
     began = time.monotonic()
     ranks = Ranks.here()
@@ -83,13 +92,13 @@ def fit(config: FitConfig) -> dict[str, Any]:
         return done
     with StopSignals() as signals:
         with signals.reraise_if_swallowed():
-            setup = join(prepare(config), ranks)  # without waiting for anyone
+            setup = with_team(prepare(config), ranks)  # no rank waits for another here
         for rank in ranks.others:
             if wrong := ranks.ask(f"ready/{rank}", rank):
                 raise UserError(f"rank {rank}: {wrong}")
         with directory.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
-            setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
+            setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
             try:
                 return _run(setup, Launch(out, resumes, display, signals, ranks, began))
             except Stopped as stop:
@@ -102,17 +111,17 @@ def fit(config: FitConfig) -> dict[str, Any]:
 
 
 def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
-    """Run a rank that does not lead: it trains its share, and reports through the leader."""
+    """Run a rank other than the leader, which trains its share of replicas and reports through the leader."""
     with StopSignals() as signals:
         try:
             with signals.reraise_if_swallowed():
-                setup = join(prepare(config), ranks)
+                setup = with_team(prepare(config), ranks)
         except UserError as error:
             ranks.tell(f"ready/{ranks.rank}", str(error))
             raise
         ranks.tell(f"ready/{ranks.rank}", "")
         if out := ranks.ask("run"):
-            setup = replace(setup, team=gathered(setup.team, ranks, setup.device))
+            setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
             with signals.reraise_if_swallowed():
                 executor, _ = choose_executor(setup)
             rows = Rows(ranks.rank)
@@ -129,8 +138,8 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
     return {}
 
 
-def join(setup: Setup, ranks: Ranks) -> Setup:
-    """The setup with this rank's team."""
+def with_team(setup: Setup, ranks: Ranks) -> Setup:
+    """The setup with this rank's team, still without its process group; raises UserError if the ranks do not fit."""
     if ranks.size == 1:
         return setup
     config, replicas = setup.config, max(len(segment.replicas) for segment in setup.plan)
@@ -139,14 +148,14 @@ def join(setup: Setup, ranks: Ranks) -> Setup:
 
 
 def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
-    """The run inside its locked directory, up to its result on the screen; returns its summary."""
+    """Run in the locked run directory, and show the result; returns the summary."""
     config, out, display, signals = setup.config, launch.out, launch.display, launch.signals
     checkpoints = CheckpointStore(out / "checkpoints")
-    with signals.deferred():  # what a signal breaks off here would look like a damaged checkpoint
+    with signals.deferred():  # an interrupted read would look like a damaged checkpoint
         fresh = first_progress(setup)
         start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
     signals.stop()
-    with signals.reraise_if_swallowed():  # and here like a model that vmap cannot take
+    with signals.reraise_if_swallowed():  # an interrupted trial of vmap would look like a model that it cannot handle
         executor, why = choose_executor(setup)
     if why:
         display.note(why)
@@ -155,7 +164,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     if setup.device.type == "cpu" and (slow := device.crowded_threads()):
         display.warn(slow)
     display.begin(_steps_left(setup, start.at))
-    options, summary = flatten(describe(config)), finish.begun(setup, out)
+    options, summary = flatten(describe(config)), finish.initial_summary(setup, out)
 
     def seconds() -> float:
         return start.seconds + time.monotonic() - launch.began
@@ -168,12 +177,12 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
         )  # fmt: skip
         try:
             with signals.reraise_if_swallowed():
-                result = run(context, torchrun.absorb_all(context, start.at))
+                result = run(context, torchrun.add_interrupted_results(context, start.at))
                 leader.finish()
                 summary |= finish.finish(setup, result, out)
                 done = summary | {"status": "done"}
                 row = {key: value for key, value in done.items() if key not in finish.NOT_REPRODUCIBLE}
-                # before summary.json, which ends the run for good
+                # before summary.json: once its status is `done`, the run is never resumed
                 tracker.log("done", row, step=sum(segment.steps for segment in setup.plan))
                 tracker.summary(done | {"wall_seconds": seconds()})
                 tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
@@ -183,19 +192,19 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
             raise
         finally:
             summary["wall_seconds"] = seconds()
-            with suppress(OSError):  # where the disk is full, the first error is the one to report
+            with suppress(OSError):  # if the disk is full, report the first error
                 write_json(out / "summary.json", summary)
         checkpoints.clear()
         page = {"report": str(finish.page_of(out))} if config.evaluation.report else {}
         display.finish(summary | page, tracker.wandb_locations)
-        # when the result is on the screen and nothing can go wrong any more
+        # after the result is on the screen, so that a failure here loses nothing
         if config.evaluation.report and (written := finish.write_report(out, display)):
             tracker.page(written)
     return summary
 
 
 def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: RunProgress) -> Start | None:
-    """Where the newest good checkpoint leaves off; None where there is none."""
+    """Resume from the newest undamaged checkpoint; None without one."""
     out, display = launch.out, launch.display
 
     def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], RunProgress]:
@@ -206,22 +215,22 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
     found = checkpoints.restored(display.warn, read) if launch.resumes else None
     if found is None:
         if setup.config.resume:
-            lacks = "no checkpoint" if launch.resumes else "no run there"
-            display.note(f"{out}: {lacks} to go on from; starting at the beginning")
+            lacks = "no checkpoint" if launch.resumes else "no run"
+            display.note(f"{out}: {lacks} to resume from; starting at the beginning")
         return None
     body, at = found
     if body["metrics"] > directory.size(out / "metrics.jsonl"):
         raise RunError(
-            f"{out / 'metrics.jsonl'} lacks rows that were there; put it back, or start anew in another --out"
+            f"{out / 'metrics.jsonl'} lacks rows from before the checkpoint; restore it, or start with another --out"
         )
-    display.note(f"{out}: going on in segment {at.segment + 1} of {len(setup.plan)}")
+    display.note(f"{out}: resuming in segment {at.segment + 1} of {len(setup.plan)}")
     if setup.device.type == "cpu" and (differs := device.changed_threads(body.get("threads"))):
         display.warn(differs)
     return Start(at, body["metrics"], float(body["seconds"]))
 
 
 def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:
-    """The beginning, with config.yaml and plan.json written and the plan shown."""
+    """Start a new run: write config.yaml and plan.json, and show the plan."""
     plan = summarize(setup.config, setup.plan)
     write_yaml(launch.out / "config.yaml", describe(setup.config))
     write_json(launch.out / "plan.json", plan.to_json())
@@ -236,6 +245,6 @@ def _file_error(error: Exception, out: Path) -> str:
 
 
 def _steps_left(setup: Setup, at: RunProgress) -> int:
-    """Optimizer steps that are left to do, over all replicas."""
+    """Remaining optimizer steps of all replicas."""
     lengths = [segment.lengths for segment in setup.plan[at.segment :]]
     return sum(sum(each) for each in lengths) - sum(lengths[0][index] for index in at.finished)

@@ -1,4 +1,4 @@
-"""Parts for methods: option checks, the cubic ramp, cycles of pruning, and retraining schedules. No torch."""
+"""Parts for pruning methods: option checks, the cubic ramp, cycles of pruning, retraining schedules. Without torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ RETRAIN_WARMUP = 0.1
 
 
 def check_option(option: str, value: float, valid: bool, rule: str) -> None:
-    """Check one option of a plugin, such as `check_option("method.start", start, 0 <= start < 1, "a fraction …")`.
+    """Check an option of a plugin, as in `check_option("method.start", start, 0 <= start < 1, "a fraction …")`.
+
+    Args:
+        option: The option without its dashes.
+        value: Its value.
+        valid: Whether the value is valid.
+        rule: Which values are valid, for the message.
 
     Raises:
-        ValueError: unless `valid`; the message names the option, its value and the rule.
+        ValueError: the value is not valid; the message has the option, the value and the rule.
     """
     if not valid:
         raise ValueError(f"--{option} is {value:g}; give {rule}")
 
 
 def cubic_sparsity(time: float, start: float, end: float, initial: float, final: float) -> float:
-    """GMP's ramp, s(t) = s_f + (s_i − s_f)(1 − (t − t0)/(t1 − t0))³, constant outside [t0, t1] (arXiv 1710.01878).
+    """The sparsity of GMP's ramp at a time, s(t) = s_f + (s_i − s_f)(1 − (t − t0)/(t1 − t0))³ (arXiv 1710.01878).
 
-    All times in one unit; sparsities 0 to 1.
+    It is constant outside of [t0, t1], from `start` to `end`. Times are in any one unit; sparsities from 0 to 1.
     """
     if time >= end:
         return final
@@ -36,10 +42,17 @@ def cubic_sparsity(time: float, start: float, end: float, initial: float, final:
 def gradual_plan(
     budget: Budget, start: float, end: float, interval: float, initial: float, stop: float
 ) -> tuple[Segment, ...]:
-    """Segments of a cubic ramp: prune at start, start + interval, … and end, then every interval until `stop`.
+    """Segments that prune on a cubic ramp at start, start + interval, … and end, then every interval until `stop`.
 
-    `start`, `end`, `interval` and `stop` are fractions of the budget. A step that would prune nothing, such as
-    the first with `initial` 0, starts no segment.
+    A step of sparsity 0, such as the first with `initial` 0, starts no segment.
+
+    Args:
+        budget: The budget.
+        start: Start of the ramp, as a fraction of the budget.
+        end: End of the ramp, as a fraction of the budget.
+        interval: Distance of two prunings, as a fraction of the budget.
+        initial: Sparsity at the start, as a fraction of the final sparsity.
+        stop: No pruning from this fraction of the budget on, except at `end`.
     """
     tolerance = 1e-9
     times = [start]
@@ -51,7 +64,7 @@ def gradual_plan(
         times.append(times[-1] + interval)
     steps = [(t, cubic_sparsity(t, start, end, initial * budget.sparsity, budget.sparsity)) for t in times]
     steps = [(0.0, 0.0), *(step for step in steps if step[1] > 0.0 or budget.sparsity == 0.0)]
-    if steps[1:] and steps[1][0] <= tolerance:  # pruned from the very first step
+    if steps[1:] and steps[1][0] <= tolerance:  # the first pruning is at the very start
         steps = [(0.0, steps[1][1]), *steps[2:]]
     ends = [t for t, _ in steps[1:]] + [1.0]
     return tuple(
@@ -60,9 +73,14 @@ def gradual_plan(
 
 
 def cycles_plan(budget: Budget, dense: float, cycles: int) -> tuple[Segment, ...]:
-    """A dense phase of `dense` of the budget, then `cycles` equal rounds of pruning the same fraction of what remains.
+    """A dense phase, then cycles of equal length, each of which prunes the same fraction of the remaining weights.
 
-    After round k of n the sparsity is 1 − (1 − S)^(k/n) (arXiv 2306.16788, section 2).
+    The sparsity of cycle k of n is 1 − (1 − S)^(k/n) (arXiv 2306.16788, section 2).
+
+    Args:
+        budget: The budget, with the final sparsity S.
+        dense: Fraction of the budget for the dense phase.
+        cycles: Number of cycles.
     """
     epochs = (1.0 - dense) * budget.epochs / cycles
     rounds = [Segment(1.0 - (1.0 - budget.sparsity) ** (k / cycles), epochs) for k in range(1, cycles)]
@@ -70,16 +88,17 @@ def cycles_plan(budget: Budget, dense: float, cycles: int) -> tuple[Segment, ...
 
 
 def dense_schedule(budget: Budget) -> Schedule:
-    """The original schedule, compressed into the dense phase."""
+    """The whole original schedule, compressed into the dense phase; starts with a new optimizer."""
     return Schedule(budget.rate)
 
 
 def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
     """The learning rate of one retraining phase (arXiv 2111.00843, section 3), as a multiplier of the largest rate.
 
-    `ft` stays at the original schedule's last rate; `lrw` replays its last stretch of the same length; `slr`
-    compresses all of it; `clr` falls as a cosine to its last rate; `llr` falls linearly to 0; `allr` does so from
-    a rate adapted to what the pruning changed. All but `ft` and `lrw` warm up over the first tenth.
+    `ft` keeps the original schedule's last rate; `lrw` repeats the original schedule's end, of the same length; `slr`
+    compresses the whole original schedule; `clr` is a cosine from 1 to the last rate; `llr` falls linearly from 1 to 0;
+    `allr` falls linearly to 0 from a rate that depends on how much the pruning changed the weights. All but `ft` and
+    `lrw` warm up over the first tenth.
     """
     budget, dense_epochs, epochs = stage.budget, stage.plan[0].epochs, stage.segment.epochs
     last = budget.decay(1.0)
@@ -99,8 +118,8 @@ def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
 def allr_factor(stage: Stage) -> float:
     """ALLR's d = clip(‖W − W_p‖₂ / (‖W‖₂ √s), min(T_rt / T, 1), 1) (arXiv 2111.00843, section 3.2).
 
-    s is the fraction of the remaining weights that this phase pruned, T the epochs of the dense phase and T_rt those
-    of this one; norms over the prunable weights.
+    s is the fraction of the remaining weights that this phase pruned, T the epochs of the dense phase, T_rt those of
+    this phase; the norms are over the prunable weights.
     """
     lowest = min(stage.segment.epochs / stage.plan[0].epochs, 1.0)
     pruned = stage.pruned_fraction

@@ -92,6 +92,6 @@ def accuracy(seed: int, sparsity: float) -> float:
     return round(0.99 - 0.1 * sparsity - 0.01 * (seed % 3), 6)
 
 
-def newest(keeper: CheckpointStore, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, StoredFile]] | None:
+def newest(store: CheckpointStore, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, StoredFile]] | None:
     """A run's newest good checkpoint as it is."""
-    return keeper.restored(warn, lambda body, files: (body, files))
+    return store.restored(warn, lambda body, files: (body, files))

@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from sparsekit.plugins import blame
 
-        if debug or not (told := blame.told(error)):
+        if debug or not (line := blame.describe(error)):
             raise
-        print(f"sparsekit: error: {told}", file=sys.stderr)
+        print(f"sparsekit: error: {line}", file=sys.stderr)
         return 1
 
 

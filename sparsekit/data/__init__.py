@@ -1,4 +1,4 @@
-"""Data sets: raw files in, augmented batches on the device out."""
+"""Data sets: read from files, split, and augmented in batches on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ __all__ = ["Data", "FolderData", "ImageData", "Split", "load"]
 
 
 def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
-    """The data set that `config` names; raises UserError."""
+    """Load the data set of `--data`.
+
+    Args:
+        config: The options of `--data`.
+        device: The device of its batches.
+        channels_last: Memory format of its batches.
+
+    Raises:
+        UserError: an option is bad, or files are missing or damaged.
+    """
     if config.name == "imagefolder":
         return FolderData.load(config, device, channels_last)
     if config.kwargs:

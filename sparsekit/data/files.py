@@ -1,9 +1,9 @@
-"""Read data sets from the files in which they are published, without a download.
+"""Read data sets from their published files, without downloading.
 
 `digits.npz` beside this module holds the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
 Digits, UCI Machine Learning Repository, 1998 (https://doi.org/10.24432/C50P49, CC BY 4.0), as scikit-learn's
-`load_digits` gives it: `images` [1797, 8, 8] with values 0 to 16, `labels` [1797], and `order` [1797], added by us, a
-fixed class-balanced shuffle: the first 400 are to train, the next 397 are held out, the last 1,000 are to test.
+`load_digits` returns it: `images` [1797, 8, 8] with values 0 to 16, `labels` [1797], and `order` [1797], which we
+added, a fixed class-balanced shuffle: the first 400 are for training, the next 397 held out, the last 1,000 for tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class RawData:
         test_images: uint8 [M, H, W, C].
         test_labels: int64 [M].
         num_classes: Number of classes.
-        held_out: How many of the training images, the last ones, the data set itself holds out; None leaves it open.
+        held_out: Number of images at the end of the training images that the data set itself holds out; None if it
+            defines no such split.
     """
 
     train_images: Images
@@ -52,26 +53,30 @@ class RawData:
 
 
 def read(name: str, root: str | None) -> RawData:
-    """Read the data set `name` from the folder `root`, which `digits` does not need.
+    """Read a data set from its published files.
+
+    Args:
+        name: Name of the data set.
+        root: Folder of the files; not needed for `digits`.
 
     Raises:
-        UserError: The name or the folder does not exist, or a file is missing, unreadable or not the published one.
+        UserError: the name or the folder does not exist, or a file is missing, unreadable or not the published one.
     """
     if name == "digits":
         return _digits()
     if name not in _TORCHVISION:
         known = ["digits", *_TORCHVISION]
         raise UserError(f"--data.name: no data set {name!r}; choose from {', '.join(known)}.{nearest(name, known)}")
-    wanted = f"for {name} give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
+    hint = f"for {name} give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
     if name == "fashion_mnist":
-        wanted += ", or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
+        hint += ", or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
     if root is None:
-        raise UserError(f"--data.root: {name} is read from files and no folder is given; {wanted}")
+        raise UserError(f"--data.root: {name} is read from files and no folder is given; {hint}")
     folder = expanded(root)
     if not os.path.isdir(folder):  # unlike Path.is_dir, also False where a parent may not be read
         state = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise UserError(f"--data.root: '{root}' {state}; {wanted}")
-    return (_cifar if name.startswith("cifar") else _mnist)(folder, _TORCHVISION[name], wanted)
+        raise UserError(f"--data.root: '{root}' {state}; {hint}")
+    return (_cifar if name.startswith("cifar") else _mnist)(folder, _TORCHVISION[name], hint)
 
 
 def _digits() -> RawData:
@@ -82,15 +87,15 @@ def _digits() -> RawData:
     return RawData(images[:797], labels[:797], images[797:], labels[797:], num_classes=10, held_out=397)
 
 
-def _cifar(root: Path, published: str, wanted: str) -> RawData:
-    """Read CIFAR's pickles, once each has the MD5 that torchvision lists: unpickling can run code in a file."""
+def _cifar(root: Path, published: str, hint: str) -> RawData:
+    """Read CIFAR's pickles after checking the MD5 sums that torchvision lists, as unpickling can run code."""
     from torchvision import datasets  # costs 1.6 s
     from torchvision.datasets.utils import check_integrity
 
     base = getattr(datasets, published)
     files = dict([*base.train_list, *base.test_list, (base.meta["filename"], base.meta["md5"])])
-    folder = _complete([root / base.base_folder, root], list(files), wanted, Path)
-    reader = type(published, (base,), {"base_folder": ""})  # its folder may also be the root itself
+    folder = _complete([root / base.base_folder, root], list(files), hint, Path)
+    reader = type(published, (base,), {"base_folder": ""})  # the files may also be in the root itself
     try:
         for file, md5 in files.items():
             if not check_integrity(folder / file, md5):
@@ -101,10 +106,10 @@ def _cifar(root: Path, published: str, wanted: str) -> RawData:
     return RawData(train.data, np.array(train.targets), test.data, np.array(test.targets), len(train.classes))
 
 
-def _mnist(root: Path, published: str, wanted: str) -> RawData:
-    """Read idx files, which torchvision itself reads neither gzipped nor from any folder but its own."""
+def _mnist(root: Path, published: str, hint: str) -> RawData:
+    """Read idx files; torchvision reads them neither gzipped nor from other folders than its own."""
     files = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    folder = _complete([root / published / "raw", root / "raw", root], files, wanted, _plain_or_gz)
+    folder = _complete([root / published / "raw", root / "raw", root], files, hint, _plain_or_gz)
     images, labels = _idx_split(*(_plain_or_gz(folder / file) for file in files[:2]))
     test_images, test_labels = _idx_split(*(_plain_or_gz(folder / file) for file in files[2:]))
     if (side := images.shape[1]) != (test_side := test_images.shape[1]):
@@ -112,18 +117,18 @@ def _mnist(root: Path, published: str, wanted: str) -> RawData:
     return RawData(images, labels, test_images, test_labels, num_classes=10)
 
 
-def _complete(folders: Sequence[Path], files: Sequence[str], wanted: str, find: Callable[[Path], Path]) -> Path:
-    """The first of `folders`, of which the last is the root, that holds all `files`; raises UserError."""
+def _complete(folders: Sequence[Path], files: Sequence[str], hint: str, find: Callable[[Path], Path]) -> Path:
+    """The first of `folders`, the last of which is the root, that has all `files`; raises UserError if none has."""
     missing = {folder: [file for file in files if not os.path.isfile(find(folder / file))] for folder in folders}
     folder = min(folders, key=lambda folder: len(missing[folder]))
     if missing[folder]:
         where = folder if len(missing[folder]) < len(files) else folders[-1]
-        raise UserError(f"--data.root: '{where}' lacks {', '.join(missing[folder])}; {wanted}")
+        raise UserError(f"--data.root: '{where}' lacks {', '.join(missing[folder])}; {hint}")
     return folder
 
 
 def _plain_or_gz(path: Path) -> Path:
-    """The file, or if there is none, `<file>.gz`: torchvision leaves both, and the plain one is read faster."""
+    """The file, or `<file>.gz` if it does not exist; torchvision keeps both, and the plain file is read faster."""
     return path if os.path.isfile(path) else path.with_name(f"{path.name}.gz")
 
 
@@ -132,7 +137,7 @@ def _bad(path: Path, what: str) -> NoReturn:
 
 
 def _idx_split(images_file: Path, labels_file: Path) -> tuple[Images, Labels]:
-    """Images [N, H, W, 1] and as many labels."""
+    """Read images, uint8 [N, H, W, 1], and their labels, int64 [N]."""
     images, labels = _idx(images_file, 3), _idx(labels_file, 1)
     if not images.shape[1] == images.shape[2] > 0:
         _bad(images_file, f"holds images of {images.shape[1]} x {images.shape[2]} pixels, not square ones")
@@ -144,7 +149,7 @@ def _idx_split(images_file: Path, labels_file: Path) -> tuple[Images, Labels]:
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The uint8 array in an idx file: a magic number, big-endian uint32 sizes, then the bytes."""
+    """Read the uint8 array of an idx file: a magic number, big-endian uint32 sizes, then the values."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three on damaged files

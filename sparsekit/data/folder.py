@@ -1,7 +1,7 @@
-"""Image folders of any size, read by worker processes through timm's loader and transforms.
+"""Image folders of any size, read by worker processes with timm's loader and transforms.
 
-What a batch holds follows from its number in a stream, and how an image is augmented from (seed, epoch, image) alone:
-workers take batches in turns, so that their number changes nothing and a stream can start anywhere.
+A batch's images depend on its number in the stream, and an image's augmentation on (seed, epoch, image) alone. So the
+number of workers, which take batches in turns, changes nothing, and a stream can start anywhere.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
 
 
 class FolderData:
-    """The three splits of an image folder; what `ImageData` offers, read from files batch by batch.
+    """The three splits of an image folder, read from files batch by batch; the same interface as `ImageData`.
 
     Attributes:
-        num_classes: Labels run from 0 to `num_classes` - 1, in the natural order of the folders' names.
-        channels: 3; grey images are converted.
+        num_classes: Number of classes; labels are from 0 to `num_classes` - 1, in the natural order of folder names.
+        channels: Number of channels, 3; grey images are converted.
         image_size: Side of the images in pixels.
-        mean: Mean of each channel that normalisation takes off, black 0 to white 1.
-        std: Standard deviation that it divides by, in the same unit.
-        batch_size: Images a batch.
-        steps_per_epoch: Training batches an epoch.
-        train_size: Images in the training split, the held-out ones not among them.
+        mean: Mean of each channel that normalisation subtracts, black 0 to white 1.
+        std: Standard deviation of each channel that normalisation divides by, black 0 to white 1.
+        batch_size: Images per batch.
+        steps_per_epoch: Training batches per epoch.
+        train_size: Images in the training split, without the held-out ones.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
-        normalise: Takes off `mean` and divides by `std`.
+        normalise: Subtracts `mean` and divides by `std`.
     """
 
     channels = 3
@@ -60,18 +60,18 @@ class FolderData:
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        """Hold the paths and labels of `samples`; nothing is read yet.
+        """Keep the paths and labels of the images; no image is read yet.
 
         Args:
-            samples: Path and label of each image by split.
-            num_classes: How many classes there are.
-            image_size: Side in pixels.
-            batch_size: Images a batch.
-            workers: Processes that read; 0 reads in this one.
+            samples: For each split, path and label of each image.
+            num_classes: Number of classes.
+            image_size: Side of the images in pixels.
+            batch_size: Images per batch.
+            workers: Number of processes that read images; 0 reads in this process.
             augment: Whether training images are augmented.
-            kwargs: What `timm.data.create_loader` is told besides.
-            device: Where batches go.
-            channels_last: Memory order of the batches.
+            kwargs: Further arguments of `timm.data.create_loader`.
+            device: The device of the batches.
+            channels_last: Memory format of the batches.
         """
         self.num_classes, self.image_size, self.batch_size = num_classes, image_size, batch_size
         self.device, self._workers, self._augment = device, workers, augment
@@ -86,14 +86,14 @@ class FolderData:
 
     @classmethod
     def load(cls, config: DataConfig, device: torch.device, channels_last: bool) -> FolderData:
-        """List and split the images below `--data.root`; opens none.
+        """List and split the images in `--data.root`, without opening any.
 
-        The held-out images are the same in every run: they depend on `held_out`, never on `--seed`.
+        The held-out images are the same in every run: they depend on `--data.held_out`, not on `--seed`.
 
         Raises:
-            UserError: the folders are not there or not as they should be, or an option does not fit them.
+            UserError: the folders are missing or lack images, or an option does not fit them.
         """
-        train, test, classes = folder_labels.listed(config)
+        train, test, classes = folder_labels.list_images(config)
         labels = torch.tensor([label for _, label in train])
         kept, held_out = order.cut(labels, len(classes), config.held_out)
         if test is None:
@@ -107,7 +107,7 @@ class FolderData:
         for key in config.kwargs:
             if key not in (known := [*_TRAINING, *_ALWAYS]):
                 hint = nearest(key, known) or f" Choose from {', '.join(sorted(known))}."
-                raise UserError(f"--data.kwargs: {key!r} is no argument of timm's loader that can be set.{hint}")
+                raise UserError(f"--data.kwargs: {key!r} is not an argument of timm's loader that can be set.{hint}")
         try:
             data = cls(
                 {"train": [train[i] for i in kept], "held_out": [train[i] for i in held_out], "test": test},
@@ -122,7 +122,7 @@ class FolderData:
             )
             for training in (True, False):
                 data._loader(Stream([], lambda _: [], 0, 0), training, 1)
-        except Exception as error:  # timm asserts, indexes and unpacks what it is given
+        except Exception as error:  # timm may raise anything for bad arguments
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
@@ -131,18 +131,18 @@ class FolderData:
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches number `start` to `steps` - 1 of the stream that `seed` alone determines.
+        """Augmented training batches, numbers `start` to `steps` - 1 of a stream that depends on `seed` alone.
 
-        An epoch's last, incomplete batch is dropped. Leaves the process' random states as they are.
+        An epoch's last, incomplete batch is dropped. The process' random states do not change.
 
         Args:
             seed: Seed of the order and the augmentation.
-            steps: Where the stream ends.
-            start: Number of the first batch.
-            subset: int64 indices into the training split, if only these are used; fewer than `batch_size` make batches
-                of them all.
-            part: `(k, n)` reads the k-th of n equal parts of each batch only, augmented as in the whole, but for
-                random erasing; what does not divide is left out.
+            steps: Number of batches in the stream.
+            start: Number of the first batch to return.
+            subset: int64 indices into the training split, to train on these only. If they are fewer than `batch_size`,
+                every batch holds them all.
+            part: `(k, n)` reads only the k-th of n equal parts of each batch, augmented as in the full batch except
+                for random erasing; images left over by the division are dropped.
 
         Yields:
             Normalised images, float32 [B, 3, S, S], and labels, int64 [B].
@@ -154,7 +154,7 @@ class FolderData:
         size = min(self.batch_size, len(chosen))
         per_epoch = len(chosen) // size
         share = size // part[1] if part[1] > 1 else size
-        shuffled: dict[int, Tensor] = {}  # of the epoch that is going on
+        shuffled: dict[int, Tensor] = {}  # the order of the current epoch
 
         def batch(number: int) -> list[tuple[int, int | None]]:
             epoch, position = divmod(number, per_epoch)
@@ -167,17 +167,17 @@ class FolderData:
 
         stream = Stream(self._samples["train"], batch, start, steps)
         loader = self._loader(stream, True, share)
-        if loader.random_erasing is not None:  # it works on whole batches, in this process
+        if loader.random_erasing is not None:  # timm erases in whole batches, in this process
             own = derive(seed, "part", part[0]) if part[0] else seed
             loader.random_erasing = Seeded(loader.random_erasing, own, start)
         return self._batches(loader)
 
     def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of a split, resized and cropped to the centre, in an order that is always the same.
+        """The images of a split in a fixed order, resized and cropped to the centre.
 
         Args:
-            split: Which split.
-            limit: How many images, if not all: always the same, and each class in its share.
+            split: The split.
+            limit: Return a fixed, stratified choice of this many images; None returns all.
 
         Yields:
             Normalised images, float32 [B, 3, S, S] with B at most `batch_size`, and labels, int64 [B].
@@ -198,15 +198,19 @@ class FolderData:
         return self._batches(self._loader(stream, False, self.batch_size))
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same images before they are normalised, float32 [B, C, S, S] of 0 to 255; `ImageData` gives uint8."""
+        """The images of `evaluation_batches` before normalisation.
+
+        Yields:
+            Images, float32 [B, C, S, S] with values from 0 to 255, and labels, int64 [B].
+        """
         for images, labels in self.evaluation_batches(split, limit):
-            yield self.normalise.undone(images), labels
+            yield self.normalise.undo(images), labels
 
     def subset(self, fraction: float, seed: int) -> Tensor:
-        """Choose a random `fraction` of the training split, each class in its share and with at least one image.
+        """Choose a random, stratified `fraction` of the training split with at least one image of each class.
 
         Returns:
-            Sorted int64 indices, on the CPU.
+            Sorted int64 indices on the CPU.
 
         Raises:
             UserError: `fraction` is not above 0 and at most 1.
@@ -239,8 +243,8 @@ class FolderData:
                     images, labels = next(batches)
                 except StopIteration:
                     return
-                except RunError as error:  # a worker's comes with its traceback in the message
-                    error.__traceback__ = None  # it would keep the loader, and so its workers, alive
+                except RunError as error:  # the message from a worker contains its traceback
+                    error.__traceback__ = None  # a traceback would keep the loader and its workers alive
                     trouble = str(error).strip().splitlines()[-1].rpartition("RunError: ")[2]
                 except RuntimeError as error:
                     if "DataLoader worker" not in str(error):

@@ -1,4 +1,4 @@
-"""Small images that live on the device as tensors and are augmented by the batch."""
+"""Small images held on the device as tensors, augmented in batches."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from sparsekit.errors import UserError
 
 Split = Literal["train", "held_out", "test"]
 
-_FLIPPED = ("fashion_mnist", "cifar10", "cifar100")  # a mirrored digit is another digit, or none
+_FLIPPED = ("fashion_mnist", "cifar10", "cifar100")  # not the digits: a mirrored digit is not that digit
 _EVALUATION_BATCH = 500
 
 
 class ImageData:
-    """The three splits of a data set on one device. `load` makes one from the options.
+    """The three splits of a data set on one device; `load` creates it from options.
 
     Augmentation follows torchvision's `RandomCrop(image_size, padding=round(image_size / 8))`, which pads with black
-    before normalisation, then its `RandomHorizontalFlip` where a flip keeps the label.
+    before normalisation, and then `RandomHorizontalFlip` for data sets whose labels a flip keeps.
 
     Attributes:
-        num_classes: Labels run from 0 to `num_classes` - 1.
-        channels: 1 or 3.
+        num_classes: Number of classes; labels are from 0 to `num_classes` - 1.
+        channels: Number of channels, 1 or 3.
         image_size: Side of the images in pixels.
         mean: Mean of each channel over the training split, black 0 to white 1.
-        std: Standard deviation of each channel over the training split, in the same unit.
-        batch_size: Images a training batch.
-        steps_per_epoch: Training batches an epoch.
-        train_size: Images in the training split, the held-out ones not among them.
+        std: Standard deviation of each channel over the training split, black 0 to white 1.
+        batch_size: Images per training batch.
+        steps_per_epoch: Training batches per epoch.
+        train_size: Images in the training split, without the held-out ones.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
-        normalise: Makes float32 of mean 0 and standard deviation 1 over the training split.
+        normalise: Normalises images to float32 with mean 0 and standard deviation 1 over the training split.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class ImageData:
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        """Move `splits`, uint8 [N, C, S, S] and int64 [N] each, to `device`.
+        """Move the splits to the device.
 
         Args:
-            splits: Images and labels by split.
-            num_classes: How many classes there are.
-            batch_size: Images a training batch, at most the training split's.
+            splits: For each split its images, uint8 [N, C, S, S], and labels, int64 [N].
+            num_classes: Number of classes.
+            batch_size: Images per training batch, at most the size of the training split.
             shift: Largest random shift in pixels; 0 for none.
-            flip: Whether to flip half the training images.
-            device: Where images, labels and batches live.
-            channels_last: Memory order of the batches.
+            flip: Whether to flip half of the training images.
+            device: The device of images, labels and batches.
+            channels_last: Memory format of the batches.
         """
         self.num_classes = num_classes
         self.batch_size = batch_size
@@ -79,7 +79,7 @@ class ImageData:
 
         size = self.image_size
         padded = functional.pad(train, (shift,) * 4).to(device)
-        # [N, 2 * shift + 1, 2 * shift + 1, C, S, S], a view: indexing it by image, row and column crops a whole batch.
+        # A view [N, 2 * shift + 1, 2 * shift + 1, C, S, S]: indexing it by image, row and column crops a whole batch.
         self._crops = padded.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
         self._images: dict[Split, Tensor] = {
             "train": self._crops[:, shift, shift],
@@ -87,19 +87,19 @@ class ImageData:
             "test": splits["test"][0].to(device),
         }
         self._labels = {name: labels.to(device) for name, (_, labels) in splits.items()}
-        self._cpu_labels = {name: labels.cpu() for name, (_, labels) in splits.items()}  # random choices are made there
+        self._cpu_labels = {name: labels.cpu() for name, (_, labels) in splits.items()}  # for random choices
 
     @classmethod
     def load(cls, config: DataConfig, device: torch.device, channels_last: bool) -> ImageData:
-        """Read, split, resize and move the data set that `config` names.
+        """Read the data set of `--data`, split and resize it, and move it to the device.
 
-        The held-out images are the same in every run: they depend on `held_out`, never on `--seed`.
+        The held-out images are the same in every run: they depend on `--data.held_out`, not on `--seed`.
 
         Raises:
-            UserError: A value of `config` that does not fit, or files that are missing or damaged.
+            UserError: an option does not fit the data, or files are missing or damaged.
         """
         if not 0 < config.held_out < 1:
-            raise UserError(f"--data.held_out: {config.held_out} is no fraction; give one between 0 and 1, such as 0.1")
+            raise UserError(f"--data.held_out: {config.held_out} is not between 0 and 1; give a fraction such as 0.1")
         if config.batch_size < 1:
             raise UserError(f"--data.batch_size: {config.batch_size} is too small; give at least 1")
         raw = read(config.name, config.root)
@@ -131,20 +131,20 @@ class ImageData:
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches number `start` to `steps` - 1 of the stream that `seed` alone determines.
+        """Augmented training batches, numbers `start` to `steps` - 1 of a stream that depends on `seed` alone.
 
-        The order of an epoch depends on (seed, epoch) and a batch's augmentation on (seed, its number), so a stream
-        that starts in the middle gives the same bits as one that got there. An epoch's last, incomplete batch is
-        dropped. Nothing waits for the device.
+        An epoch's order depends on (seed, epoch) and a batch's augmentation on (seed, batch number), so a stream that
+        starts in the middle gives the same bits. An epoch's last, incomplete batch is dropped. Nothing waits for the
+        device.
 
         Args:
             seed: Seed of the order and the augmentation.
-            steps: Where the stream ends.
-            start: Number of the first batch.
-            subset: int64 indices into the training split, if only these are used; fewer than `batch_size` make batches
-                of them all.
-            part: `(k, n)` gives the k-th of n equal parts of each batch, with the same augmentation as in the whole;
-                what does not divide is left out.
+            steps: Number of batches in the stream.
+            start: Number of the first batch to return.
+            subset: int64 indices into the training split, to train on these only. If they are fewer than `batch_size`,
+                every batch holds them all.
+            part: `(k, n)` returns the k-th of n equal parts of each batch, augmented as in the full batch; images left
+                over by the division are dropped.
 
         Yields:
             Normalised images, float32 [B, C, S, S], and labels, int64 [B].
@@ -160,15 +160,15 @@ class ImageData:
                 shuffled, shuffled_epoch = self._to_device(chosen[shuffle]), epoch
             index = shuffled[position * batch : (position + 1) * batch]
             size = batch // part[1]
-            mine = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
-            yield self.normalise(self._augmented(index, seed, step, mine)), self._labels["train"][index[mine]]
+            share = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
+            yield self.normalise(self._augmented(index, seed, step, share)), self._labels["train"][index[share]]
 
     def evaluation_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of a split as they are, in an order that is always the same, the last batch incomplete.
+        """The images of a split in a fixed order, without augmentation; the last batch may be smaller.
 
         Args:
-            split: Which split.
-            limit: How many images, if not all: always the same, and each class in its share.
+            split: The split.
+            limit: Return a fixed, stratified choice of this many images; None returns all.
 
         Yields:
             Normalised images, float32 [B, C, S, S] with B at most 500, and labels, int64 [B].
@@ -177,7 +177,11 @@ class ImageData:
             yield self.normalise(images), labels
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same images before they are normalised, uint8 [B, C, S, S]; `FolderData` gives float32."""
+        """The images of `evaluation_batches` before normalisation.
+
+        Yields:
+            Images, uint8 [B, C, S, S], and labels, int64 [B].
+        """
         images, labels = self._images[split], self._labels[split]
         some = None
         if limit is not None and limit < len(labels):
@@ -189,10 +193,10 @@ class ImageData:
             yield images[index], labels[index]
 
     def subset(self, fraction: float, seed: int) -> Tensor:
-        """Choose a random `fraction` of the training split, each class in its share and with at least one image.
+        """Choose a random, stratified `fraction` of the training split with at least one image of each class.
 
         Returns:
-            Sorted int64 indices, on the CPU.
+            Sorted int64 indices on the CPU.
 
         Raises:
             UserError: `fraction` is not above 0 and at most 1.
@@ -200,30 +204,30 @@ class ImageData:
         return order.subset(self._cpu_labels["train"], fraction, self.num_classes, seed)
 
     def _augmented(self, index: Tensor, seed: int, step: int, part: slice) -> Tensor:
-        """uint8 [B, C, S, S]: a part of the training images `index`, shifted and flipped as in the whole."""
+        """A part of the training images `index`, uint8 [B, C, S, S], shifted and flipped as in the full batch."""
         if not self._shift and not self._flip:
             return self._images["train"][index[part]]
         generator = order.generator(seed, "augment", step)
         corner = torch.randint(2 * self._shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
-        top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy a step
+        top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy to the device per step
         images = self._crops[index[part], top, left]
         return torch.where(flip.bool()[:, None, None, None], images.flip(-1), images) if self._flip else images
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)  # from ordinary memory, CUDA may wait
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # copies from pageable memory may block
 
 
 class Normaliser:
-    """Makes float32 of mean 0 and standard deviation 1 of images [B, C, S, S] with values of 0 to 255.
+    """Normalises images [B, C, S, S] with values from 0 to 255 to float32.
 
     Args:
-        mean: A channel's mean, white being 1.
-        std: A channel's standard deviation, in the same unit.
-        device: Where the images are.
-        memory: Memory order of what comes out.
+        mean: Mean of each channel to subtract, white being 1.
+        std: Standard deviation of each channel to divide by, white being 1.
+        device: The device of the images.
+        memory: Memory format of the result.
     """
 
     def __init__(
@@ -234,41 +238,41 @@ class Normaliser:
         self._memory = memory
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images; those given stay as they are."""
+        """Normalised copies of the images."""
         return images.to(torch.float32, memory_format=self._memory, copy=True).sub_(self._mean).mul_(self._scale)
 
-    def undone(self, images: Tensor) -> Tensor:
-        """What was normalised, float32 of 0 to 255."""
+    def undo(self, images: Tensor) -> Tensor:
+        """The images before normalisation, float32 with values from 0 to 255."""
         return (images / self._scale + self._mean).clamp_(0.0, 255.0)
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N, C, S, S], white being 1, by exact counts."""
+    """Exact mean and standard deviation of each channel of uint8 images [N, C, S, S], white being 1."""
     means, stds = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in images.unbind(1):
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = float(share @ values)
         means.append(mean)
-        # At least one grey level, so that a channel of one colour can be normalised.
+        # At least one grey level, so that a constant channel can be normalised.
         stds.append(max(float(share @ (values - mean).square()) ** 0.5, 1 / 255))
     return tuple(means), tuple(stds)
 
 
 def resized(images: Images, size: int) -> Tensor:
-    """Images as tensors, uint8 [N, C, size, size] from [N, H, W, C]."""
+    """Resize images [N, H, W, C] to a uint8 tensor [N, C, size, size]."""
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     if tensor.shape[-1] == size:
         return tensor
     from torchvision.transforms.v2 import functional as transforms  # costs 1.6 s
 
-    # In parts, as some CPUs resize in float32, four times the size.
+    # In chunks, as some CPUs resize in float32, which takes four times the memory.
     parts = tensor.chunk(1 + len(tensor) // 1000)
     return torch.cat([transforms.resize(part, [size, size], antialias=True) for part in parts])
 
 
 def _split(raw: RawData, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """Indices into the training images: those to train on and those held out, both sorted."""
+    """Sorted indices of the training images to train on, and of those held out."""
     labels = torch.tensor(raw.train_labels)
     if raw.held_out is not None:
         return torch.arange(len(labels) - raw.held_out), torch.arange(len(labels) - raw.held_out, len(labels))

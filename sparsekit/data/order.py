@@ -1,4 +1,4 @@
-"""Random orders that follow from what they are for, and splits with each class in its share."""
+"""Random orders with derived seeds, and stratified splits."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from sparsekit.seeds import derive
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by what `parts` name."""
+    """A CPU generator seeded by `seeds.derive` of the parts."""
     return torch.Generator().manual_seed(derive(*parts))
 
 
 def stratified(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffled indices of int64 `labels` [N] of which every beginning has each class in its share, to about one image.
+    """Shuffled indices of int64 `labels` [N] such that every prefix is stratified, to about one image per class.
 
-    The first are one of each class.
+    The order starts with one image of each class.
     """
     shuffle = torch.randperm(len(labels), generator=generator)
     by_class = shuffle[labels[shuffle].argsort(stable=True)]
     ranks = [torch.arange(count) / max(count, 1) for count in labels.bincount().tolist()]
-    rank = torch.empty(len(labels))  # how far down its class an image comes, 0 to 1
+    rank = torch.empty(len(labels))  # relative position of an image within its class, 0 to 1
     rank[by_class] = torch.cat(ranks)
     return shuffle[rank[shuffle].argsort(stable=True)]
 
 
 def subset(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
-    """Sorted indices of a random `fraction`, each class in its share and with at least one image.
+    """Sorted indices of a random, stratified `fraction` of images with at least one of each class.
 
     Raises:
         UserError: `fraction` is not above 0 and at most 1.
@@ -40,10 +40,19 @@ def subset(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tens
 
 
 def cut(labels: Tensor, num_classes: int, fraction: float, name: str = "held_out") -> tuple[Tensor, Tensor]:
-    """Sorted indices of those to train on and of a held-out `fraction`, the same in every run.
+    """Split off a stratified `fraction` of the images, the same in every run.
+
+    Args:
+        labels: int64 [N].
+        num_classes: Number of classes.
+        fraction: Fraction to hold out, 0 to 1.
+        name: Names the split, so that different splits are independent.
+
+    Returns:
+        Sorted indices of the images to train on, and of those held out.
 
     Raises:
-        UserError: a class would be missing in one of the two.
+        UserError: one of the two would lack a class.
     """
     order = stratified(labels, generator(name))
     count = round(fraction * len(labels))

@@ -1,4 +1,4 @@
-"""Images from files as a stream of batches that workers share in turns, with randomness that no one else feels."""
+"""Images from files as a stream of batches that workers share in turns, with random states of their own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sparsekit.seeds import derive
 Sample = tuple[str, int]
 """Path and label."""
 Batch = Callable[[int], "list[tuple[int, int | None]]"]
-"""From a batch's number, its images' indices, each with the seed of its augmentation if it has any."""
+"""Maps a batch's number to its images' indices, each with the seed of its augmentation, or None without one."""
 
 
 class Stream(IterableDataset[tuple[Any, int]]):
-    """The images of batches `start` to `stop` - 1, each worker's own in turns."""
+    """The images of batches `start` to `stop` - 1; workers take batches in turns."""
 
-    transform: Callable[[Image.Image], Any]  # timm's loader puts it there
+    transform: Callable[[Image.Image], Any]  # set by timm's loader
 
     def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int) -> None:
         self.samples, self.batch, self.start, self.stop = samples, batch, start, stop
@@ -35,7 +35,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
         first, every = 0, 1
         if worker := get_worker_info():
             first, every = worker.id, worker.num_workers
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run ends its workers itself
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, but the run itself ends them
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
                 path, label = self.samples[index]
@@ -46,7 +46,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
 
 
 class Seeded:
-    """Random erasing whose randomness follows from (seed, number of the batch)."""
+    """Random erasing that depends on (seed, batch number) alone."""
 
     def __init__(self, erase: Callable[[Tensor], Tensor], seed: int, number: int) -> None:
         self.erase, self.seed, self.number = erase, seed, number
@@ -61,7 +61,7 @@ class Seeded:
 
 
 def _seed(seed: int) -> None:
-    """Seed all that timm's transforms draw from."""
+    """Seed all random generators that timm's transforms use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -69,7 +69,7 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def random_states_kept(device: torch.device | None) -> Iterator[None]:
-    """Put the process' random states back at the end, those of a CUDA device included."""
+    """Restore the process' random states at the end, including that of a CUDA device if given."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
     try:
@@ -86,6 +86,6 @@ def _read(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # damaged files make PIL raise anything
+    except Exception as error:  # PIL may raise anything for damaged files
         reason = f"{type(error).__name__}: {first_line(error)}".replace(f"{path!r}", "it")
         raise RunError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error

@@ -1,4 +1,4 @@
-"""A plan as a picture of characters: sparsity, learning rate, and where replicas fork and merge. No torch."""
+"""Draw a plan with characters: sparsity, learning rate, forks and merges. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _MARGIN = 17
 
 
 def plan(found: PlanSummary, width: int = 80, plain: bool = False) -> str:
-    """Lines of at most `width` characters, 40 or more.
+    """Draw a plan, with the budget from left to right.
 
-    Each column is a stretch of the budget. Sparsity and learning rate (as it is highest where it has bounds) are drawn
-    as bars from 0; below them, how many replicas train, with a mark where they fork and where they merge.
+    Sparsity and learning rate (the highest possible one) are bars from 0. Below them are the numbers of replicas, with
+    marks for forks and merges.
 
     Args:
         found: The plan.
-        width: Characters a line may have.
-        plain: Only ASCII.
+        width: Longest line in characters; below 57 it counts as 57.
+        plain: Use only ASCII characters.
     """
     segments = [row for row in found.segments if row.epochs > 0]
     total = sum(row.epochs for row in segments)
@@ -30,7 +30,7 @@ def plan(found: PlanSummary, width: int = 80, plain: bool = False) -> str:
     rates = [_rate(row, epoch) for row, epoch in zip(at, middles, strict=True)]
     levels = " .:-=+*#@" if plain else _LEVELS
     top, lr = max(*sparsity, 1e-9), max(*rates, 1e-9)
-    last = found.segments[-1].sparsity  # a last pruning without training is after the last column
+    last = found.segments[-1].sparsity  # a last segment that only prunes has no column
     lines = _bars("sparsity", f"{100 * max(top, last):.4g} %", [s / max(top, last) for s in sparsity], 4, levels)
     lines += ["", *_bars("rate", f"{lr:.3g}", [r / lr for r in rates], 3, levels), ""]
     lines.append(" " * _MARGIN + _axis(total, columns))
@@ -43,13 +43,13 @@ def _segment(segments: Sequence[PlanRow], epoch: float) -> PlanRow:
 
 
 def _rate(row: PlanRow, epoch: float) -> float:
-    """The line between a segment's highest first and last rates."""
+    """The learning rate at an epoch, interpolated between the segment's highest first and last rates."""
     done = (epoch - row.start_epoch) / row.epochs
     return row.lr_first[1] + (row.lr_last[1] - row.lr_first[1]) * min(max(done, 0.0), 1.0)
 
 
 def _bars(name: str, top: str, shares: Sequence[float], height: int, levels: str) -> list[str]:
-    """Bars of shares of 0 to 1, `height` lines high; the highest line says what full height is."""
+    """Draw bars of the shares, 0 to 1, as `height` lines; the first line is labelled with the top value."""
     steps = len(levels) - 1
     lines = []
     for line in reversed(range(height)):
@@ -60,7 +60,7 @@ def _bars(name: str, top: str, shares: Sequence[float], height: int, levels: str
 
 
 def _axis(total: float, columns: int) -> str:
-    """Epochs below the bars."""
+    """The axis of epochs."""
     ticks = [f"{total * share:.3g}" for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     line = [" "] * columns
     for i, text in enumerate(ticks):
@@ -70,7 +70,7 @@ def _axis(total: float, columns: int) -> str:
 
 
 def _tracks(segments: Sequence[PlanRow], total: float, columns: int, plain: bool) -> str:
-    """Replicas over the budget: `<3=>` from fork to merge, `1-` for one model alone."""
+    """Replicas over the budget: `<3=>` from fork to merge, `1-` for a single model."""
     fork, merge, many, one = "<>=-" if plain else "╞╡═─"
     line = [one] * columns
     for row in segments:

@@ -1,4 +1,4 @@
-"""Tables for the terminal: a plan, a run's summary, an evaluation. No torch."""
+"""Tables for the terminal: a plan, a run's summary, an evaluation. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NAMES = {
     "mce": "MCE",
     "brier": "Brier",
 }
-"""Single numbers in the order in which they are shown."""
+"""Titles of scalar metrics, in the order in which they are shown."""
 VARIANTS = {"saved": "as saved", "recalibrated": "BatchNorm recalibrated"}
 
 
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a segment: `segment` (from 1), `start_epoch`, `epochs`, `sparsity`, `lr` (text), `replicas`, `merge`."""
+    """A plan with a row per segment, each a mapping as `planning.plan.table_rows` returns."""
     table = _table()
     for title in ("segment", "start", "epochs", "sparsity", "learning rate", "replicas", "merge"):
         table.add_column(title, justify="left" if title in ("learning rate", "merge") else "right")
@@ -45,7 +45,12 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Table:
-    """The soup against its candidates, its size, and where everything is; what is missing or None is left out."""
+    """A run's summary: accuracies of soup and candidates, sizes, paths; entries that are missing or None are left out.
+
+    Args:
+        summary: The content of summary.json.
+        wandb: URL of the W&B run, and folders for `wandb sync`.
+    """
     table = _table(header=False)
     table.add_column(style="dim")
     table.add_column()
@@ -79,10 +84,10 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     add("run", str, "out")
     add("model", lambda out, _: str(Path(out) / "model"), "out", "model_bytes")
     add("report", str, "report")
-    urls = [place for place in wandb if place.startswith("http")]
+    urls = [location for location in wandb if location.startswith("http")]
     for url in urls:
         table.add_row("W&B", url)
-    if folders := [shlex.quote(place) for place in wandb if place not in urls]:
+    if folders := [shlex.quote(location) for location in wandb if location not in urls]:
         table.add_row("W&B", f"offline; to upload: wandb sync {' '.join(folders)}")
     return table
 
@@ -93,7 +98,11 @@ def _lost(lost: int, count: int, margin: float) -> str:
 
 
 def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
-    """What an evaluation found: a column each way of treating BatchNorm, then the corruptions."""
+    """Tables of an evaluation: metrics with a column per variant of BatchNorm, then accuracies under corruptions.
+
+    Args:
+        found: The content of evaluation.json.
+    """
     variants: Mapping[str, Any] = found["variants"]
     table = _table()
     table.add_column(f"{found['data']['images']:,} images", style="dim")
@@ -114,7 +123,12 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 
 def cell(key: str, test: Mapping[str, Any]) -> str:
-    """One number for people; nothing where there is none."""
+    """A metric as text; empty if it was not measured.
+
+    Args:
+        key: The metric, one of `NAMES`.
+        test: The metrics by key.
+    """
     value = test.get(key)
     if value is None:
         return "not finite" if key in test else ""
@@ -125,7 +139,7 @@ def cell(key: str, test: Mapping[str, Any]) -> str:
 
 
 def corruptions(rows: Mapping[str, list[Mapping[str, float]]], of: str) -> Table:
-    """Accuracy a kind and severity, and the means."""
+    """Accuracy by kind of corruption and severity, with means; `of` names the variant in the heading."""
     table = _table()
     table.add_column(f"accuracy, {of}".strip(", "), style="dim")
     for severity in range(1, 6):

@@ -1,17 +1,17 @@
-"""Numbers as people read them: percentages and durations."""
+"""Percentages and durations as text."""
 
 from __future__ import annotations
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share of 0 to 1 for people. What is not all never reads 100 %."""
+    """A fraction from 0 to 1 as a percentage; a fraction below 1 never reads 100 %, up to six digits."""
     while share < 1.0 <= round(share, digits + 2) and digits < 6:
         digits += 1
     return f"{100.0 * share:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, with two units where that helps."""
+    """Seconds as text, with up to two units, such as `3 min 07 s`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

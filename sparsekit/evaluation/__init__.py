@@ -1,1 +1,1 @@
-"""What is measured of a model."""
+"""Measuring a model: scores, metrics, corruptions, cost."""

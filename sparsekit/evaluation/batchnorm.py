@@ -18,10 +18,10 @@ def batchnorm_layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
-    """Measure BatchNorm's running statistics anew, as the plain mean over the batches.
+    """Replace BatchNorm's running statistics by their plain mean over the batches, in place.
 
-    Only the BatchNorm layers are in training mode meanwhile: no dropout disturbs the statistics. Batches smaller than
-    the first are left out, as each would count as much as a whole one.
+    Only the BatchNorm layers are in training mode meanwhile, so that dropout does not change the statistics. Batches
+    smaller than the largest before them are skipped, as each would count as much as a full batch.
     """
     layers = batchnorm_layers(model)
     if not layers:

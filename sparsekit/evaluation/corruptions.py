@@ -1,9 +1,9 @@
-"""Corrupted test images: sixteen kinds at five severities, made by the batch for any number of channels and any size.
+"""Corrupted test images: sixteen kinds at five severities, for batches of any image size and number of channels.
 
-Kinds and the idea of five severities follow Hendrycks and Dietterich (arXiv 1903.12261); the strengths are our own, in
-pixels of a 32-pixel image where they are lengths, so these are not the images of CIFAR-10-C or ImageNet-C.
-Blurring, scaling and the cosine transform act on rows and on columns alike: each is one matrix, made by torchvision
-from the identity where it has the operation, and applied to a whole batch by two matrix products.
+Kinds and severities follow Hendrycks and Dietterich (arXiv 1903.12261), but the strengths are our own, with lengths in
+pixels of a 32-pixel image: these are not the images of CIFAR-10-C or ImageNet-C. Blurring, scaling and the cosine
+transform are separable: each is one matrix, applied to rows and columns of a whole batch by two matrix products. Where
+torchvision has the operation, the matrix is its result on the identity.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Corruption:
-    """One kind at one severity, a stream of batches long: equal seeds and batches give equal images on one device.
+    """A corruption at one severity for one pass over a split.
+
+    On one device, the same seed and the same sequence of batches give the same images.
 
     Args:
         kind: One of `KINDS`.
         severity: 1 to 5.
-        seed: Seed of everything random in it.
-        device: Where the images are.
+        seed: Seed of its random numbers.
+        device: The device of the images.
     """
 
     def __init__(self, kind: str, severity: int, seed: int, device: torch.device) -> None:
@@ -39,7 +41,7 @@ class Corruption:
         self._generator = torch.Generator(device).manual_seed(derive(seed, "corruption", kind, severity))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """New images, float32 [B, C, S, S] within 0 to 1, from such images."""
+        """Corrupted copies of images, both float32 [B, C, S, S] with values from 0 to 1."""
         return self._make(images, self._strength, self._generator).clamp_(0.0, 1.0)
 
 
@@ -71,17 +73,17 @@ def _impulse_noise(x: Tensor, share: float, g: torch.Generator) -> Tensor:
     return torch.where(chance < share, (chance < share / 2).to(x.dtype), x)
 
 
-# --- what acts on rows and columns alike -----------------------------------------------------------------
+# --- separable operations --------------------------------------------------------------------------------
 
 
 def _apply(x: Tensor, matrix: Tensor) -> Tensor:
-    """The matrix [S, S] on the columns and the rows of each image."""
+    """Apply a matrix [S, S] to the columns and the rows of each image."""
     return matrix @ (x @ matrix.T)
 
 
 @lru_cache(maxsize=256)
 def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
-    taps = min(2 * math.ceil(3.0 * sigma) + 1, 2 * size - 1)  # reflection reaches no farther
+    taps = min(2 * math.ceil(3.0 * sigma) + 1, 2 * size - 1)  # reflection padding allows no more
     blurred: Tensor = transforms.gaussian_blur(torch.eye(size)[None], [1, taps], [1.0, sigma])
     return blurred[0].to(device)
 
@@ -92,7 +94,7 @@ def _gaussian_blur(x: Tensor, sigma: float, g: torch.Generator) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _zoom_matrix(size: int, crop: int, device: torch.device) -> Tensor:
-    """Enlarges the middle `crop` rows to all."""
+    """The matrix that scales the middle `crop` rows up to `size` rows."""
     eye, first = torch.eye(size)[None], (size - crop) // 2
     enlarged: Tensor = transforms.resized_crop(eye, first, 0, crop, size, [size, size], antialias=False)
     return enlarged[0].to(device)
@@ -100,7 +102,7 @@ def _zoom_matrix(size: int, crop: int, device: torch.device) -> Tensor:
 
 def _zoom_blur(x: Tensor, most: float, g: torch.Generator) -> Tensor:
     size = x.shape[-1]
-    widest = max(1, round(size * (1.0 - 1.0 / most) / 2.0))  # cut off each side
+    widest = max(1, round(size * (1.0 - 1.0 / most) / 2.0))  # pixels cut off on each side
     cuts = torch.linspace(0, widest, min(widest + 1, 8)).round().int().tolist()
     images = [_apply(x, _zoom_matrix(size, size - 2 * cut, x.device)) for cut in cuts]
     return torch.stack(images).mean(0)
@@ -125,7 +127,7 @@ _LUMINANCE = (
 
 @lru_cache(maxsize=256)
 def _jpeg_tables(size: int, quality: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The cosine transform of blocks of eight as one matrix, and the quantisation of a whole image."""
+    """The cosine transform of blocks of eight pixels as one matrix, and the quantisation table of a whole image."""
     k, n = torch.arange(8.0)[:, None], torch.arange(8.0)[None]
     dct = torch.cos(math.pi * (2.0 * n + 1.0) * k / 16.0) / 2.0
     dct[0] /= math.sqrt(2.0)
@@ -133,12 +135,12 @@ def _jpeg_tables(size: int, quality: int, device: torch.device) -> tuple[Tensor,
     table = torch.tensor([float(value) for value in _LUMINANCE.split()]).reshape(8, 8)
     table = ((table * scale + 50.0) / 100.0).floor().clamp(1.0, 255.0)
     blocks = size // 8
-    transform = torch.kron(torch.eye(blocks), dct)  # a block each eight pixels
+    transform = torch.kron(torch.eye(blocks), dct)  # block diagonal
     return transform.to(device), table.repeat(blocks, blocks).to(device)
 
 
 def _jpeg(x: Tensor, quality: float, g: torch.Generator) -> Tensor:
-    """JPEG's loss as on a grey image, on each channel: no colours are mixed or thinned out."""
+    """JPEG compression of each channel as a grey image, without colour conversion and chroma subsampling."""
     size = x.shape[-1]
     more = -size % 8
     transform, table = _jpeg_tables(size + more, round(quality), x.device)
@@ -147,7 +149,7 @@ def _jpeg(x: Tensor, quality: float, g: torch.Generator) -> Tensor:
     return _apply(coefficients, transform.T)[..., :size, :size].add_(128.0).round_().div_(255.0)
 
 
-# --- what moves pixels ----------------------------------------------------------------------------------
+# --- moved pixels ---------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
@@ -160,14 +162,14 @@ def _disk(radius: float, device: torch.device) -> Tensor:
 
 def _defocus_blur(x: Tensor, radius: float, g: torch.Generator) -> Tensor:
     channels, size = x.shape[1:3]
-    disk = _disk(min(max(radius * size / 32.0, 0.6), size / 2.0), x.device)  # below that it is a dot
+    disk = _disk(min(max(radius * size / 32.0, 0.6), size / 2.0), x.device)  # a smaller disk is a single pixel
     reach = len(disk) // 2
     padded = F.pad(x, (reach,) * 4, mode="replicate")
     return F.conv2d(padded, disk.expand(channels, 1, -1, -1), groups=channels)
 
 
 def _motion_blur(x: Tensor, length: float, g: torch.Generator) -> Tensor:
-    """The mean along a line, in one of eight directions at random."""
+    """The mean along a line in one of eight random directions."""
     size = x.shape[-1]
     reach = max(1, round(length * size / 64.0))
     padded = F.pad(x, (reach,) * 4, mode="replicate")
@@ -184,7 +186,7 @@ def _motion_blur(x: Tensor, length: float, g: torch.Generator) -> Tensor:
 
 
 def _smooth(x: Tensor, channels: int, cells: int, g: torch.Generator) -> Tensor:
-    """Normal noise [B, channels, S, S] that changes over about a `cells`-th of the side."""
+    """Smooth normal noise [B, channels, S, S], interpolated from a grid of `cells` by `cells` values."""
     coarse = torch.randn((len(x), channels, cells, cells), generator=g, device=x.device)
     return F.interpolate(coarse, size=x.shape[-2:], mode="bicubic", align_corners=False)
 
@@ -200,7 +202,7 @@ def _elastic(x: Tensor, distance: float, g: torch.Generator) -> Tensor:
 
 
 def _rotate(x: Tensor, degrees: float, g: torch.Generator) -> Tensor:
-    """By that angle, to the left or to the right at random."""
+    """Rotate each image by the angle, to a random side."""
     sign = (_uniform((len(x),), x, g) < 0.5).to(x.dtype) * 2.0 - 1.0
     angle = sign * math.radians(degrees)
     nothing = torch.zeros_like(angle)
@@ -209,7 +211,7 @@ def _rotate(x: Tensor, degrees: float, g: torch.Generator) -> Tensor:
 
 
 def _occlusion(x: Tensor, share: float, g: torch.Generator) -> Tensor:
-    """A grey square somewhere; `share` of the side."""
+    """A grey square at a random position; its side is `share` of the image's."""
     size = x.shape[-1]
     side = max(1, round(share * size))
     corner = (_uniform((2, len(x), 1), x, g) * (size - side + 1)).floor()
@@ -231,7 +233,7 @@ def _contrast(x: Tensor, factor: float, g: torch.Generator) -> Tensor:
 
 
 def _fog(x: Tensor, density: float, g: torch.Generator) -> Tensor:
-    """A bright, patchy veil, the same for all channels."""
+    """A bright, patchy veil, equal in all channels."""
     field = torch.zeros_like(x[:, :1])
     for octave in (1, 2, 3):
         field += _smooth(x, 1, 2**octave, g) / 2.0**octave

@@ -1,4 +1,4 @@
-"""What a model costs: operations, numbers, bytes, time. Counted as if zeros could be skipped, and as they are."""
+"""A model's cost: operations, parameters, bytes, time; dense, and as if zeros could be skipped."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sparsekit._types import Tensors
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one image, a multiplication and an addition being two.
+    """Floating-point operations of one image; a multiplication and an addition count as two.
 
     Attributes:
-        dense: As PyTorch counts them: convolutions and matrix products, attention's too; nothing elementwise.
-        sparse: The same with each layer's count multiplied by the share of its weights that is kept.
+        dense: PyTorch's count of convolutions and matrix products, including attention; nothing elementwise.
+        sparse: The dense count, with that of each masked layer multiplied by the fraction of its weights that is kept.
         layers: Dense count of each layer that has a mask, by parameter name.
     """
 
@@ -33,11 +33,11 @@ class Flops:
 
 @torch.no_grad()
 def flops(model: nn.Module, image: Tensor, masks: Tensors) -> Flops:
-    """Count one forward pass of `image`, [1, C, S, S], by torch's FlopCounterMode.
+    """Count the operations of one forward pass with torch's FlopCounterMode.
 
     Args:
-        model: Left in evaluation mode.
-        image: Any image.
+        model: The model; it is left in evaluation mode.
+        image: Any image, [1, C, S, S].
         masks: Masks of the prunable weights, True keeps, by parameter name.
     """
     model.eval()
@@ -54,16 +54,16 @@ def flops(model: nn.Module, image: Tensor, masks: Tensors) -> Flops:
 
 
 def sizes(parameters: Iterable[Tensor], masks: Tensors, file: Path | None = None) -> dict[str, int]:
-    """Numbers and bytes of a model.
+    """Count a model's parameters and bytes.
 
     Args:
         parameters: All parameters.
         masks: Masks of the prunable weights.
-        file: Where the model lies on disk.
+        file: The model's file.
 
     Returns:
-        `parameters`, `nonzero`; `bytes.dense` of all parameters, `bytes.compressed` where every nonzero is stored and
-        every weight that has a mask adds a bit which says whether it is there; `bytes.disk`.
+        `parameters` and `nonzero`, counts; `bytes.dense`, of all parameters; `bytes.compressed`, of all nonzero values
+        and a bitmask of the prunable weights; `bytes.disk`, the size of the file if given.
     """
     tensors = list(parameters)
     count = {
@@ -78,25 +78,28 @@ def sizes(parameters: Iterable[Tensor], masks: Tensors, file: Path | None = None
 
 @torch.no_grad()
 def latency(model: nn.Module, images: Tensor, autocast: torch.autocast, times: int = 10) -> float:
-    """Seconds that a forward pass of a batch takes here, the median of some, after two to warm up."""
+    """Seconds of a forward pass of a batch on this machine: the median of `times` passes after two to warm up."""
     model.eval()
     found = []
     for _ in range(times + 2):
-        began = time.perf_counter()
+        start = time.perf_counter()
         with autocast:
             model(images)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
-        found.append(time.perf_counter() - began)
+        found.append(time.perf_counter() - start)
     return median(found[2:])
 
 
-def seen(lengths: Iterable[tuple[int, ...]], batch_size: int) -> dict[str, int]:
-    """Training images, from the optimizer steps of each replica, a tuple a segment.
+def training_images(lengths: Iterable[tuple[int, ...]], batch_size: int) -> dict[str, int]:
+    """Count the training images that a run processes.
+
+    Args:
+        lengths: For each segment, the optimizer steps of each of its replicas.
+        batch_size: Images per step.
 
     Returns:
-        `images.total`, seen by all replicas, and `images.critical`, along the critical path: by the
-        replica of each segment that sees the most.
+        `images.total`, of all replicas, and `images.critical`, of the longest replica of each segment.
     """
     steps = [each for each in lengths if each]
     return {

@@ -1,4 +1,4 @@
-"""Everything that `evaluate` measures, and what of it `fit` measures at its end."""
+"""Evaluate a model on the test split: metrics, corruptions, agreement with a dense model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with what it takes to test it."""
+    """A model with its normalisation, autocast context and number of classes."""
 
     model: nn.Module
     normalise: Normaliser
@@ -39,22 +39,30 @@ class Evaluator:
     classes: int
 
     def measure(self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None) -> Metrics:
-        """Metrics on images uint8 [B, C, S, S], corrupted first."""
+        """Metrics on images uint8 [B, C, S, S] with labels [B], after a corruption if given."""
         return self.predictions(raw, corruption)[0]
 
     def predictions(
         self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None
     ) -> tuple[Metrics, Tensor]:
-        """Metrics on images uint8 [B, C, S, S], corrupted first, and the predicted class of each, int64 [N]."""
-        changed = ((self.normalise(_changed(images, corruption)), labels) for images, labels in raw)
-        return measure_model(self.model, changed, self.classes, self.autocast)
+        """Metrics as `measure` returns them, and the predicted class of each image, int64 [N]."""
+        batches = ((self.normalise(_corrupted(images, corruption)), labels) for images, labels in raw)
+        return measure_model(self.model, batches, self.classes, self.autocast)
 
 
 def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None = None) -> dict[str, Any]:
-    """Measure a saved model; the result is what evaluation.json holds.
+    """Evaluate a saved model.
+
+    Args:
+        source: The model.
+        config: The options of `sparsekit evaluate`.
+        report: Called with a line of progress after each kind of corruption.
+
+    Returns:
+        The content of evaluation.json.
 
     Raises:
-        UserError: model and data do not belong together, or an option is bad.
+        UserError: model and data do not fit, or an option is bad.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
@@ -67,18 +75,18 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
         dense = other.predictions(data.raw_batches("test"))[1]
     variants: dict[str, Any] = {}
     if config.batchnorm != "recalibrated":
-        variants["saved"] = measured(evaluator, data, config, dense, published, report)
+        variants["saved"] = measure_variant(evaluator, data, config, dense, published, report)
     if config.batchnorm != "saved":
         images = data.raw_batches("train", limit=RECALIBRATION_IMAGES)
         clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
         recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
-        variants["recalibrated"] = measured(evaluator, data, config, dense, published, report)
+        variants["recalibrated"] = measure_variant(evaluator, data, config, dense, published, report)
     about = header(str(source.path), config.data.name, data, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
-def described(metrics: Metrics) -> dict[str, Any]:
-    """Metrics as evaluation.json holds them; null for a loss that is not finite."""
+def metrics_json(metrics: Metrics) -> dict[str, Any]:
+    """Metrics as evaluation.json holds them; None for values that are not finite."""
     return {
         "test": {key: value if isfinite(value) else None for key, value in metrics.flat().items()},
         "class_accuracy": list(metrics.class_accuracy),
@@ -86,7 +94,7 @@ def described(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def measured(
+def measure_variant(
     evaluator: Evaluator,
     data: Data,
     config: EvaluateConfig,
@@ -94,9 +102,21 @@ def measured(
     published: Published | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """One variant of an evaluation; `dense` is what the dense model predicts for each test image."""
+    """Measure one variant of a model, as saved or recalibrated.
+
+    Args:
+        evaluator: The model.
+        data: The data set.
+        config: The options of `sparsekit evaluate`.
+        dense: The classes that the dense model predicts for the test images, int64 [N].
+        published: Published corrupted test sets.
+        report: Called with a line of progress after each kind of corruption.
+
+    Returns:
+        The entry of `variants` in evaluation.json.
+    """
     metrics, predicted = evaluator.predictions(data.raw_batches("test"))
-    found = described(metrics)
+    found = metrics_json(metrics)
     if dense is not None:
         found["agreement"] = float((predicted == dense).double().mean())
     if config.corruptions:
@@ -134,7 +154,7 @@ def _mean(rows: list[dict[str, float | None]]) -> float:
     return sum(row["accuracy"] or 0.0 for row in rows) / len(rows)
 
 
-def _changed(images: Tensor, corruption: Corruption | None) -> Tensor:
+def _corrupted(images: Tensor, corruption: Corruption | None) -> Tensor:
     return images if corruption is None else corruption(images.float().div_(255.0)).mul_(255.0)
 
 
@@ -161,6 +181,6 @@ def _evaluator(
 
 
 def header(model: str, name: str, data: Data, seed: int) -> dict[str, Any]:
-    """What an evaluation says of itself; `name` is the data set's."""
+    """The entries of evaluation.json that describe the evaluation; `name` is the data set's."""
     about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.image_size}
     return {"format": 1, "version": __version__, "model": model, "data": about, "seed": seed}

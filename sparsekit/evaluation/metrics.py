@@ -1,4 +1,4 @@
-"""What a model's answers on a split say: accuracy, likelihood, calibration. Streams over batches, in float64."""
+"""Metrics of a model's logits on a split: accuracy, likelihood, calibration; accumulated over batches in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of the calibration curve: images whose confidence lies in it, their mean confidence and accuracy."""
+    """One bin of the calibration curve: how many images have a confidence in it, their mean confidence and accuracy."""
 
     count: int
     confidence: float
@@ -24,18 +24,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured on a split. Accuracies and errors are 0 to 1.
+    """Metrics of a model on a split. Accuracies and calibration errors are from 0 to 1.
 
     Attributes:
-        count: Images.
-        accuracy: Share of images whose class has the highest logit.
-        top5_accuracy: Share whose class is among the five highest; None with five classes or fewer.
-        loss: Negative log likelihood, the mean cross-entropy in nats; infinite where an output is not a number.
-        ece: Expected calibration error (arXiv 1706.04599): |accuracy - confidence|, the mean over images, in 15
-            bins of equal width, each with its lower edge, the last with both.
+        count: Number of images.
+        accuracy: Fraction of images whose class has the highest logit.
+        top5_accuracy: Fraction whose class is among the five highest logits; None with five classes or fewer.
+        loss: Negative log likelihood, the mean cross-entropy in nats; infinite if a logit is NaN.
+        ece: Expected calibration error (arXiv 1706.04599): |accuracy - confidence| in 15 bins of equal width, averaged
+            over images. Each bin includes its lower edge, the last one both.
         mce: The largest |accuracy - confidence| of a bin.
-        brier: Mean squared distance of the probabilities from the label's, summed over classes, 0 to 2.
-        class_accuracy: Accuracy on each class's images; None where there are none.
+        brier: Mean squared distance between probabilities and one-hot labels, summed over classes, 0 to 2.
+        class_accuracy: Accuracy on each class's images; None for a class without images.
         bins: The calibration curve.
     """
 
@@ -51,11 +51,11 @@ class Metrics:
 
     @property
     def worst_class(self) -> int:
-        """The class with the lowest accuracy, the first of several."""
+        """The class with the lowest accuracy; the first of ties."""
         return min((value, index) for index, value in enumerate(self.class_accuracy) if value is not None)[1]
 
     def flat(self) -> dict[str, float | int]:
-        """The single numbers under the keys that summary.json has after `test.`; what there is none of is left out."""
+        """The scalar metrics under their keys in summary.json, without `test.`; those that are None are left out."""
         found = {
             "accuracy": self.accuracy,
             "top5_accuracy": self.top5_accuracy,
@@ -70,7 +70,7 @@ class Metrics:
 
 
 class Tally:
-    """Metrics of a split, a batch at a time. Nothing waits for the device before `result`."""
+    """Accumulates metrics over batches, without waiting for the device before `result`."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.classes = classes
@@ -80,25 +80,25 @@ class Tally:
         self._count = 0
 
     def add(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Count a batch: logits [B, K] of any floating type, labels int64 [B]. Returns the predicted classes, [B]."""
+        """Add a batch: logits [B, K] of any floating type, labels int64 [B]. Returns the predicted classes, [B]."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         confidence = p.amax(1)
-        predicted = logits.argmax(1)  # two probabilities may round to the same number where logits differ
+        predicted = logits.argmax(1)  # not of p: probabilities of different logits may round to the same number
         hit = (predicted == labels).double()
         of_label = labels[:, None]
         five = logits.topk(min(5, self.classes)).indices
         brier = p.square().sum(1) - 2.0 * p.gather(1, of_label)[:, 0] + 1.0
         loss = -log_p.gather(1, of_label)[:, 0]
         self._sums += torch.stack([hit.sum(), (five == of_label).sum(), loss.sum(), brier.sum()])
-        place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
-        self._bins.index_add_(1, place, torch.stack([torch.ones_like(hit), confidence, hit]))
+        index = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
+        self._bins.index_add_(1, index, torch.stack([torch.ones_like(hit), confidence, hit]))
         self._of_class.index_add_(1, labels, torch.stack([torch.ones_like(hit), hit]))
         self._count += len(labels)
         return predicted
 
     def result(self) -> Metrics:
-        """The metrics of everything that was added; raises RunError where that was nothing."""
+        """The metrics of all batches; raises RunError if there were none."""
         if not self._count:
             raise RunError("there is nothing to evaluate: the split is empty")
         hits, five, loss, brier = (self._sums / self._count).tolist()

@@ -1,4 +1,4 @@
-"""CIFAR-10-C and CIFAR-100-C as published: `labels.npy`, and `KIND.npy` with five severities after one another."""
+"""CIFAR-10-C and CIFAR-100-C as published: `labels.npy`, and for each kind `KIND.npy` with all five severities."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Published:
-    """A folder of corrupted test sets (zenodo.org/records/2535967), read in parts: images stay on the disk.
+    """A folder of corrupted test sets (zenodo.org/records/2535967); images are read from the disk batch by batch.
 
     Attributes:
-        files: The file of each kind, in the order of their names.
-        labels: int64 [N], the same at each severity.
+        files: The file of each kind, sorted by name.
+        labels: int64 [N], equal for all kinds and severities.
     """
 
     files: dict[str, Path]
@@ -35,7 +35,11 @@ class Published:
 
     @classmethod
     def open(cls, folder: str, classes: int) -> Published:
-        """Find the files, and check all but the images' values; raises UserError naming the file and what is wrong."""
+        """Find the files in a folder, and check their shapes, types and labels.
+
+        Raises:
+            UserError: a file is missing, or does not fit the others or the number of classes.
+        """
         base = expanded(folder)
         if not (base / "labels.npy").is_file():
             raise UserError(f"--corruption_files {folder}: no labels.npy there; give the unpacked folder of CIFAR-10-C")
@@ -69,10 +73,13 @@ class Published:
     def batches(
         self, kind: str, severity: int, size: int, channels: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 [B, C, S, S] resized to `size`, and labels [B], of one kind at severity 1 to 5.
+        """Batches of one kind at severity 1 to 5.
+
+        Yields:
+            Images resized to `size`, uint8 [B, C, S, S], and labels, int64 [B].
 
         Raises:
-            UserError: the file cannot be read, or its images have other than `channels` channels.
+            UserError: the file cannot be read, or its images do not have `channels` channels.
         """
         images = _array(self.files[kind])
         if images.shape[3] != channels:
@@ -88,7 +95,7 @@ class Published:
 
 
 def _array(path: Path) -> NDArray[Any]:
-    """An array whose values stay on the disk; a file with Python objects in it is refused."""
+    """Memory-map an array; raises UserError for other files and arrays of Python objects."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""What is measured of a model on a split."""
+"""Score a model on a split, and recalibrate its BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sparsekit.evaluation.metrics import Metrics, Tally
 
 @torch.no_grad()
 def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
-    """Accuracy, 0 to 1, and mean cross-entropy in nats, summed in float64, in evaluation mode.
+    """Accuracy, 0 to 1, and mean cross-entropy in nats, in evaluation mode; computed in float64.
 
-    A model with a non-finite output scores an infinite loss.
+    A NaN loss becomes infinite.
 
     Raises:
         RunError: there are no batches.
@@ -33,14 +33,14 @@ def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], auto
         count += len(labels)
     if not count:
         raise RunError("there is nothing to evaluate: the split is empty")
-    correct = sum(int(hits) for hits, _ in sums)  # read only now: one wait for the device, not one a batch
+    correct = sum(int(hits) for hits, _ in sums)  # read only here, so as not to wait for the device at each batch
     loss = sum(float(total) for _, total in sums) / count
     return Score(correct / count, loss if loss == loss else float("inf"))
 
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
-    """Logits of a model in evaluation mode, [B, K]."""
+    """Logits [B, K] of a model in evaluation mode, for normalised images [B, C, S, S]."""
     with autocast:
         logits: Tensor = model.eval()(images)
     return logits
@@ -50,7 +50,7 @@ def predict_logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -
 def measure_model(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
 ) -> tuple[Metrics, Tensor]:
-    """All metrics in evaluation mode, and the class predicted for each image, int64 [N], on the CPU.
+    """Metrics in evaluation mode, and the predicted class of each image, int64 [N] on the CPU.
 
     Raises:
         RunError: there are no batches.

@@ -1,4 +1,4 @@
-"""Replicas one after another, on one device."""
+"""Train replicas one after another on one device."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ from sparsekit.training.replica import NonFinite, Progress, Training, train
 from sparsekit.training.setup import Setup
 
 ATTEMPTS = 2
+"""How often a replica is trained before it is left out of the soup."""
 
 
 def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> RunProgress:
-    """Train replicas of one segment; those that stay finite become candidates."""
+    """Train replicas of one segment; those that stay finite become candidates. Commits a checkpoint after each."""
     for replica in replicas:
-        at = settle(context, stage, replica, train_replica(context, stage, replica, at), at)
+        at = finish_replica(context, stage, replica, train_replica(context, stage, replica, at), at)
         context.keep(at)
         context.signals.stop()
     return at
 
 
 def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunProgress) -> tuple[State, Score] | None:
-    """Train one replica and score it on the held-out split; with a fault once more with another seed, then None."""
-    schedule, underway = context.setup.method.learning_rate(stage), at.underway.get(replica.index)
+    """Train one replica and score it on the held-out split.
+
+    A replica that becomes non-finite is trained once more with another seed; None if that fails too.
+    """
+    schedule, snapshot = context.setup.method.learning_rate(stage), at.snapshots.get(replica.index)
 
     def pause(training: Training) -> None:
-        context.pause(lambda: replace(at, underway={**at.underway, replica.index: training.snapshot()}), training.done)
+        context.pause(
+            lambda: replace(at, snapshots={**at.snapshots, replica.index: training.snapshot()}), training.done
+        )
 
-    for attempt in range(underway.attempt if underway else 0, ATTEMPTS):
+    for attempt in range(snapshot.attempt if snapshot else 0, ATTEMPTS):
         training = Training(context.setup, at.parent, stage, replica, schedule, attempt)
-        if underway and underway.attempt == attempt:
-            training.restore(underway)
+        if snapshot and snapshot.attempt == attempt:
+            training.restore(snapshot)
         try:
             with context.signals.deferred():
                 state = train(training, partial(report, context, stage, replica, at), pause)
-            trained = scored(context.setup, state)
+            trained = recalibrate_and_score(context.setup, state)
             context.setup.team.agree(True)
             return trained
         except NonFinite as fault:
@@ -51,15 +57,15 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
     return None
 
 
-def settle(
+def finish_replica(
     context: RunContext, stage: Stage, replica: Replica, trained: tuple[State, Score] | None, at: RunProgress
 ) -> RunProgress:
-    """Count a replica as over; a trained one leaves for its file and becomes a candidate.
+    """Mark a replica as finished; write a trained one to its file as a candidate.
 
-    Those of the last merge are scored on the test split too, for the summary alone: no merge sees it.
+    Candidates of the last merge are also scored on the test split, for the summary only: no merge sees that score.
     """
-    underway = {index: other for index, other in at.underway.items() if index != replica.index}
-    at = replace(at, underway=underway, finished=(*at.finished, replica.index))
+    snapshots = {index: other for index, other in at.snapshots.items() if index != replica.index}
+    at = replace(at, snapshots=snapshots, finished=(*at.finished, replica.index))
     if trained is None:
         return at
     (state, score), setup = trained, context.setup
@@ -74,11 +80,14 @@ def settle(
     return replace(at, candidates=(*at.candidates, candidate))
 
 
-def scored(setup: Setup, state: State) -> tuple[State, Score]:
-    """A trained replica with its held-out score; raises Fault where that is not finite.
+def recalibrate_and_score(setup: Setup, state: State) -> tuple[State, Score]:
+    """Recalibrate a trained replica's BatchNorm, as is done for a soup, and score it on the held-out split.
 
-    Its BatchNorm is measured again as a soup's is. With running means over augmented batches, which lag behind young
-    weights, a replica alone would look worse than it is, and averaging better.
+    Running means over augmented batches lag behind the weights: without recalibration a single replica would look
+    worse than it is, and averaging better.
+
+    Raises:
+        NonFinite: the held-out loss is not finite.
     """
     state = setup.recalibrated(state)
     score = setup.score(state, "held_out")
@@ -88,14 +97,14 @@ def scored(setup: Setup, state: State) -> tuple[State, Score]:
 
 
 def report(context: RunContext, stage: Stage, replica: Replica, at: RunProgress, now: Progress) -> None:
-    """One line of a replica's training log."""
+    """Log and show a replica's training loss."""
     values = {"loss": now.loss, "lr": now.lr}
     context.tracker.log("train", values, step=at.step + now.done, segment=stage.index, replica=replica.index)
     context.display.progress(replica.index, now.done, now.steps, now.loss)
 
 
 def log_fault(context: RunContext, stage: Stage, training: Training, fault: NonFinite, at: RunProgress) -> None:
-    """Say that a replica went wrong, and what becomes of it."""
+    """Log and warn that a replica became non-finite, and whether it is tried again."""
     replica, attempt = training.replica, training.attempt
     outcome = "tried again with another seed" if attempt + 1 < ATTEMPTS else "left out of the soup"
     context.display.warn(f"segment {stage.index + 1}, replica {replica.index + 1}: {fault}; {outcome}")

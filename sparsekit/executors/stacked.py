@@ -1,8 +1,8 @@
-"""Replicas stacked and trained in lockstep on one device: one forward and backward pass for all of them.
+"""Train replicas in lockstep on one device: their tensors are stacked, and they share one forward and backward pass.
 
-Each replica is an ordinary `Training` on a model of its own, whose tensors are rows of stacked ones: only the forward
-and backward pass is shared, by `torch.func.vmap` over the rows. Weights agree with those of replicas trained one after
-another but for rounding; dropout and stochastic depth draw other numbers.
+Each replica is an ordinary `Training` on its own model, whose tensors are rows of the stacked ones. Only the forward
+and backward pass is shared, by `torch.func.vmap` over the rows. The weights equal those of sequential training up to
+rounding; dropout and stochastic depth draw different numbers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from sparsekit.training.setup import Setup
 
 
 def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> RunProgress:
-    """Train replicas of one segment in lockstep; what goes wrong in one is tried again alone, with another seed."""
-    done = {(u.attempt, u.done) for r in replicas if (u := at.underway.get(r.index))}
-    begun = [r for r in replicas if r.index in at.underway]
-    together = len(replicas) > 1 and (not begun or (len(begun) == len(replicas) and len(done) == 1))
-    if not together or any(attempt for attempt, _ in done):
+    """Train replicas of one segment in lockstep; one that becomes non-finite is tried again alone, with another seed.
+
+    Replicas that a checkpoint holds at different steps, or that are being tried again, are trained sequentially.
+    """
+    resumed = [at.snapshots[r.index] for r in replicas if r.index in at.snapshots]
+    same_step = not resumed or (len(resumed) == len(replicas) and len({s.done for s in resumed}) == 1)
+    if len(replicas) < 2 or not same_step or any(snapshot.attempt for snapshot in resumed):
         return sequential.train_replicas(context, stage, replicas, at)
     schedule = context.setup.method.learning_rate(stage)
     lockstep = Lockstep(context.setup, len(replicas))
@@ -41,11 +43,11 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
         Training(context.setup, at.parent, stage, replica, schedule, model=model)
         for replica, model in zip(replicas, lockstep.models, strict=True)
     ]
-    if not begun:
+    if not resumed:
         torch.manual_seed(derive(context.setup.config.seed, "segment", stage.index, "vectorized"))
     for training in trainings:
-        if underway := at.underway.get(training.replica.index):
-            training.restore(underway)
+        if snapshot := at.snapshots.get(training.replica.index):
+            training.restore(snapshot)
     with context.signals.deferred():
         faults = _train(context, stage, lockstep, trainings, at)
     for training in trainings:
@@ -53,13 +55,13 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
         try:
             if index in faults:
                 raise faults[index]
-            trained = sequential.scored(context.setup, training.result())
-            at = sequential.settle(context, stage, training.replica, trained, at)
+            trained = sequential.recalibrate_and_score(context.setup, training.result())
+            at = sequential.finish_replica(context, stage, training.replica, trained, at)
         except NonFinite as fault:
             sequential.log_fault(context, stage, training, fault, at)
             again = Training(context.setup, at.parent, stage, training.replica, schedule, attempt=1)
-            at = replace(at, underway={**at.underway, index: again.snapshot()})
-    context.keep(at)  # all at once: a part of them trained again in lockstep would not give the same bits
+            at = replace(at, snapshots={**at.snapshots, index: again.snapshot()})
+    context.keep(at)  # one checkpoint for all: resuming only some of them in lockstep would not give the same bits
     context.signals.stop()
     return sequential.train_replicas(context, stage, [r for r in replicas if r.index not in at.finished], at)
 
@@ -67,11 +69,15 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
 def _train(
     context: RunContext, stage: Stage, lockstep: Lockstep, trainings: Sequence[Training], at: RunProgress
 ) -> dict[int, NonFinite]:
-    """Train to the end of the segment; which replicas went wrong, by index. They do not disturb the others."""
+    """Train to the end of the segment.
+
+    Returns:
+        The fault of each replica that became non-finite, by replica index; the other replicas are not affected.
+    """
     faults: dict[int, NonFinite] = {}
 
-    def snapshots() -> RunProgress:
-        return replace(at, underway={**at.underway, **{t.replica.index: t.snapshot() for t in trainings}})
+    def progress() -> RunProgress:
+        return replace(at, snapshots={**at.snapshots, **{t.replica.index: t.snapshot() for t in trainings}})
 
     for batches in zip(*(training.batches() for training in trainings), strict=True):
         lockstep.step(trainings, [images for images, _ in batches], [labels for _, labels in batches])
@@ -86,15 +92,19 @@ def _train(
         if len(faults) == len(trainings):
             break
         if trainings[0].done < trainings[0].steps:
-            context.pause(snapshots)
+            context.pause(progress)
     return faults
 
 
 class Lockstep:
-    """Copies of the working model whose tensors are rows of stacked ones, and the step that they take together.
+    """Copies of the working model whose tensors are rows of stacked tensors, and one training step for all of them.
+
+    Args:
+        setup: The run's setup; its working model is copied.
+        count: Number of copies.
 
     Attributes:
-        models: One copy a replica.
+        models: The copies, one per replica.
     """
 
     def __init__(self, setup: Setup, count: int) -> None:
@@ -115,32 +125,32 @@ class Lockstep:
             self.forward = torch.compile(self.forward)
 
     def step(self, trainings: Sequence[Training], images: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """Train every replica on its batch."""
-        steps = [training.take_step for training in trainings]
-        now = [step.at(training.before()) for step, training in zip(steps, trainings, strict=True)]
-        effective = [step.effective(each) for step, each in zip(steps, now, strict=True)]
+        """Take one optimizer step with every replica, each on its own batch."""
+        masked = [training.take_step for training in trainings]
+        steps = [one.at(training.before()) for one, training in zip(masked, trainings, strict=True)]
+        effective = [one.effective(step) for one, step in zip(masked, steps, strict=True)]
         with self.setup.autocast():
             logits = self.forward({**self.weights, **_stack(effective)}, self.buffers, torch.stack(list(images)))
         losses = [
-            self.setup.loss(rows, wanted, batch)
-            for rows, wanted, batch in zip(logits.unbind(), labels, images, strict=True)
+            self.setup.loss(rows, targets, batch)
+            for rows, targets, batch in zip(logits.unbind(), labels, images, strict=True)
         ]
-        for tensor in (*self.weights.values(), *(p for step in steps for p in step.parameters)):
+        for tensor in (*self.weights.values(), *(p for one in masked for p in one.parameters)):
             tensor.grad = None
-        total = [step.objective(loss, each) for step, loss, each in zip(steps, losses, now, strict=True)]
+        total = [one.objective(loss, step) for one, loss, step in zip(masked, losses, steps, strict=True)]
         torch.stack(total).sum().backward()  # type: ignore[no-untyped-call]
         for shared, parameters in self.rows:
             if shared.grad is not None:
                 for gradient, parameter in zip(shared.grad.unbind(), parameters, strict=True):
-                    # a penalty's gradient came on its own way
+                    # a penalty's gradient goes to the parameter directly, not through the stacked tensor
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        for i, (training, step) in enumerate(zip(trainings, steps, strict=True)):
-            step.update(now[i])
-            training.after(losses[i].detach())
+        for training, one, step, loss in zip(trainings, masked, steps, losses, strict=True):
+            one.update(step)
+            training.after(loss.detach())
 
 
 def obstacle(setup: Setup) -> str:
-    """Why this setup's replicas cannot be trained in lockstep; empty where they can."""
+    """Why this setup's replicas cannot be trained in lockstep; empty if they can."""
     if setup.config.replicas.vary == "epochs":
         return "as they differ in length"
     batches = {_batch(setup, replica) for segment in setup.plan for replica in segment.replicas}
@@ -163,7 +173,7 @@ def obstacle(setup: Setup) -> str:
 
 
 def _batch(setup: Setup, replica: Replica) -> int:
-    """Images a batch: a subset may hold fewer than a batch is to have."""
+    """The batch size of a replica: its subset may hold fewer images than `--data.batch_size`."""
     images = max(round(replica.subsample * setup.data.train_size), setup.data.num_classes)
     return min(setup.data.batch_size, images if replica.subsample < 1.0 else setup.data.train_size)
 

@@ -1,8 +1,9 @@
-"""Replicas shared out among the ranks that torchrun started.
+"""Distribute a segment's replicas over the ranks that torchrun started.
 
-The leader commits a checkpoint and gives an order: this place, these replicas each. Every team reads the place, trains
-its share with the executor of one process, and keeps checkpoints of its own beside the leader's. What it made comes
-back as its last checkpoint, candidates' files and rows of metrics, so that the leader merges as if it had trained all.
+The leader commits a checkpoint and sends an order: which checkpoint to start from, and which replicas each team trains.
+Every team reads that checkpoint, trains its share with a single-process executor, and writes its own checkpoints beside
+the leader's. Its last checkpoint names the candidates' files and holds its rows of metrics, so that the leader can
+merge as if it had trained all replicas itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from sparsekit.api import Stage
 from sparsekit.errors import RunError, first_line
-from sparsekit.executors import stacked as stacking
+from sparsekit.executors import stacked
 from sparsekit.executors.sequential import ATTEMPTS
 from sparsekit.planning.replicas import Replica
 from sparsekit.pruning import masks
@@ -33,26 +34,25 @@ from sparsekit.training.replica import NonFinite, Training, train
 
 @dataclass
 class Leader:
-    """The executor of rank 0: orders, trains its own share, and collects the others'.
+    """The executor of rank 0: sends orders, trains its own share, and collects the other ranks' results.
 
     Attributes:
         ranks: The ranks of the run.
-        own: What trains rank 0's share.
+        own: The executor that trains rank 0's share.
+        orders_sent: How many orders were sent so far.
     """
 
     ranks: Ranks
     own: Executor
-    orders: int = 0
+    orders_sent: int = 0
 
     def __call__(self, context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> RunProgress:
-        team, number = context.setup.team, self.orders
-        self.orders += 1
-        # stacked replicas round as their company does: who was together stays together
-        stacked = self.own is stacking.train_replicas
-        places_of = [r.index if stacked else i for i, r in enumerate(replicas)]
+        team, number = context.setup.team, self.orders_sent
+        self.orders_sent += 1
+        # rounding in a stacked replica depends on the others of its stack: a resumed run must form the same stacks
+        keys = [r.index if self.own is stacked.train_replicas else i for i, r in enumerate(replicas)]
         shares = [
-            [r.index for r, place in zip(replicas, places_of, strict=True) if place % team.count == i]
-            for i in range(team.count)
+            [r.index for r, key in zip(replicas, keys, strict=True) if key % team.count == i] for i in range(team.count)
         ]
         at = replace(at, ordered=context.checkpoints.number + 1)
         manifest = context.keep(at)
@@ -61,79 +61,88 @@ class Leader:
         for rank in self.ranks.others:
             if wrong := self.ranks.ask(f"taken/{number}/{rank}", rank):
                 raise RunError(f"rank {rank}: {wrong}")
-        with _together(context, self.ranks):
+        with _stop_together(context, self.ranks):
             at = self.own(context, stage, [r for r in replicas if r.index in shares[0]], at)
         for rank in self.ranks.others:
-            if told := self.ranks.ask(f"over/{number}/{rank}", rank):
-                at = absorb(context, at, CheckpointStore(context.checkpoints.folder, prefix(rank)), told)
+            if result := self.ranks.ask(f"over/{number}/{rank}", rank):
+                at = add_results(context, at, CheckpointStore(context.checkpoints.folder, prefix(rank)), result)
         at = replace(at, ordered=None)
         context.keep(at)
         return at
 
     def finish(self) -> None:
-        """Let the others go."""
-        self.ranks.tell(f"order/{self.orders}", None)
+        """Tell the other ranks that there are no more orders."""
+        self.ranks.tell(f"order/{self.orders_sent}", None)
 
 
 def follow(context: RunContext, ranks: Ranks) -> None:
-    """What every rank but the leader does: train its share of each segment until there are no more orders."""
+    """Train this rank's share of each segment until the leader has no more orders."""
     number = 0
-    with _together(context, ranks):
+    with _stop_together(context, ranks):
         while order := ranks.ask(f"order/{number}"):
             try:
                 with context.signals.reraise_if_swallowed():
-                    stage, at = _take(context, order)
+                    stage, at = _read_order(context, order)
             except (Damaged, RunError, OSError) as error:
                 ranks.tell(f"taken/{number}/{ranks.rank}", str(error))
                 raise RunError(str(error)) from error
             ranks.tell(f"taken/{number}/{ranks.rank}", "")
-            ranks.tell(f"over/{number}/{ranks.rank}", _obey(context, stage, at, order["shares"]))
+            ranks.tell(f"over/{number}/{ranks.rank}", _train_share(context, stage, at, order["shares"]))
             number += 1
     ranks.over = True
 
 
-def _obey(context: RunContext, stage: Stage, at: RunProgress, shares: list[list[int]]) -> str | None:
-    """Train this rank's share; the name of the checkpoint that keeps it, of a team's first member."""
+def _train_share(context: RunContext, stage: Stage, at: RunProgress, shares: list[list[int]]) -> str | None:
+    """Train this rank's share.
+
+    Returns:
+        The name of the checkpoint that holds the results; None if the share is empty, or another member writes it.
+    """
     team = context.setup.team
     share = [r for r in context.setup.plan[stage.index].replicas if r.index in shares[team.index]]
-    at = replace(at, underway={r.index: at.underway[r.index] for r in share if r.index in at.underway})
-    if team.heads:
+    at = replace(at, snapshots={r.index: at.snapshots[r.index] for r in share if r.index in at.snapshots})
+    if team.is_first:
         return context.keep(context.executor(context, stage, share, at)) if share else None
     assist(context, stage, share, at)
     return None
 
 
 def assist(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> None:
-    """Train beside the head of a team, which reports, scores and saves; as often as it does."""
+    """Train the same replicas as the team's first member, which alone reports, scores and saves them."""
     setup, schedule = context.setup, context.setup.method.learning_rate(stage)
     for replica in replicas:
-        underway = at.underway.get(replica.index)
-        for attempt in range(underway.attempt if underway else 0, ATTEMPTS):
+        snapshot = at.snapshots.get(replica.index)
+        for attempt in range(snapshot.attempt if snapshot else 0, ATTEMPTS):
             training = Training(setup, at.parent, stage, replica, schedule, attempt)
-            if underway and underway.attempt == attempt:
-                training.restore(underway)
+            if snapshot and snapshot.attempt == attempt:
+                training.restore(snapshot)
             with context.signals.deferred():
-                well = _goes_well(context, training)
-            if setup.team.agree(well):
+                finite = _stays_finite(context, training)
+            if setup.team.agree(finite):
                 break
 
 
-def absorb(context: RunContext, at: RunProgress, checkpoints: CheckpointStore, manifest: str) -> RunProgress:
-    """The place with what another rank made of it, by that rank's checkpoint; its rows are logged."""
+def add_results(context: RunContext, at: RunProgress, checkpoints: CheckpointStore, manifest: str) -> RunProgress:
+    """Add what another rank's checkpoint holds to the progress, and log that rank's rows.
+
+    Raises:
+        RunError: the checkpoint is damaged.
+    """
     try:
         body, files = checkpoints.open(checkpoints.folder / manifest)
-        theirs = progress.restore(checkpoints, at.parent, len(context.setup.plan), body, files)
+        other = progress.restore(checkpoints, at.parent, len(context.setup.plan), body, files)
     except Damaged as damage:
         raise RunError(f"checkpoint {manifest} of another rank: {damage}") from damage
     context.tracker.extend(body["rows"])
-    new = [c for c in theirs.candidates if c.index not in {mine.index for mine in at.candidates}]
-    finished = (*at.finished, *(index for index in theirs.finished if index not in at.finished))
-    underway = {index: u for index, u in {**at.underway, **theirs.underway}.items() if index not in finished}
-    return replace(at, candidates=(*at.candidates, *new), finished=finished, underway=underway)
+    known = {candidate.index for candidate in at.candidates}
+    candidates = (*at.candidates, *(c for c in other.candidates if c.index not in known))
+    finished = (*at.finished, *(index for index in other.finished if index not in at.finished))
+    snapshots = {index: s for index, s in {**at.snapshots, **other.snapshots}.items() if index not in finished}
+    return replace(at, candidates=candidates, finished=finished, snapshots=snapshots)
 
 
-def absorb_all(context: RunContext, at: RunProgress) -> RunProgress:
-    """The progress of an interrupted run, with what its other ranks had made since the leader's order."""
+def add_interrupted_results(context: RunContext, at: RunProgress) -> RunProgress:
+    """Add what the other ranks of an interrupted run had trained since the leader's last order."""
     folder = context.checkpoints.folder
     names = {path.stem.partition("-")[0] + "-" for path in folder.glob(f"{OTHERS}*.json")}
     for name in sorted(names) if at.ordered else ():
@@ -145,23 +154,28 @@ def absorb_all(context: RunContext, at: RunProgress) -> RunProgress:
                 context.display.warn(f"checkpoint {path.name} is damaged: {damage}")
                 continue
             if body["ordered"] == at.ordered:
-                at = absorb(context, at, checkpoints, path.name)
+                at = add_results(context, at, checkpoints, path.name)
             break
     return at
 
 
 def prefix(rank: int) -> str:
-    """What the names of a rank's checkpoint files start with."""
+    """The prefix of the names of a rank's checkpoint files."""
     return f"{OTHERS}{rank}-"
 
 
-def _take(context: RunContext, order: dict[str, Any]) -> tuple[Stage, RunProgress]:
-    """The place that the leader ordered; raises RunError where its mask is not the leader's."""
-    lead = CheckpointStore(context.checkpoints.folder)
-    path = lead.folder / order["manifest"]
+def _read_order(context: RunContext, order: dict[str, Any]) -> tuple[Stage, RunProgress]:
+    """Read the checkpoint that an order names: the stage, and the progress to train from.
+
+    Raises:
+        RunError: the checkpoint cannot be seen from this node, or its mask is not the leader's.
+        Damaged: the checkpoint is damaged.
+    """
+    leader = CheckpointStore(context.checkpoints.folder)
+    path = leader.folder / order["manifest"]
     if not path.is_file():
         raise RunError(f"{path} is not to be seen here; --out must be on a file system that all nodes share")
-    body, files = lead.open(path)
+    body, files = leader.open(path)
     at = progress.restore(
         context.checkpoints, first_progress(context.setup).parent, len(context.setup.plan), body, files
     )
@@ -174,10 +188,15 @@ def _take(context: RunContext, order: dict[str, Any]) -> tuple[Stage, RunProgres
 
 
 @contextmanager
-def _together(context: RunContext, ranks: Ranks) -> Iterator[None]:
-    """Where ranks train one replica together: one that leaves is met as an error of torch's in the others.
+def _stop_together(context: RunContext, ranks: Ranks) -> Iterator[None]:
+    """Stop all ranks of a team when one of them leaves, which the others see as an error raised by torch.
 
-    One that a signal strikes outside of its training loop says so before it leaves, and the others stop for it too.
+    A rank that receives a signal outside of its training loop announces it, so that the others stop with the same
+    signal.
+
+    Raises:
+        Stopped: this rank or another of its team received a signal.
+        RunError: another rank of the team is gone.
     """
     try:
         with context.signals.reraise_if_swallowed():
@@ -194,13 +213,13 @@ def _together(context: RunContext, ranks: Ranks) -> Iterator[None]:
             raise
         context.signals.stop()
         for member in range(team.size):
-            if signum := ranks.heard(f"stopped/{team.index * team.size + member}"):
+            if signum := ranks.read(f"stopped/{team.index * team.size + member}"):
                 raise Stopped(signum) from error
         raise RunError(f"a rank of this team is gone ({text}); go on with --resume") from error
 
 
-def _goes_well(context: RunContext, training: Training) -> bool:
-    """Train beside the first member, and stop when it does."""
+def _stays_finite(context: RunContext, training: Training) -> bool:
+    """Train with the team's first member, stopping when it stops; whether the replica stayed finite."""
 
     def pause(training: Training) -> None:
         if context.stop_requested(training.done):

@@ -1,1 +1,1 @@
-"""A finished model in other formats."""
+"""Exporting a finished model to other formats."""

@@ -1,4 +1,4 @@
-"""`sparsekit export`: a finished model in another format, read back and compared before the command ends."""
+"""`sparsekit export`: write a finished model in another format, read it back, and compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsekit.config.options import DataConfig, ExportConfig
 from sparsekit.errors import RunError, UserError
 from sparsekit.export import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
 from sparsekit.export.formats import Format, Loaded
-from sparsekit.export.model import ExportModel, subject_of
+from sparsekit.export.model import ExportModel, load_export_model
 from sparsekit.files import expanded
 from sparsekit.models.saved import SavedModel
 
@@ -33,13 +33,13 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class Comparison:
-    """An export against the model that it was made of.
+    """How the logits of an export differ from those of the original model.
 
     Attributes:
-        images: How many it was compared on.
-        difference: Largest difference of two logits.
-        largest: Largest logit.
-        disagree: Images for which the two name different classes.
+        images: Number of images.
+        difference: Largest absolute difference of two logits.
+        largest: Largest absolute logit of the original model.
+        disagree: Number of images for which the predicted classes differ.
     """
 
     images: int
@@ -49,61 +49,69 @@ class Comparison:
 
 
 def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) -> list[tuple[str, str]]:
-    """Write, read back and compare; what is to be told, as names and lines.
+    """Export a model to `--out`, read it back, and compare it with the original.
+
+    Args:
+        source: The model.
+        config: The options of `sparsekit export`.
+        data: The data set whose test images are compared; None compares on random images.
+
+    Returns:
+        A table for the user, as pairs of a name and a text.
 
     Raises:
-        UserError: the options, the model or the machine do not allow it; nothing was written.
-        RunError: what was read back is not what was written; it is removed.
+        UserError: the options, the model or the machine do not allow the export; nothing was written.
+        RunError: the export differs from the original, and was removed; or a file could not be written.
     """
     if config.format is None:
         raise UserError(f"--format must be given; choose from {', '.join(FORMATS)}")
     if not config.out:
         raise UserError("-o must be given: the file or directory to write")
-    form, out = FORMATS[config.format], expanded(config.out)
+    exporter, out = FORMATS[config.format], expanded(config.out)
     if out.exists():
         raise UserError(f"-o {out} exists already; give a new path")
-    subject = subject_of(source, config.model, data)
-    form.check(subject)
+    export_model = load_export_model(source, config.model, data)
+    exporter.check(export_model)
     hidden = out.with_name(f".{out.name}.part")
     try:
-        _remove(hidden)  # of an export that was killed
+        _remove(hidden)  # left over if an export was killed
         hidden.mkdir(parents=True)
-        form.write(subject, hidden / out.name)
-        loaded = form.load(hidden / out.name, subject)
-        reference = form.reference(subject)
+        exporter.write(export_model, hidden / out.name)
+        loaded = exporter.load(hidden / out.name, export_model)
+        reference = exporter.reference(export_model)
         same_tensors(reference.tensors, loaded.tensors)
-        found = compare(reference, loaded, subject)
-        if not found.difference <= form.tolerance * max(found.largest, 1.0):
+        found = compare(reference, loaded, export_model)
+        if not found.difference <= exporter.tolerance * max(found.largest, 1.0):
             raise RunError(f"logits differ by {found.difference:.3g}, the largest being {found.largest:.3g}")
         for file in sorted(hidden.iterdir(), key=lambda file: file.name == out.name):
-            os.replace(file, out.with_name(file.name))  # OUT itself last: what lies there is whole, and was checked
+            os.replace(file, out.with_name(file.name))  # OUT itself last, so that it is complete once it exists
     except OSError as error:
-        ours = error.filename is None or hidden.name in Path(str(error.filename)).parts
-        raise RunError(f"{out if ours else error.filename}: {error.strerror or error}") from error
+        in_export = error.filename is None or hidden.name in Path(str(error.filename)).parts
+        raise RunError(f"{out if in_export else error.filename}: {error.strerror or error}") from error
     except RunError as error:
         raise RunError(f"-o {out}: {error}; it was removed") from error
     finally:
         _remove(hidden)
-    told = _told(subject, config.format, out, found, loaded)
+    table = _table(export_model, config.format, out, found, loaded)
     if config.measure:
-        dense, plain = speed.measure(subject, form, loaded, subject.images)
-        told.append(("speed", f"{dense} as the same export of a model without zeros"))
-        told.append(("", speed.verdict(dense, config.format)))
-        told.append(("", f"{plain} as this model in plain PyTorch on this machine's CPU"))
-    return told
+        dense, plain = speed.measure(export_model, exporter, loaded, export_model.images)
+        table.append(("speed", f"{dense} as the same export of a model without zeros"))
+        table.append(("", speed.verdict(dense, config.format)))
+        table.append(("", f"{plain} as this model in plain PyTorch on this machine's CPU"))
+    return table
 
 
-def compare(reference: Loaded, loaded: Loaded, subject: ExportModel) -> Comparison:
-    """Both on the subject's images, in batches of different sizes."""
+def compare(reference: Loaded, loaded: Loaded, export_model: ExportModel) -> Comparison:
+    """Compare logits on the export model's images, in batches of 1 and of up to 250 images."""
     difference = largest = 0.0
     disagree = 0
-    batches = torch.split(subject.images[1:], _BATCH)
-    for images in [subject.images[:1], *batches]:
-        ours, theirs = reference.logits(images), loaded.logits(images)
-        difference = _larger(difference, float((ours - theirs).abs().max()))
-        largest = _larger(largest, float(ours.abs().max()))
-        disagree += int((ours.argmax(1) != theirs.argmax(1)).sum())
-    return Comparison(len(subject.images), difference, largest, disagree)
+    batches = torch.split(export_model.images[1:], _BATCH)
+    for images in [export_model.images[:1], *batches]:
+        expected, logits = reference.logits(images), loaded.logits(images)
+        difference = _larger(difference, float((expected - logits).abs().max()))
+        largest = _larger(largest, float(expected.abs().max()))
+        disagree += int((expected.argmax(1) != logits.argmax(1)).sum())
+    return Comparison(len(export_model.images), difference, largest, disagree)
 
 
 def _remove(path: Path) -> None:
@@ -114,26 +122,27 @@ def _remove(path: Path) -> None:
 
 
 def _larger(found: float, value: float) -> float:
-    """The maximum, NaN once there was one: `max` leaves NaN out."""
+    """The maximum of two numbers, NaN if one is NaN, which `max` may ignore."""
     return math.nan if math.isnan(found) or math.isnan(value) else max(found, value)
 
 
-def same_tensors(ours: Tensors, theirs: Tensors) -> None:
-    """Raise RunError unless every weight came back with the same bits; counters of batches may be missing."""
-    for name, tensor in ours.items():
-        if name not in theirs:
+def same_tensors(expected: Tensors, found: Tensors) -> None:
+    """Raise RunError unless every tensor was read back with the same bits; integer tensors may be missing."""
+    for name, tensor in expected.items():
+        if name not in found:
             if tensor.is_floating_point():
                 raise RunError(f"{name} is not in the file")
-        elif not torch.equal(tensor, theirs[name].to(tensor.device)) or tensor.dtype != theirs[name].dtype:
-            raise RunError(f"{name} did not come back as it was")
+        elif not torch.equal(tensor, found[name].to(tensor.device)) or tensor.dtype != found[name].dtype:
+            raise RunError(f"{name} differs from the original when read back")
 
 
-def _told(subject: ExportModel, name: str, out: Path, found: Comparison, loaded: Loaded) -> list[tuple[str, str]]:
+def _table(export_model: ExportModel, name: str, out: Path, found: Comparison, loaded: Loaded) -> list[tuple[str, str]]:
+    """An export's result for the user, as pairs of a name and a text."""
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
-    parameters = [p for _, p in subject.model.named_parameters()]
+    parameters = [p for _, p in export_model.model.named_parameters()]
     total, nonzero = sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
-    dense = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
-    kind = "test images" if subject.real else "random images (no --data.name was given)"
+    dense = sum(t.numel() * t.element_size() for t in export_model.model.state_dict().values())
+    kind = "test images" if export_model.real else "random images (no --data.name was given)"
     same = "no prediction differs" if not found.disagree else f"{found.disagree:,} predictions differ"
     lines = [
         ("format", f"{name}{f', {loaded.note}' if loaded.note else ''}"),

@@ -1,4 +1,4 @@
-"""What a format is, and a loaded export."""
+"""The interface of an export format, and an export that was read back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Loaded:
     """An export that was read back.
 
     Attributes:
-        predict: Logits of images that were placed.
-        tensors: The weights in it, by the model's names; those that the format needs.
-        note: What else is to be said of it.
-        place: Moves normalised images, float32 [N, C, S, S] on the CPU, to where `predict` takes them.
+        predict: Maps images that `place` returned to logits [N, K].
+        tensors: The weights that the file stores, by the model's names.
+        note: A further note for the user; may be empty.
+        place: Moves normalised images, float32 [N, C, S, S] on the CPU, to the device and type that `predict` needs.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -30,31 +30,31 @@ class Loaded:
     place: Callable[[Tensor], Tensor] = lambda images: images
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of normalised images; both float32 and on the CPU."""
+        """Logits [N, K] of normalised images [N, C, S, S]; both float32 and on the CPU."""
         return self.predict(self.place(images)).float().cpu()
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to save a model.
+    """An export format.
 
     Attributes:
-        write: Writes a subject to a new path.
-        load: Reads it back, given the path and the subject it was made of.
-        reference: The model to compare with, where it is not the subject's own.
-        tolerance: Largest difference of logits that is rounding, as a fraction of the largest logit.
-        check: Raises UserError where this machine, or the model, cannot have this format.
+        write: Writes a model to a new path.
+        load: Reads an export back, given its path and the model that was written.
+        reference: Returns the model to compare the export with; by default the one that was written.
+        tolerance: Largest difference of logits that counts as rounding, as a fraction of the largest logit.
+        check: Raises UserError if the model cannot be exported to this format, or not on this machine.
     """
 
     write: Callable[[ExportModel, Path], None]
     load: Callable[[Path, ExportModel], Loaded]
-    reference: Callable[[ExportModel], Loaded] = lambda subject: of_module(subject.model)
+    reference: Callable[[ExportModel], Loaded] = lambda export_model: from_module(export_model.model)
     tolerance: float = 1e-4
-    check: Callable[[ExportModel], None] = lambda subject: None
+    check: Callable[[ExportModel], None] = lambda export_model: None
 
 
-def of_module(model: nn.Module) -> Loaded:
-    """A PyTorch model in evaluation mode."""
+def from_module(model: nn.Module) -> Loaded:
+    """Wrap a PyTorch model in evaluation mode."""
 
     def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():

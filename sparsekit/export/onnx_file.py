@@ -1,6 +1,6 @@
-"""ONNX, with the weights as they are: nothing is folded at export, so that zeros stay where they were.
+"""ONNX export with unchanged weights: nothing is folded, so that zeros stay in place.
 
-onnxruntime folds BatchNorm into convolutions when it loads the file, which scales weights and leaves zeros zeros.
+onnxruntime folds BatchNorm into convolutions when it loads the file; that scales weights, and zeros stay zeros.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from sparsekit.export.model import ExportModel
 from sparsekit.export.torch_program import traced
 
 
-def check(subject: ExportModel) -> None:
-    """Raise UserError where a package is missing."""
+def check(export_model: ExportModel) -> None:
+    """Raise UserError if a package that ONNX export needs is missing."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'sparsekit-soups[export]'")
 
 
-def write(subject: ExportModel, out: Path) -> None:
-    """Export without optimisation: initialisers are the model's tensors, under its names.
+def write(export_model: ExportModel, out: Path) -> None:
+    """Export without optimisation, so that the file's initialisers are the model's tensors under their names.
 
     Raises:
         RunError: torch cannot convert the model.
     """
-    program = traced(subject)
+    program = traced(export_model)
     with _quiet():
         try:
             made = torch.onnx.export(
@@ -49,18 +49,18 @@ def write(subject: ExportModel, out: Path) -> None:
             )
             assert made is not None
             made.save(str(out))
-        except Exception as error:  # it raises whatever the conversion meets
-            raise RunError(f"torch.onnx cannot convert {subject.config.name}: {_reason(error)}") from error
+        except Exception as error:  # the exporter may raise anything
+            raise RunError(f"torch.onnx cannot convert {export_model.config.name}: {_reason(error)}") from error
 
 
-def load(out: Path, subject: ExportModel) -> Loaded:
-    """A session of onnxruntime on the CPU, and the file's initialisers."""
+def load(out: Path, export_model: ExportModel) -> Loaded:
+    """Load the file with onnxruntime on the CPU, and read its initialisers."""
     import onnx
     import onnxruntime
     from onnx import numpy_helper
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it warns of is the exporter's doing
+    options.log_severity_level = 3  # errors only: the warnings are about the exporter's output
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
 
@@ -68,12 +68,12 @@ def load(out: Path, subject: ExportModel) -> Loaded:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(str(out)).graph.initializer}
-    names = [name for name in subject.model.state_dict() if name in stored]
+    names = [name for name in export_model.model.state_dict() if name in stored]
     return Loaded(predict, {name: torch.from_numpy(stored[name].copy()) for name in names})
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what it began with; the exporter's own text around it is a page of advice."""
+    """The first line of the original error, which the exporter wraps in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -81,7 +81,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither the exporter's progress nor its advice about itself."""
+    """Suppress the exporter's progress and warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""2:4 for CUDA's sparse units: linear layers of which every four weights in a row keep at most two.
+"""2:4 sparsity for CUDA's sparse tensor cores: linear layers that keep at most two of every four weights in a row.
 
-The directory holds half-precision weights in their dense layout, which timm loads too; they are packed on the device
-that runs them, as the packed layout depends on the device. Which layers are to be packed is in the file's metadata.
+The directory holds half-precision weights in dense layout, which timm loads too. They are packed when they are loaded,
+as the packed layout depends on the device. The file's metadata names the layers to pack.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
 from sparsekit.errors import RunError, UserError
-from sparsekit.export.formats import Format, Loaded, of_module
+from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
 from sparsekit.files import load_tensors, save_tensors
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict
 
 KEY = "semi_structured"
-_ROWS, _COLUMNS = 32, 64  # what torch asks of half-precision matrices
+_ROWS, _COLUMNS = 32, 64  # torch needs half-precision matrices with multiples of these
 
 
 def layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers that follow 2:4 along their inputs and have a shape that the units take."""
+    """Names of the linear layers that follow 2:4 along their inputs and have a shape that can be packed."""
     return [
         name
         for name, module in model.named_modules()
@@ -41,30 +41,30 @@ def layers(model: nn.Module) -> list[str]:
     ]
 
 
-def check(subject: ExportModel) -> None:
-    """Raise UserError without a CUDA device, or without a layer to pack."""
+def check(export_model: ExportModel) -> None:
+    """Raise UserError without a CUDA device or without a layer that can be packed."""
     if not torch.cuda.is_available():
         raise UserError("--format 2:4 needs a CUDA device, and this machine has none; export where the model is to run")
-    if not layers(subject.model):
+    if not layers(export_model.model):
         raise UserError(
-            f"--format 2:4: no linear layer of {subject.source.path} keeps 2 of every 4 weights, with rows and columns "
-            f"in multiples of {_ROWS} and {_COLUMNS}; prune with --masks.pattern 2:4, or choose another format"
+            f"--format 2:4: no linear layer of {export_model.source.path} keeps 2 of every 4 weights, with rows and "
+            f"columns in multiples of {_ROWS} and {_COLUMNS}; prune with --masks.pattern 2:4, or choose another format"
         )
 
 
-def write(subject: ExportModel, out: Path) -> None:
-    """config.json, and half-precision weights with the names of the layers to pack."""
-    save_model(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
-    if subject.described:
-        shutil.copyfile(subject.described, out / "config.json")
-    half = {name: t.half() if t.is_floating_point() else t for name, t in cpu_state_dict(subject.model).items()}
-    save_tensors(out / "model.safetensors", half, {KEY: json.dumps(layers(subject.model))})
+def write(export_model: ExportModel, out: Path) -> None:
+    """Write config.json, and half-precision weights with the names of the layers to pack."""
+    save_model(copy.deepcopy(export_model.model), export_model.config, export_model.inputs, out)
+    if export_model.described:
+        shutil.copyfile(export_model.described, out / "config.json")
+    half = {name: t.half() if t.is_floating_point() else t for name, t in cpu_state_dict(export_model.model).items()}
+    save_tensors(out / "model.safetensors", half, {KEY: json.dumps(layers(export_model.model))})
 
 
-def load(out: Path, subject: ExportModel) -> Loaded:
-    """The model on the CUDA device, packed."""
+def load(out: Path, export_model: ExportModel) -> Loaded:
+    """Load the model to the CUDA device and pack its layers."""
     tensors = load_tensors(out / "model.safetensors")
-    model = copy.deepcopy(subject.model).half()
+    model = copy.deepcopy(export_model.model).half()
     model.load_state_dict(tensors)
     model = model.cuda().eval()
     with safe_open(str(out / "model.safetensors"), framework="pt") as file:
@@ -74,17 +74,20 @@ def load(out: Path, subject: ExportModel) -> Loaded:
 
 
 def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-    """Pack the named linear layers, and give what predicts with them.
+    """Pack the named linear layers of a model on a CUDA device, in place.
+
+    Returns:
+        A function from images to logits; it raises RunError if a packed layer cannot run.
 
     Raises:
-        RunError: torch cannot pack a layer; so does what is returned, where a packed one cannot run.
+        RunError: torch cannot pack a layer.
     """
     last = "the first packed layer"
 
     def enter(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
         nonlocal last
         last = _kind(name, layer)
-        return (given[0].contiguous(),)  # the units take nothing else
+        return (given[0].contiguous(),)  # the kernels need contiguous inputs
 
     for name in names:
         layer = model.get_submodule(name)
@@ -94,7 +97,7 @@ def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]
         except RuntimeError as error:
             raise RunError(f"{_kind(name, layer)} cannot be packed: {str(error).partition(chr(10))[0]}") from error
         layer.register_forward_pre_hook(partial(enter, name))
-    inner = of_module(model).predict
+    inner = from_module(model).predict
 
     def predict(images: Tensor) -> Tensor:
         try:
@@ -106,10 +109,10 @@ def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]
     return predict
 
 
-def reference(subject: ExportModel) -> Loaded:
-    """The same half-precision model, not packed."""
-    model = copy.deepcopy(subject.model).half()
-    predict = of_module(copy.deepcopy(model).cuda().eval()).predict
+def reference(export_model: ExportModel) -> Loaded:
+    """The half-precision model on the CUDA device, without packed layers."""
+    model = copy.deepcopy(export_model.model).half()
+    predict = from_module(copy.deepcopy(model).cuda().eval()).predict
     return Loaded(predict, dict(model.state_dict()), place=_place)
 
 

@@ -1,4 +1,4 @@
-"""How fast an export is, as ratios of times that were taken in turns."""
+"""The speed of an export, as ratios of times measured in alternation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from sparsekit.export.formats import Format, Loaded, of_module
+from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
 
 ROUNDS = 15
 BATCH = 64
-_LEAST = 0.05
+_ROUND_SECONDS = 0.05
+"""A model's turn in a round takes at least about this long."""
 GAIN = 1.05
-"""From this ratio on, something was gained."""
+"""Smallest ratio that counts as a speed-up."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast: the median over rounds, and the first and third quartile."""
+    """A speed-up: its median over rounds, and its first and third quartile."""
 
     median: float
     low: float
@@ -34,25 +35,32 @@ class Ratio:
         return f"{self.median:.2f} times as fast ({self.low:.2f} to {self.high:.2f})"
 
 
-def measure(subject: ExportModel, form: Format, exported: Loaded, images: Tensor) -> tuple[Ratio, Ratio]:
-    """How fast an export is against the same export of a model without zeros, and against plain PyTorch."""
-    full = replace(subject, model=filled(subject.model))
+def measure(export_model: ExportModel, exporter: Format, exported: Loaded, images: Tensor) -> tuple[Ratio, Ratio]:
+    """The speed-up of an export over the same export of a model without zeros, and over plain PyTorch.
+
+    Args:
+        export_model: The model that was exported.
+        exporter: The format.
+        exported: The export.
+        images: Normalised images; up to 64 of them are used.
+    """
+    full = replace(export_model, model=filled(export_model.model))
     with tempfile.TemporaryDirectory() as folder:
-        if form.reference is Format.reference:
-            path = Path(folder) / "twin"
-            form.write(full, path)
-            twin = form.load(path, full)
-        else:  # a model without zeros cannot have this format
-            twin = form.reference(full)
-        dense, plain = timed([exported, twin, of_module(subject.model)], images[:BATCH])
+        if exporter.reference is Format.reference:
+            path = Path(folder) / "dense"
+            exporter.write(full, path)
+            baseline = exporter.load(path, full)
+        else:  # the format cannot hold a model without zeros
+            baseline = exporter.reference(full)
+        dense, plain = timed([exported, baseline, from_module(export_model.model)], images[:BATCH])
     return dense, plain
 
 
 def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
-    """The first one's speed against each of the others, over rounds in which each has its turn."""
-    placed = [(one, one.place(images)) for one in candidates]  # the copy to a device is not the model's time
+    """The speed-up of the first candidate over each of the others, measured in rounds of one turn each."""
+    placed = [(one, one.place(images)) for one in candidates]  # not timed: the copy to the device
     first = [min(_seconds(*each) for _ in range(3)) for each in placed]
-    repeats = max(1, round(_LEAST / max(first)))
+    repeats = max(1, round(_ROUND_SECONDS / max(first)))
     rounds = [[_seconds(*each, repeats) for each in placed] for _ in range(ROUNDS)]
     found = []
     for other in range(1, len(candidates)):
@@ -61,19 +69,24 @@ def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
     return found
 
 
-def verdict(dense: Ratio, form: str) -> str:
-    """What was gained by the zeros, and which pattern would gain something."""
+def verdict(dense: Ratio, name: str) -> str:
+    """A line for the user: whether the zeros make the export faster, and if not, what would.
+
+    Args:
+        dense: The speed-up over the same export of a model without zeros.
+        name: The format, as given by `--format`.
+    """
     if dense.median >= GAIN and dense.low > 1.0:
         return "the zeros make it faster here"
     advice = {
         "2:4": "the layers are too small for the units to pay; larger matrices and batches do",
-    }.get(form, "dense kernels multiply zeros too; --masks.pattern 2:4 with --format 2:4 is what CUDA devices can use")
+    }.get(name, "dense kernels multiply zeros too; --masks.pattern 2:4 with --format 2:4 is what CUDA devices can use")
     return f"the zeros gain nothing here: {advice}"
 
 
 @torch.no_grad()
 def filled(model: nn.Module) -> nn.Module:
-    """A copy whose zeros are ordinary numbers."""
+    """A copy of the model with its zeros replaced by random numbers of the weights' scale."""
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for weight in model.parameters():
         scale = float(weight.abs().mean()) or 1e-2
@@ -92,6 +105,6 @@ def _seconds(loaded: Loaded, images: Tensor, repeats: int = 1) -> float:
 
 
 def _finish(images: Tensor) -> None:
-    """Wait for what was started on the images' device."""
+    """Wait for the images' device to finish its work."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import timm
 
-from sparsekit.export.formats import Format, Loaded, of_module
+from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
 from sparsekit.files import make_readable, save_tensors
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict
 
 
-def write(subject: ExportModel, out: Path) -> None:
-    """Copy what the source says of itself, or describe it anew."""
-    if subject.described:
+def write(export_model: ExportModel, out: Path) -> None:
+    """Write the weights, and the saved model's config.json or a new one."""
+    if export_model.described:
         out.mkdir()
-        shutil.copyfile(subject.described, out / "config.json")
-        save_tensors(out / "model.safetensors", cpu_state_dict(subject.model))
+        shutil.copyfile(export_model.described, out / "config.json")
+        save_tensors(out / "model.safetensors", cpu_state_dict(export_model.model))
     else:
-        save_model(copy.deepcopy(subject.model), subject.config, subject.inputs, out)
+        save_model(copy.deepcopy(export_model.model), export_model.config, export_model.inputs, out)
         make_readable(out / "model.safetensors")
 
 
-def load(out: Path, subject: ExportModel) -> Loaded:
-    """As anyone would."""
-    return of_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
+def load(out: Path, export_model: ExportModel) -> Loaded:
+    """Load the directory with plain timm."""
+    return from_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
 
 
 FORMAT = Format(write, load)

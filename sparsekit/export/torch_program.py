@@ -1,4 +1,4 @@
-"""A `torch.export` program with a dynamic batch."""
+"""A `torch.export` program with a dynamic batch size."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 import torch
 
 from sparsekit.errors import RunError, first_line
-from sparsekit.export.formats import Format, Loaded, of_module
+from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
 
 
-def traced(subject: ExportModel) -> Any:
-    """The program; raises RunError where the model cannot be traced."""
-    example = subject.images[:2].repeat(2, 1, 1, 1)[:2]
+def traced(export_model: ExportModel) -> Any:
+    """Trace the model to a program; raises RunError if torch cannot trace it."""
+    example = export_model.images[:2].repeat(2, 1, 1, 1)[:2]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about torch
+        warnings.simplefilter("ignore")  # torch warns about its own code
         try:
             batch = torch.export.Dim("batch", min=1)
-            return torch.export.export(subject.model, (example,), dynamic_shapes=({0: batch},))
-        except Exception as error:  # it raises whatever tracing meets
-            raise RunError(f"torch.export cannot trace {subject.config.name}: {first_line(error)}") from error
+            return torch.export.export(export_model.model, (example,), dynamic_shapes=({0: batch},))
+        except Exception as error:  # tracing may raise anything
+            raise RunError(f"torch.export cannot trace {export_model.config.name}: {first_line(error)}") from error
 
 
-def write(subject: ExportModel, out: Path) -> None:
-    """Save the program."""
-    program = traced(subject)
-    with out.open("wb") as file:  # by name, torch wants it to end in .pt2
+def write(export_model: ExportModel, out: Path) -> None:
+    """Trace the model and save the program."""
+    program = traced(export_model)
+    with out.open("wb") as file:  # given a path, torch demands that it ends in .pt2
         torch.export.save(program, file)
 
 
-def load(out: Path, subject: ExportModel) -> Loaded:
+def load(out: Path, export_model: ExportModel) -> Loaded:
     """Load the program as a module."""
     with out.open("rb") as file:
         program = torch.export.load(file)
-    return Loaded(of_module(program.module()).predict, dict(program.state_dict))
+    return Loaded(from_module(program.module()).predict, dict(program.state_dict))
 
 
 FORMAT = Format(write, load)

@@ -1,1 +1,1 @@
-"""Built-in merge strategies, one a module; found through the entry points group `sparsekit.merges`."""
+"""Built-in merge strategies, one per module; found through the entry points group `sparsekit.merges`."""

@@ -1,4 +1,4 @@
-"""Selection instead of averaging."""
+"""Choose one candidate instead of averaging."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sparsekit.api import Candidate, CoefficientMerge, MergeStep
 
 
 class Best(CoefficientMerge):
-    """Keep the one candidate with the best held-out accuracy; the lower loss decides a tie."""
+    """Keep the candidate with the best held-out accuracy; the lower loss decides a tie."""
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
         best = min(candidates, key=lambda c: (-c.score.accuracy, c.score.loss))

@@ -9,7 +9,7 @@ from sparsekit.api import Candidate, CoefficientMerge, MergeStep
 
 
 class NoMerge(CoefficientMerge):
-    """Train one replica and go on with it, whatever `--replicas.count` says."""
+    """Train a single replica and keep it, even if `--replicas.count` is higher."""
 
     max_replicas: ClassVar[int | None] = 1
 

@@ -1,4 +1,4 @@
-"""The plain mean."""
+"""The mean of all candidates."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Candidates to one model."""
+"""Merging candidates into one model."""

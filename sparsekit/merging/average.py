@@ -30,10 +30,10 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
     for name in names:
         first = used[0][0].read(name)
         if not first.is_floating_point() or len(used) == 1:
-            averaged[name] = first.clone()  # what is read lies in the mapped file, and keeps all of that in memory
+            averaged[name] = first.clone()  # a tensor that was read keeps its whole memory-mapped file in memory
             continue
-        # Sums in the same two places for every tensor: temporaries between results that stay would leave holes in the
-        # heap, and memory would grow with the number of candidates.
+        # The same two buffers for every tensor: temporaries allocated between the results would fragment the heap, and
+        # memory would grow with the number of candidates.
         if scratch.shape[1] < first.numel():
             scratch = torch.empty(2, first.numel(), dtype=torch.float64)
         total, addend = scratch[:, : first.numel()].view(2, *first.shape)

@@ -16,12 +16,12 @@ from sparsekit.pruning import masks
 
 
 class FileCandidate(Candidate):
-    """A candidate in a safetensors file of its own, optimizer state beside the model's tensors.
+    """A candidate in its own safetensors file, which also holds its optimizer state.
 
     Attributes:
         path: The file.
-        mask_digest: Hash of its masks.
-        tested: Its test score, in the last merge; not for merges to see.
+        mask_digest: Hash of the candidate's masks.
+        tested: Its test score, at the last merge only; merges must not use it.
     """
 
     def __init__(self, path: Path, index: int, score: Score, mask_digest: str, tested: Score | None = None) -> None:
@@ -30,7 +30,7 @@ class FileCandidate(Candidate):
 
     @classmethod
     def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
-        """Save a trained replica and return its handle."""
+        """Save a trained replica to `path`, and return it as a candidate."""
         save_tensors(path, state.named() | {OPTIMIZER + name: t for name, t in state.optimizer.items()})
         return cls(path, index, score, masks.digest(state.masks), tested)
 
@@ -38,7 +38,7 @@ class FileCandidate(Candidate):
         return [name for name in self._all_names() if not name.startswith(OPTIMIZER)]
 
     def optimizer_names(self) -> Sequence[str]:
-        """Names under which `read` finds the optimizer's state."""
+        """Names of the optimizer's state tensors, as `read` takes them."""
         return [name for name in self._all_names() if name.startswith(OPTIMIZER)]
 
     def read(self, name: str) -> Tensor:

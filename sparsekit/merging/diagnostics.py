@@ -1,7 +1,7 @@
-"""Did the soup help? What a merge's row says of its candidates, beside their scores.
+"""Diagnostics of a merge: how the soup compares with its candidates, their ensemble, and how far apart they are.
 
-Everything streams: at a time, one candidate's model is in memory, or two candidates' copies of one tensor (all of them
-where it is so small that they come to less than 32 MB).
+Candidates are streamed: in memory is one candidate's model at a time, or two candidates' copies of one tensor (all
+candidates' copies if they take less than 32 MB).
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from sparsekit.training.setup import Setup
 SMALL = 4_000_000
 """Values of a tensor, over all candidates, that may be in memory at once."""
 MOST = 12
-"""Pairs are measured among no more candidates than this; their number grows with the square."""
+"""Pairs are measured among at most this many candidates, as their number grows with the square."""
 
 
 def of_merge(
     setup: Setup, parent: State, merged: State, candidates: Sequence[FileCandidate], soup: Score
 ) -> dict[str, Any]:
-    """Flat values for the `merge` row; nothing for a single candidate.
+    """Values for the `merge` row of metrics.jsonl; empty for a single candidate.
 
     Args:
-        setup: Its working model is left with some candidate's weights.
-        parent: What the candidates started from.
-        merged: What the merge made; candidates share all with it but their tensors.
-        candidates: All of them, used or not.
-        soup: Held-out score of what the merge made.
+        setup: The run's setup; its working model ends up with the weights of some candidate.
+        parent: The model that the candidates started from.
+        merged: The soup; candidates differ from it in their tensors only.
+        candidates: All candidates, including those not used.
+        soup: Held-out score of the soup.
 
     Returns:
         `candidates.loss` (a list), `candidates.mean_accuracy`, `.best_accuracy`, `.mean_loss`, `.best_loss`: held out.
-        `soup.lost`: whether the soup's accuracy lies more than `soup.margin` below the best candidate's.
+        `soup.lost`: whether the soup's accuracy is more than `soup.margin` below the best candidate's.
         `ensemble.accuracy`, `ensemble.loss`: held out, of the candidates' mean probabilities.
-        `ensemble.test_accuracy`, `ensemble.test_loss`: the same on the test split, at the last merge alone.
-        `distance.min`, `.mean`, `.max` of pairs: L2, over all parameters.
-        `angle.min`, `.mean`, `.max`: between the weights of pairs, in degrees.
-        `turn.min`, `.mean`, `.max`: between their changes since the parent, in degrees.
-        `barycentre` (a list), `barycentre.mean`: L2 distance of each from their mean.
+        `ensemble.test_accuracy`, `ensemble.test_loss`: on the test split, at the last merge only.
+        `distance.min`, `.mean`, `.max`: L2 distances of pairs, over all parameters.
+        `angle.min`, `.mean`, `.max`: angles between the weights of pairs, in degrees.
+        `turn.min`, `.mean`, `.max`: angles between the changes of pairs since the parent, in degrees.
+        `barycentre` (a list), `barycentre.mean`: L2 distances of the candidates from their mean.
     """
     if len(candidates) < 2:
         return {}
@@ -66,23 +66,23 @@ def of_merge(
     }
     if setup.config.evaluation.diagnostics:
         names = [name for name, _ in setup.model.named_parameters()]
-        together = ensemble(setup, merged, candidates, "held_out")
-        row |= {"ensemble.accuracy": together.accuracy, "ensemble.loss": together.loss}
+        score = ensemble(setup, merged, candidates, "held_out")
+        row |= {"ensemble.accuracy": score.accuracy, "ensemble.loss": score.loss}
         if all(candidate.tested for candidate in candidates):
-            together = ensemble(setup, merged, candidates, "test")
-            row |= {"ensemble.test_accuracy": together.accuracy, "ensemble.test_loss": together.loss}
+            score = ensemble(setup, merged, candidates, "test")
+            row |= {"ensemble.test_accuracy": score.accuracy, "ensemble.test_loss": score.loss}
         row |= geometry(candidates, parent, names)
     return row
 
 
 def has_lost(soup: float, candidates: Sequence[float], margin: float) -> bool:
-    """Whether a soup's accuracy is more than `margin` below its best candidate's."""
-    return soup < max(candidates) - margin - 1e-12  # exactly the margin is not more
+    """Whether a soup's accuracy is more than `margin` below its best candidate's; accuracies from 0 to 1."""
+    return soup < max(candidates) - margin - 1e-12  # the tolerance, so that exactly the margin does not count
 
 
 @torch.no_grad()
 def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], split: Split) -> Score:
-    """Score of the mean of the candidates' probabilities; each is loaded once, one after another."""
+    """Score the mean of the candidates' probabilities on a split; candidates are loaded one at a time."""
     total: Tensor | None = None
     for candidate in candidates:
         setup.install(like.renamed(read_tensors(candidate)))
@@ -101,9 +101,18 @@ def _probabilities(setup: Setup, images: Tensor) -> Tensor:
 
 
 def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence[str]) -> dict[str, Any]:
-    """Distances and angles over the named parameters, in float64."""
+    """Distances, angles, turns and barycentre distances over the named parameters, computed in float64.
+
+    Args:
+        candidates: Two or more candidates.
+        parent: The model that they started from.
+        names: The parameters to measure.
+
+    Returns:
+        The entries `distance.*`, `angle.*`, `turn.*` and `barycentre*` of the `merge` row.
+    """
     chosen = list(range(len(candidates)))
-    if len(chosen) > MOST:  # evenly spread, the same in each tensor
+    if len(chosen) > MOST:  # evenly spread
         chosen = [i * len(candidates) // MOST for i in range(MOST)]
     pairs = list(combinations(chosen, 2))
     squares, products, turned = ([0.0] * len(pairs) for _ in range(3))
@@ -140,14 +149,14 @@ def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence
 
 
 def _reader(candidates: Sequence[FileCandidate], name: str, size: int) -> Callable[[int], Tensor]:
-    """Gives a candidate's tensor as a float64 vector: from memory where all of them are small, else from its file."""
+    """A function from a candidate's index to its tensor as a float64 vector, cached in memory if all are small."""
     if size * len(candidates) > SMALL:
         return lambda i: candidates[i].read(name).double().flatten()
     return [candidate.read(name).double().flatten() for candidate in candidates].__getitem__
 
 
 def _degrees(product: float, left: float, right: float) -> float:
-    """The angle of two vectors from their product and squared lengths; 0 where one has no length."""
+    """The angle between two vectors, from their dot product and squared lengths; 0 if one has length 0."""
     length = math.sqrt(left * right)
     return math.degrees(math.acos(max(-1.0, min(1.0, product / length)))) if length else 0.0
 

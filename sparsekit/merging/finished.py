@@ -1,4 +1,4 @@
-"""`sparsekit merge`: soups of models that are finished already, whoever trained them.
+"""`sparsekit merge`: merge finished models, whether sparsekit trained them or not.
 
 Tensors are read one at a time: apart from the soup, no whole model is in memory, however many are merged.
 """
@@ -21,7 +21,7 @@ from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
 from sparsekit.merging.merge import check_soup
-from sparsekit.merging.overlap import Overlap, survey
+from sparsekit.merging.overlap import Overlap, compare_masks
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
@@ -33,49 +33,57 @@ from sparsekit.training.setup import Setup
 
 
 def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig | None) -> list[tuple[str, str]]:
-    """Merge and write; what is to be told, as names and lines.
+    """Merge finished models and write the soup to `--out`.
+
+    Args:
+        sources: The models.
+        config: The options of `sparsekit merge`.
+        data: The data set; None merges without data.
+
+    Returns:
+        A table for the user, as pairs of a name and a text.
 
     Raises:
-        UserError: the options or the models do not allow it; nothing was written.
-        RunError: the merge broke its contract, or the disk refused.
+        UserError: the options or the models do not fit; nothing was written.
+        RunError: the merge strategy broke its contract, or a file could not be written.
     """
     name = name_of("merge", f"{type(config.merge).__module__}.{type(config.merge).__qualname__}")
-    out = _new(config.out)
+    out = _new_directory(config.out)
     most = config.merge.max_replicas
     if most is not None and len(sources) > most:
         raise UserError(f"--merge {name} takes no more than {most} model{'s' * (most > 1)}, not {len(sources)}")
     known = _architecture(sources, config)
     setup = _setup(known, config, data) if data else None
     prunable = setup.prunable if setup else _prunable(known, sources[0])
-    overlap = survey(sources, prunable)
-    _agree(overlap, config, sources)
+    overlap = compare_masks(sources, prunable)
+    _check_masks(overlap, config, sources)
     parent = open_saved_model("--parent", config.parent) if config.parent else None
     if parent:
-        survey([sources[0], parent], ())
+        compare_masks([sources[0], parent], ())
     if setup:
-        _fits(setup, sources[0])
+        _check_architecture(setup.model.state_dict(), sources[0])
     context = FinishedMergeContext(setup, overlap.union, name, parent)
     candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
     soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
     check_soup(type(config.merge).__name__, soup, candidates)
-    tensors, kept = _masked(soup.tensors, overlap.union, config)
+    tensors, kept = _apply_masks(soup.tensors, overlap.union, config)
     if setup and len(soup.ingredients) > 1:
         tensors = setup.recalibrated(context.state(tensors, kept)).tensors
     masks.check(tensors, kept, "the soup")
-    told = _summary(name, sources, soup, tensors, kept)
+    result = _summary(name, sources, soup, tensors, kept)
     if setup:
-        told |= _scored(setup, candidates, context.state(tensors, kept))
+        result |= _scores(setup, candidates, context.state(tensors, kept))
     try:
-        _write(out, tensors, kept, told, sources, known, setup)
+        _write(out, tensors, kept, result, sources, known, setup)
     except OSError as error:
         raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
-    return _lines(told, out, overlap, setup, sources[0])
+    return _table(result, out, overlap, setup, sources[0])
 
 
 # --- before ------------------------------------------------------------------------------------------
 
 
-def _new(out: str | None) -> Path:
+def _new_directory(out: str | None) -> Path:
     if not out:
         raise UserError("-o must be given: the directory for the merged model")
     path = expanded(out)
@@ -85,19 +93,25 @@ def _new(out: str | None) -> Path:
 
 
 def _architecture(sources: Sequence[SavedModel], config: MergeConfig) -> tuple[SavedModel, ModelConfig] | None:
-    """A source that says what it is, and what it says; None where none does and `--model.name` is not given."""
-    said = [source for source in sources if source.name is not None]
-    for other in said[1:]:
-        if other.name != said[0].name:
-            raise UserError(f"{said[0].path} is a {said[0].name}, {other.path} a {other.name}; give models of one kind")
-    if config.model.name is None and not said:
+    """The models' architecture, and the model that it was read from; None if it is unknown.
+
+    Raises:
+        UserError: the models name different architectures.
+    """
+    named = [source for source in sources if source.name is not None]
+    for other in named[1:]:
+        if other.name != named[0].name:
+            raise UserError(
+                f"{named[0].path} is a {named[0].name}, {other.path} a {other.name}; give models of one kind"
+            )
+    if config.model.name is None and not named:
         return None
-    source = said[0] if said else sources[0]
+    source = named[0] if named else sources[0]
     return source, architecture(source, config.model)
 
 
 def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, data: DataConfig) -> Setup:
-    """The model and the data for merges that look at images."""
+    """The setup for merges that use data; raises UserError if the architecture is unknown."""
     if known is None:
         raise UserError("the models do not say which architecture they are; give --model.name and --model.kwargs")
     return prepare(
@@ -117,33 +131,30 @@ def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, da
 
 
 def _prunable(known: tuple[SavedModel, ModelConfig] | None, first: SavedModel) -> Sequence[str]:
-    """The weights that masks are about: Conv and Linear ones or, of an unknown architecture, all matrices."""
+    """Names of the Conv and Linear weights; of an unknown architecture, of all tensors `…weight` with 2+ dimensions."""
     if known is None:
         return [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
     channels, classes = sizes(known[0], known[1])
-    with torch.device("meta"):  # shapes are all that is needed
+    with torch.device("meta"):  # only shapes are needed
         model = create.build_model(
             ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0
         )
-    _same_names(model.state_dict(), first)
+    _check_architecture(model.state_dict(), first)
     return masks.prunable_names(model)
 
 
-def _fits(setup: Setup, first: SavedModel) -> None:
-    _same_names(setup.model.state_dict(), first)
-
-
-def _same_names(wanted: dict[str, Any], first: SavedModel) -> None:
+def _check_architecture(expected: dict[str, Any], first: SavedModel) -> None:
+    """Raise UserError unless a saved model has the names and shapes of a state dict."""
     names = set(first.names())
-    for name in (*wanted, *names):
-        if name not in wanted or name not in names or first.read(name).shape != wanted[name].shape:
+    for name in (*expected, *names):
+        if name not in expected or name not in names or first.read(name).shape != expected[name].shape:
             raise UserError(
                 f"{first.path} is another architecture than its name says: {name} does not fit (--model.name)"
             )
 
 
-def _agree(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:
-    """Raise UserError where masks differ and may not, or where `--prune-again` asks for less than is pruned."""
+def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:
+    """Raise UserError if masks differ without `--masks union`, or `--prune-again` is invalid or too low."""
     if not overlap.same and config.masks == "same":
         print(overlap.table())
         raise UserError(
@@ -155,16 +166,20 @@ def _agree(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel])
         raise UserError(f"--prune-again is {again}; give a fraction from 0 to below 1, such as 0.9")
     if again is not None and not overlap.union:
         raise UserError("--prune-again: the models have no matrix called …weight; give --model.name if timm knows it")
-    there = masks.sparsity(overlap.union) if overlap.union else 0.0
+    sparsity = masks.sparsity(overlap.union) if overlap.union else 0.0
     if again is not None and masks.kept(overlap.union) < overlap.total - round(again * overlap.total):
-        raise UserError(f"--prune-again is {again:g}, but the models are {there:.2%} sparse already; give more")
+        raise UserError(f"--prune-again is {again:g}, but the models are {sparsity:.2%} sparse already; give more")
 
 
 # --- after -------------------------------------------------------------------------------------------
 
 
-def _masked(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple[Tensors, Tensors]:
-    """The soup with its zeros, pruned again where that is asked for; in place, as it may be large."""
+def _apply_masks(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple[Tensors, Tensors]:
+    """Mask the soup, pruned further for `--prune-again`; in place, as it may be large.
+
+    Returns:
+        The tensors and their masks, True keeps.
+    """
     kept = union
     if config.prune_again is not None:
         scores = {name: tensors[name].abs() for name in union}
@@ -175,7 +190,7 @@ def _masked(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple[Tens
 
 
 def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tensors, kept: Tensors) -> dict[str, Any]:
-    """What merge.json says without having seen an image."""
+    """The entries of merge.json that need no data."""
     return {
         "merge": name,
         "models": [str(source.path) for source in sources],
@@ -187,8 +202,8 @@ def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tens
     }
 
 
-def _scored(setup: Setup, candidates: Sequence[SavedCandidate], merged: State) -> dict[str, Any]:
-    """Held-out scores of the models as they are, and both scores of the soup."""
+def _scores(setup: Setup, candidates: Sequence[SavedCandidate], merged: State) -> dict[str, Any]:
+    """The entries of merge.json that need data: the models' held-out accuracies, and the soup's scores."""
     accuracies = [candidate.score.accuracy for candidate in candidates]
     held_out, test = setup.score(merged, "held_out"), setup.score(merged, "test")
     return {
@@ -205,7 +220,7 @@ def _write(
     out: Path,
     tensors: Tensors,
     kept: Tensors,
-    told: dict[str, Any],
+    result: dict[str, Any],
     sources: Sequence[SavedModel],
     known: tuple[SavedModel, ModelConfig] | None,
     setup: Setup | None,
@@ -219,36 +234,35 @@ def _write(
         create.save_model(setup.model, setup.config.model, inputs, out)
     save_tensors(out / "model.safetensors", tensors)
     save_tensors(out / "masks.safetensors", kept)
-    write_json(out / "merge.json", told)
+    write_json(out / "merge.json", result)
 
 
-def _lines(
-    told: dict[str, Any], out: Path, overlap: Overlap, setup: Setup | None, first: SavedModel
+def _table(
+    result: dict[str, Any], out: Path, overlap: Overlap, setup: Setup | None, first: SavedModel
 ) -> list[tuple[str, str]]:
-    count = len(told["models"])
-    lines = [("soup", f"{told['merge']}: {len(told['ingredients'])} of {count} model{'s' * (count > 1)}")]
-    if told["coefficients"]:
-        lines.append(("weights", ", ".join(f"{value:.4g}" for value in told["coefficients"])))
+    """A merge's result for the user, as pairs of a name and a text."""
+    count = len(result["models"])
+    lines = [("soup", f"{result['merge']}: {len(result['ingredients'])} of {count} model{'s' * (count > 1)}")]
+    if result["coefficients"]:
+        lines.append(("weights", ", ".join(f"{value:.4g}" for value in result["coefficients"])))
     if setup:
-        accuracies = (
-            f"{percent(told['held_out.accuracy'], 2)} held out, {percent(told['test.accuracy'], 2)} on the test split"
-        )
-        lines.append(("accuracy", accuracies))
-        each = told["candidates"]
+        held_out, test = (percent(result[f"{split}.accuracy"], 2) for split in ("held_out", "test"))
+        lines.append(("accuracy", f"{held_out} held out, {test} on the test split"))
+        each = result["candidates"]
         models = f"{percent(sum(each) / count, 2)} held out in the mean, {percent(max(each), 2)} the best"
         lines.append(("models", models))
-        if told["soup.lost"]:
-            lost = f"{100 * (max(each) - told['held_out.accuracy']):.2f} points below the best model"
-            if (before := masks.sparsity(overlap.union)) < told["sparsity"]:
-                reason = f"it was pruned again, from {percent(before, 2)} sparse to {percent(told['sparsity'], 2)}"
+        if result["soup.lost"]:
+            lost = f"{100 * (max(each) - result['held_out.accuracy']):.2f} points below the best model"
+            if (before := masks.sparsity(overlap.union)) < result["sparsity"]:
+                reason = f"it was pruned again, from {percent(before, 2)} sparse to {percent(result['sparsity'], 2)}"
             else:
                 reason = "only models that were trained from a common one average well"
             lines.append(("lost", f"{lost}: {reason}"))
-    lines.append(("sparsity", f"{percent(told['sparsity'], 2)} of the prunable weights"))
-    lines.append(("nonzero", f"{told['nonzero']:,} of {told['prunable']:,} prunable weights"))
+    lines.append(("sparsity", f"{percent(result['sparsity'], 2)} of the prunable weights"))
+    lines.append(("nonzero", f"{result['nonzero']:,} of {result['prunable']:,} prunable weights"))
     if not overlap.same:
         lines.append(("masks", "they differed: what any model keeps was kept"))
     norms = any(name.endswith("running_var") for name in first.names())
-    if norms and not setup and len(told["ingredients"]) > 1:
+    if norms and not setup and len(result["ingredients"]) > 1:
         lines.append(("BatchNorm", "its statistics are averages; give --data.name to have them measured again"))
     return [*lines, ("written", str(out))]

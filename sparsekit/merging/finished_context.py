@@ -1,4 +1,4 @@
-"""What a merge of finished models may ask for: their scores, losses and Fisher information, where there is data."""
+"""What a merge strategy gets for merging finished models: scores, losses and Fisher information, if there is data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sparsekit.training.setup import Setup
 
 
 class SavedCandidate(Candidate):
-    """A finished model as a merge sees it; its held-out score is measured when it is asked for."""
+    """A finished model as a merge candidate; its held-out score is measured when it is first used."""
 
     def __init__(self, index: int, source: SavedModel, context: FinishedMergeContext) -> None:
         self.index, self.source, self.context = index, source, context
 
     @property
     def score(self) -> Score:  # type: ignore[override]
-        """Its held-out score, as it is; raises UserError without data."""
+        """The model's held-out score, without recalibration; raises UserError without data."""
         return self.context.score_of(self.source)
 
     def names(self) -> Sequence[str]:
@@ -39,42 +39,42 @@ class SavedCandidate(Candidate):
 
 
 class FinishedMergeContext:
-    """What a merge may ask for; without data it says which option gives some.
+    """Scores and gradients for a merge of finished models. Whatever needs data raises UserError without it.
 
     Args:
         setup: The model and the data; None without data.
-        masks_of: Masks of the models that are merged, True keeps.
-        name: What `--merge` calls the merge.
-        parent: What `--parent` names.
+        union: Masks of the weights that any of the models keeps, True keeps.
+        name: The name of the merge strategy, as given by `--merge`.
+        parent: The model given by `--parent`.
     """
 
-    def __init__(self, setup: Setup | None, masks_of: Tensors, name: str, parent: SavedModel | None) -> None:
-        self.setup, self.masks, self.name, self.parent = setup, masks_of, name, parent
+    def __init__(self, setup: Setup | None, union: Tensors, name: str, parent: SavedModel | None) -> None:
+        self.setup, self.masks, self.name, self.parent = setup, union, name, parent
         self._scores: dict[Path, Score] = {}
 
     @property
     def with_data(self) -> Setup:
-        """The setup; raises UserError where there is none."""
+        """The setup; raises UserError without data."""
         if self.setup is None:
             raise UserError(f"--merge {self.name} looks at images; give --data.name and what else it needs")
         return self.setup
 
     def state(self, tensors: Tensors, masks: Tensors | None = None) -> State:
-        """Tensors with masks; by default those of the models that are merged."""
+        """A state of the tensors and masks; by default the union of the models' masks."""
         masks = self.masks if masks is None else masks
         return State(tensors, {name: masks[name] for name in self.with_data.prunable}, progress=1.0)
 
     def score_of(self, source: SavedModel) -> Score:
-        """A model's held-out score with its own BatchNorm statistics."""
+        """A model's held-out score with its own BatchNorm statistics, measured once."""
         if source.path not in self._scores:
-            self._scores[source.path] = self._score(source.tensors(), again=False)
+            self._scores[source.path] = self._score(source.tensors(), recalibrate=False)
         return self._scores[source.path]
 
     def step(self, names: Sequence[str], seed: int) -> MergeStep:
-        """What the merge is handed."""
+        """The `MergeStep` for the merge strategy; `names` are the tensors that `average` averages."""
         return MergeStep(
             average=lambda some, coefficients: average(some, coefficients, names),
-            score=partial(self._score, again=True),
+            score=partial(self._score, recalibrate=True),
             loss=lambda named: probes.held_out_loss(self.with_data, self.state(dict(named)), named),
             fisher=lambda candidate, images=256: probes.fisher(
                 self.with_data, self.state(read_tensors(candidate)), images
@@ -83,13 +83,13 @@ class FinishedMergeContext:
             generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
         )
 
-    def _score(self, tensors: Tensors, again: bool) -> Score:
+    def _score(self, tensors: Tensors, recalibrate: bool) -> Score:
         setup, state = self.with_data, self.state(tensors)
-        return setup.score(setup.recalibrated(state) if again else state, "held_out")
+        return setup.score(setup.recalibrated(state) if recalibrate else state, "held_out")
 
 
 class _NoParent(Mapping[str, torch.Tensor]):
-    """Stands for the parent where none was given: whatever is asked of it, says so."""
+    """Stands in for the parent without `--parent`: every access raises UserError."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""One merge: candidates to one parent, masked again, BatchNorm measured again, checked against the contract."""
+"""One merge of a run: combine the candidates, mask the soup, recalibrate its BatchNorm, and check the contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from sparsekit.training.setup import Setup
 
 
 def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stage: Stage) -> tuple[State, Soup]:
-    """One parent from the candidates; its optimizer state is averaged with the soup's coefficients, if it has any.
+    """Merge the candidates into the next parent.
+
+    Args:
+        setup: The run's setup.
+        parent: The model that the candidates started from.
+        candidates: The trained replicas.
+        stage: The segment.
+
+    Returns:
+        The next parent and the soup. The optimizer state is averaged with the soup's coefficients; it is empty if the
+        soup has none.
 
     Raises:
         RunError: the candidates' masks differ, or the soup breaks the contract.
@@ -57,11 +67,14 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
 
 
 def check_soup(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
-    """Raise RunError unless a merge gave what the contract asks for."""
+    """Raise RunError unless a merge strategy returned a valid soup.
+
+    A valid soup has the candidates' tensors, with their shapes and types, all finite, and at least one ingredient.
+    """
     if not isinstance(soup, Soup):
         raise RunError(f"merge {name}: merge() must return a Soup, got {type(soup).__name__}")
     if unknown := set(soup.ingredients) - {candidate.index for candidate in candidates}:
-        raise RunError(f"merge {name}: the soup names replica {min(unknown)}, which is no candidate")
+        raise RunError(f"merge {name}: the soup names replica {min(unknown)}, which is not a candidate")
     expected = sorted(candidates[0].names())
     if sorted(soup.tensors) != expected:
         wrong = sorted(set(soup.tensors) ^ set(expected))

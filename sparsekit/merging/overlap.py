@@ -1,4 +1,4 @@
-"""Whether saved models can be merged: the same tensors, and how far their zeros agree."""
+"""Check that saved models have the same tensors, and measure how far their masks agree."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sparsekit.errors import UserError
 from sparsekit.models.saved import SavedModel
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
-"""How many bits of a byte are set."""
+"""Number of set bits of each byte value."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How the masks of several models lie to one another.
+    """How the masks of several models overlap.
 
     Attributes:
         paths: The models.
-        union: Masks of what any of them keeps.
-        total: Prunable weights.
-        both: `both[i][j]` weights are kept by models i and j; `both[i][i]` by model i.
+        union: Masks of the weights that any of the models keeps, True keeps.
+        total: Number of prunable weights.
+        both: `both[i][j]` is the number of weights that models i and j both keep; `both[i][i]` those of model i.
     """
 
     paths: tuple[Path, ...]
@@ -37,13 +37,13 @@ class Overlap:
 
     @property
     def differing(self) -> int:
-        """Index of the first model whose mask is not the first one's; 0 where there is none."""
+        """Index of the first model whose mask differs from the first model's; 0 if all are equal."""
         first = self.both[0][0]
         return next((i for i, row in enumerate(self.both) if row[i] != first or row[0] != first), 0)
 
     @property
     def apart(self) -> int:
-        """Weights that the first model or the differing one keeps, and not both."""
+        """Number of weights that only one of the first model and the first differing one keeps."""
         other = self.differing
         return self.both[0][0] + self.both[other][other] - 2 * self.both[0][other]
 
@@ -53,7 +53,7 @@ class Overlap:
         return not self.differing
 
     def table(self) -> str:
-        """A row a model: its sparsity, and how many of the weights that either of two keeps both keep."""
+        """A text table with one row per model: its sparsity, and the Jaccard index of its mask with each model's."""
         width = max(len(str(path)) for path in self.paths)
         count = len(self.paths)
         rows = [f"{'':{width}}     sparsity" + "".join(f"{i + 1:>8}" for i in range(count))]
@@ -67,11 +67,15 @@ class Overlap:
         return self.both[i][j] / either if either else 1.0
 
 
-def survey(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Overlap:
-    """Read every model once, tensor by tensor.
+def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Overlap:
+    """Check that models have the same tensors and compare their masks, reading every tensor once.
+
+    Args:
+        sources: The models.
+        prunable: Names of the weights to compare.
 
     Raises:
-        UserError: they have not the same tensors, shapes and types; one is not finite; a file is damaged.
+        UserError: names, shapes or types differ, a value is not finite, or a file is damaged.
     """
     first, count = sources[0], len(sources)
     for other in sources[1:]:
@@ -100,7 +104,7 @@ def survey(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Overlap:
 def _check(
     tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: SavedModel, first: SavedModel
 ) -> None:
-    """Raise UserError unless a tensor is as the first model's."""
+    """Raise UserError unless a tensor is finite and has the shape and type of the first model's."""
     where = f"{source.path}: {name}"
     if tensor.shape != shape:
         raise UserError(f"{where} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}")
@@ -111,8 +115,8 @@ def _check(
 
 
 def _same_names(first: SavedModel, other: SavedModel) -> None:
-    mine, theirs = set(first.names()), set(other.names())
-    if missing := sorted(mine - theirs):
+    expected, names = set(first.names()), set(other.names())
+    if missing := sorted(expected - names):
         raise UserError(f"{other.path} lacks {missing[0]}, which {first.path} has; give models of one architecture")
-    if more := sorted(theirs - mine):
-        raise UserError(f"{other.path} has {more[0]}, which {first.path} lacks; give models of one architecture")
+    if extra := sorted(names - expected):
+        raise UserError(f"{other.path} has {extra[0]}, which {first.path} lacks; give models of one architecture")

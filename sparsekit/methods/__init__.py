@@ -1,1 +1,1 @@
-"""Built-in pruning methods, one a module; found through the entry points group `sparsekit.methods`."""
+"""Built-in pruning methods, one per module; found through the entry points group `sparsekit.methods`."""

@@ -10,10 +10,10 @@ from sparsekit.schedules import Retraining
 class BIMP(IMP):
     """Budgeted IMP: dense training and all cycles inside the budget of one training (Zimmer et al., arXiv 2111.00843).
 
-    The learning rate falls linearly to 0 in the dense phase too; the cycles adapt theirs to the pruning (ALLR).
+    The learning rate falls linearly to 0 in the dense phase too; in the cycles it depends on the pruning (ALLR).
 
     Args:
-        dense: Fraction of the budget that trains the dense model.
+        dense: Fraction of the budget for training the dense model.
         cycles: Number of prune-retrain cycles that share the rest.
         retrain: Learning rate of a cycle: `ft`, `lrw`, `slr`, `clr`, `llr` or `allr`.
     """

@@ -10,15 +10,15 @@ from sparsekit.schedules import check_option, gradual_plan
 class DPF(PruningMethod):
     """Dynamic pruning with feedback (Lin et al., arXiv 2006.07253).
 
-    The forward pass and the gradient use the masked weights, the update goes to the dense weights behind them, so a
-    weight that was pruned too early grows back at the next step. The mask is chosen anew, from the dense weights, at
-    every segment and stays fixed within it, so that replicas share it (the paper: every 16 iterations).
+    The forward pass and the gradient use the masked weights, but the update goes to the dense weights behind them, so
+    that a weight that was pruned too early can grow back. The mask is chosen again from the dense weights at every
+    segment and is fixed within it, so that replicas share it (in the paper: every 16 iterations).
 
     Args:
-        start: Fraction of the budget at which the ramp starts; its first pruning is an interval later.
+        start: Fraction of the budget at which the ramp starts; the first pruning is one interval later.
         end: Fraction of the budget at which the target sparsity is reached.
         interval: Fraction of the budget between two choices of the mask.
-        freeze: Fraction of the budget after which the mask stays as it is.
+        freeze: Fraction of the budget after which the mask no longer changes.
     """
 
     def __init__(self, start: float = 0.05, end: float = 0.6, interval: float = 0.05, freeze: float = 0.8) -> None:

@@ -9,11 +9,11 @@ from sparsekit.schedules import check_option, gradual_plan
 class GMP(PruningMethod):
     """Gradual magnitude pruning on a cubic ramp (Zhu and Gupta, arXiv 1710.01878).
 
-    Prunes the smallest weights at regular intervals while one learning-rate schedule goes on over the whole budget.
+    Prunes the smallest weights at regular intervals, with one learning-rate schedule over the whole budget.
 
     Args:
-        start: Fraction of the budget at which the ramp starts; with `initial` 0 its first pruning is an
-            interval later.
+        start: Fraction of the budget at which the ramp starts; with `initial` 0 the first pruning is one interval
+            later.
         end: Fraction of the budget at which the target sparsity is reached.
         interval: Fraction of the budget between two pruning steps.
         initial: Sparsity of the step at `start`, as a fraction of the target; 0 starts the ramp without a jump.

@@ -9,10 +9,10 @@ from sparsekit.schedules import Retraining, check_option, cycles_plan, dense_sch
 class IMP(PruningMethod):
     """Iterative magnitude pruning: train dense, then cycles of pruning and retraining (Han et al., arXiv 1506.02626).
 
-    Every cycle prunes the same fraction of what remains, and starts with a fresh optimizer.
+    Every cycle prunes the same fraction of the remaining weights, and starts with a new optimizer.
 
     Args:
-        dense: Fraction of the budget that trains the dense model on the whole original schedule.
+        dense: Fraction of the budget for training the dense model on the whole original schedule.
         cycles: Number of prune-retrain cycles that share the rest.
         retrain: Learning rate of a cycle: `ft`, `lrw`, `slr`, `clr`, `llr` or `allr` (arXiv 2111.00843).
     """

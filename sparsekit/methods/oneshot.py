@@ -10,7 +10,7 @@ class OneShot(IMP):
     """Train dense, prune once to the target, retrain (Le and Hua, arXiv 2105.03193, for the schedules).
 
     Args:
-        dense: Fraction of the budget that trains the dense model on the whole original schedule.
+        dense: Fraction of the budget for training the dense model on the whole original schedule.
         retrain: Learning rate of the retraining: `ft`, `lrw`, `slr`, `clr`, `llr` or `allr`.
     """
 

@@ -1,6 +1,6 @@
-"""CIFAR's own networks under timm's names, for timm has none: 3×3 stems, no max-pooling, full resolution at first.
+"""Networks for CIFAR, registered as timm models, as timm has none: 3×3 stems of stride 1 and no max-pooling.
 
-`import sparsekit.models.cifar` registers them; sparsekit does so wherever it builds a model.
+`import sparsekit.models.cifar` registers them; sparsekit imports it wherever it builds a model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def _conv(channels: int, width: int, size: int = 3, stride: int = 1) -> nn.Conv2
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without weights (option A of arXiv 1512.03385).
 
-    Where the resolution halves, the shortcut takes every other pixel and adds channels of zeros, half of them in front.
+    When the resolution halves, the shortcut takes every second pixel and pads with channels of zeros, half of them in
+    front.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -51,7 +52,7 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """Normalisation and ReLU before each of two 3×3 convolutions (arXiv 1605.07146, figure 1b).
 
-    Where the shape changes, a 1×1 convolution of what the first of them sees is the shortcut.
+    If the shape changes, the shortcut is a 1×1 convolution of the first 3×3 convolution's input.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -73,13 +74,13 @@ class CifarNet(nn.Module):
     """A 3×3 stem of 16 channels and three stages of 16, 32 and 64 times `widen` channels, the last two at half size.
 
     Args:
-        depth: As the papers count, with n blocks a stage: 6 n + 2, the last layer included; with `preact` 6 n + 4, the
-            shortcuts' convolutions included.
+        depth: Depth as counted by the papers, for n blocks per stage: 6 n + 2, which includes the last layer; with
+            `preact` 6 n + 4, which includes the shortcuts' convolutions.
         widen: Factor of the stages' channels.
-        preact: Blocks of wide residual networks instead of those of the first ones.
-        num_classes: Answers; 0 leaves the pooled features.
-        in_chans: Channels of the images.
-        global_pool: How timm pools.
+        preact: Use the pre-activation blocks of wide residual networks instead of the original ones.
+        num_classes: Number of classes; 0 returns the pooled features.
+        in_chans: Number of image channels.
+        global_pool: timm's name of the pooling.
         drop_rate: Dropout before the classifier, 0 to 1; there is none inside blocks.
     """
 
@@ -125,15 +126,15 @@ class CifarNet(nn.Module):
 
     @staticmethod
     def _normalised(channels: int) -> tuple[nn.Module, nn.Module]:
-        """What stands behind the stem, or, with pre-activation, behind the last stage."""
+        """BatchNorm and ReLU over `channels`; identities if 0."""
         return (nn.BatchNorm2d(channels), nn.ReLU(inplace=True)) if channels else (nn.Identity(), nn.Identity())
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The last layer, or its name."""
+        """The last layer, or its name (timm's interface)."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new last layer for `num_classes` in the place of the old; 0 leaves the features."""
+        """Replace the last layer by a new one for `num_classes`; with 0 the model returns the pooled features."""
         if global_pool is None:
             global_pool = self.global_pool.pool_type
         like = self.conv1.weight
@@ -144,22 +145,22 @@ class CifarNet(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """How timm sorts parameters into layers, for rates that fall from layer to layer."""
+        """Patterns that group parameters into layers, for timm's layer-wise learning-rate decay."""
         return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep blocks' inputs alone for the backward pass."""
+        """Save memory by recomputing the blocks' activations in the backward pass."""
         self.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """From images to the last stage's output, [B, C, S / 4, S / 4]."""
+        """The last stage's output [B, C, S / 4, S / 4] for images [B, C, S, S]."""
         x = self.act1(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3):
             x = checkpoint_seq(stage, x) if self.grad_checkpointing and torch.is_grad_enabled() else stage(x)
         return self.act2(self.bn2(x))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From these to logits, or to what the classifier sees."""
+        """Logits for the last stage's output, or with `pre_logits` the classifier's input."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
@@ -170,8 +171,8 @@ class CifarNet(nn.Module):
 
 
 def resnet18(**kwargs: Any) -> nn.Module:
-    """The ResNet-18 of timm with a 3×3 stem of stride 1 and without max-pooling, which none of its arguments gives."""
-    block: Any = Block  # timm's annotation asks for an instance
+    """The ResNet-18 of timm with a 3×3 stem of stride 1 and without max-pooling; timm has no argument for that."""
+    block: Any = Block  # timm's annotation demands an instance
     model: Any = ResNet(block, (2, 2, 2, 2), **kwargs)
     model.conv1 = _conv(model.in_chans, 64)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -182,7 +183,7 @@ def resnet18(**kwargs: Any) -> nn.Module:
 
 
 def _cfg(pool: int) -> dict[str, Any]:
-    """CIFAR-10's images as timm describes them: mean and standard deviation over its training images."""
+    """A default configuration for timm, with the mean and standard deviation of CIFAR-10's training images."""
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),

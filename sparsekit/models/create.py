@@ -1,4 +1,4 @@
-"""timm models in, a directory that plain timm loads out."""
+"""Create timm models, load saved weights into them, and save them as directories that timm loads."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
-# 242,400 prunable weights: sparsities of whole per cents are met to the weight
+# 242,400 prunable weights, so that sparsities of whole per cents are exact
 DEFAULT_NAME = "resnet18"
 DEFAULT_KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [16, 32, 60, 104]}
-_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # other ways to files of weights
+_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # arguments that can name files of weights
 _KEPT = ("architecture", "num_classes", "first_conv", "classifier", "pool_size", "fixed_input_size")
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What a saved model says of its input: channels, side in pixels, normalisation a channel in 0..1 scale."""
+    """A model's input: number of channels, side in pixels, and mean and std per channel, white being 1."""
 
     channels: int
     image_size: int
@@ -36,7 +36,7 @@ class InputConfig:
 
 
 def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """The timm name and keyword arguments that a config stands for."""
+    """The timm name and keyword arguments of the model that the options describe."""
     if config.name is None and config.init is not None and (source := initial_model(config)) and source.name:
         return source.name, {**source.kwargs, **config.kwargs}
     if config.name is None:
@@ -44,23 +44,29 @@ def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     directory = local_directory(config.name)
     if directory is None:
         return config.name, dict(config.kwargs)
-    own: dict[str, Any] = {}  # timm before 1.0.31 reads them there, and does not hand them on when it saves
-    with suppress(UserError):  # whoever makes the model of it says what is wrong
+    own: dict[str, Any] = {}  # timm before 1.0.31 reads these from the directory, but does not save them again
+    with suppress(UserError):  # creating the model reports the error
         _, own, _ = read_card("--model.name", directory, directory)
     return f"local-dir:{directory}", {**own, **config.kwargs}
 
 
 def initial_model(config: ModelConfig) -> SavedModel | None:
-    """The trained model that `--model.init` names; raises UserError where there is none."""
+    """The trained model given by `--model.init`; None without the option; raises UserError if there is no model."""
     return open_saved_model("--model.init", config.init) if config.init is not None else None
 
 
 def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
-    """The timm model for `num_classes` and images of `channels`; random weights follow from `seed` alone.
+    """Create the timm model, with the weights of `--model.init` if given.
+
+    Args:
+        config: The options of `--model`.
+        num_classes: Number of classes.
+        channels: Number of image channels.
+        seed: The only seed of random initial weights.
 
     Raises:
         UserError: timm does not know the name, refuses an argument, or finds no pretrained weights; or the weights of
-            `--model.init` are not for this model.
+            `--model.init` do not fit the model.
     """
     source = initial_model(config)
     model = _create(config, num_classes, channels, seed)
@@ -70,10 +76,10 @@ def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int)
 
 
 def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
-    """The teacher that `--distill` names, in evaluation mode and without gradients.
+    """Load the teacher given by `--distill`, in evaluation mode and without gradients.
 
     Raises:
-        UserError: there is no model, or it is for other images or classes.
+        UserError: there is no model, or its channels or classes differ from the data's.
     """
     source = open_saved_model("--distill", path)
     if source.name is None:
@@ -88,30 +94,34 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
 
 
 def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:
-    """A saved model in the architecture that `config` names, on the CPU in evaluation mode; raises UserError."""
+    """Load a saved model into the architecture of `config`, on the CPU in evaluation mode.
+
+    Raises:
+        UserError: timm cannot create the architecture, or the weights do not fit it.
+    """
     model = _create(config, num_classes, channels, 0)
     fill(model, source)
     return model.eval()
 
 
 def fill(model: nn.Module, source: SavedModel) -> None:
-    """Put a saved model's weights into a model of the same architecture.
+    """Copy a saved model's weights into a model of the same architecture.
 
     Raises:
-        UserError: a tensor is missing, too many, of another shape, or not finite.
+        UserError: a tensor is missing, unknown, of another shape, or not finite.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     where = f"{source.option} {source.path}"
-    for name in wanted:
+    for name in expected:
         if name not in source.names():
             raise UserError(f"{where} lacks {name}; it is another architecture (see --model.name and --model.kwargs)")
     for name in source.names():
-        if name not in wanted:
+        if name not in expected:
             raise UserError(
-                f"{where} has {name}, which the model has not; it is another architecture (see --model.name and "
+                f"{where} has {name}, which the model lacks; it is another architecture (see --model.name and "
                 "--model.kwargs)"
             )
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         found = source.read(name)
         if found.shape != tensor.shape:
             sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
@@ -131,22 +141,22 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
     name, kwargs = resolve_model(config)
     local = local_directory(name)
     if not local and not timm.is_model(name):
-        raise UserError(f"--model.name {name!r} is no timm model.{nearest(name, timm.list_models())}")
+        raise UserError(f"--model.name {name!r} is not a timm model.{nearest(name, timm.list_models())}")
     if local and not (local / "config.json").is_file():
         raise UserError(f"--model.name {name!r}: no config.json there; give a directory that timm or sparsekit saved")
     if local and config.pretrained and not (local / "model.safetensors").is_file():
-        # timm would go on to a pickle there, and reading one can run code
+        # timm would fall back to a pickle, and loading one can run code
         raise UserError(
             f"--model.name {name!r}: no model.safetensors there; save the model with safe_serialization=True"
         )
     if named := [key for key in _WEIGHTS if key in kwargs]:
-        raise UserError(f"--model.kwargs: {named[0]} is not taken; give weights with --model.name local-dir:DIR")
+        raise UserError(f"--model.kwargs: {named[0]} is not allowed; give weights with --model.name local-dir:DIR")
     torch.manual_seed(seed)
     try:
         return timm.create_model(
             name, pretrained=config.pretrained, num_classes=num_classes, in_chans=channels, **_tuples(kwargs)
         )
-    except Exception as error:  # timm passes on whatever the model's constructor raises
+    except Exception as error:  # a model's constructor may raise anything
         text = first_line(error)
         if config.pretrained:
             raise UserError(f"--model.pretrained: no weights for {name!r}: {text}") from error
@@ -156,14 +166,20 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
 def save_model(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
     """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`.
 
+    Args:
+        model: The model; it is moved to the CPU.
+        config: The options that created it.
+        inputs: Its input, for config.json.
+        directory: The directory to write.
+
     Raises:
-        OSError: the disk refused.
+        OSError: a file could not be written.
         RunError: timm wrote no safetensors file.
     """
     _, kwargs = resolve_model(config)
     size = (inputs.channels, inputs.image_size, inputs.image_size)
     given: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    # what else timm's own weights came with, their licence and test size, is not true of these
+    # the rest describes timm's own weights, such as their licence and test size, and is not true of these
     config_of_weights = {key: given[key] for key in _KEPT if key in given} | {
         "input_size": size,
         "mean": inputs.mean,
@@ -179,11 +195,11 @@ def save_model(model: nn.Module, config: ModelConfig, inputs: InputConfig, direc
     if not written.is_file():
         raise RunError(f"timm wrote no {written}")
     for path in (written, directory / "config.json", directory, directory.parent):
-        sync(path)  # a finished run has nothing else to go on from after a power cut
+        sync(path)  # a finished run removes its checkpoints: after a power cut this is all that is left
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, which timm's constructors take everywhere; YAML and JSON know lists only."""
+    """Turn lists into tuples: timm's constructors may need tuples, but YAML and JSON have lists only."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Where a model runs and in what precision; on a CPU, with how many threads."""
+"""The device and precision of a model, and warnings about the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from sparsekit.errors import UserError
 
 _BUSY = 1.5
-"""Processes that want to run, to a core: threads that wait for one another then lose far more than they gain."""
+"""Load per core from which several threads lose more by waiting for each other than they gain."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -18,29 +18,33 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `--device` means; raises UserError where there is none such."""
+    """The torch device for `--device`; with torchrun, one CUDA device per rank.
+
+    Raises:
+        UserError: the CUDA device does not exist.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device a rank
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":
         if (device.index or 0) >= (count := torch.cuda.device_count()):
             fix = f"start at most {count} ranks on it" if "LOCAL_RANK" in os.environ else "use auto or cpu"
             raise UserError(f"--device {name}: this machine has {count} CUDA devices; {fix}")
-        torch.cuda.set_device(device)  # what a collective means by "cuda"
+        torch.cuda.set_device(device)  # collectives use the current device
     return device
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What `--precision` computes in on a device."""
+    """The type that autocast computes in for `--precision` on a device; float32 means no autocast."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def crowded_threads() -> str:
-    """A warning where torch is about to use several threads on cores that are busy already; empty otherwise."""
+    """A warning if torch will use several threads on cores that are busy already; empty otherwise."""
     count, cores = torch.get_num_threads(), os.cpu_count() or 1
     if count == 1 or "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
         return ""
@@ -51,9 +55,9 @@ def crowded_threads() -> str:
 
 
 def changed_threads(before: object) -> str:
-    """A warning where a resumed run had another number of threads before; empty otherwise.
+    """A warning if a resumed run used another number of threads before; empty otherwise.
 
-    The number of threads decides on the order of sums, and so on the last bits of weights.
+    The number of threads changes the order of sums, and so the last bits of weights.
     """
     now = torch.get_num_threads()
     if not isinstance(before, int) or before == now:

@@ -1,7 +1,7 @@
-"""A saved model, and the one way to open it: a run directory, a directory that timm saved, or a file of weights.
+"""Open a saved model: a run directory, a directory that timm saved, or a file of weights.
 
-What a model says of itself (architecture, card, options of its run) is read at once and without torch; its tensors and
-masks are read when they are asked for. Nothing in a file is trusted: no code in it ever runs.
+The model's description (architecture, config.json, options of its run) is read at once and without torch, its tensors
+and masks on demand. Files are not trusted: no code in them ever runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsekit.files import expanded
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
-"""Arguments of `timm.create_model` that follow from the data, and are handed over apart from the others."""
+"""Arguments of `timm.create_model` that follow from the data, and are passed separately from the others."""
 KINDS = "a run directory, a directory that timm saved, a safetensors file or a state dict"
 
 
@@ -32,13 +32,13 @@ class SavedModel:
     """A saved model; its tensors are read on demand.
 
     Attributes:
-        option: The option that named it, for messages.
-        path: As it was given, with `~` expanded.
-        file: Where the weights are.
-        name: timm's name of the architecture; None where nothing says so.
-        kwargs: Arguments of `timm.create_model` that belong to it, but `DATA_ARGS`.
-        card: The whole `config.json`; empty without one.
-        run: The options of the sparsekit run that made it, as plain data; empty where it is no run.
+        option: The option that gave the path, for messages.
+        path: The path, with `~` expanded.
+        file: The file of weights.
+        name: timm's name of the architecture; None if unknown.
+        kwargs: The architecture's arguments of `timm.create_model`, without `DATA_ARGS`.
+        card: The content of config.json; empty without one.
+        run: The options of the sparsekit run that trained it, as plain data; empty for other models.
     """
 
     option: str
@@ -50,20 +50,20 @@ class SavedModel:
     run: dict[str, Any] = field(default_factory=dict)
 
     def names(self) -> Sequence[str]:
-        """Names of its tensors; raises UserError where the file cannot be read."""
+        """Names of its tensors; raises UserError if the file cannot be read."""
         return self._reader[0]
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU; raises UserError where the file is damaged."""
+        """Read one tensor to the CPU; raises UserError if the file is damaged."""
         with self._guarded():
             return self._reader[1](name)
 
     def tensors(self) -> Tensors:
-        """All of them."""
+        """Read all tensors to the CPU; raises UserError if the file is damaged."""
         return {name: self.read(name) for name in self.names()}
 
     def masks(self, names: Sequence[str]) -> Tensors:
-        """Masks of the named weights: those stored with the model, else False where a weight is 0.
+        """Bool masks of the named weights, True keeps: those stored with the model, else False where a weight is 0.
 
         Raises:
             UserError: a stored mask does not suit its weight.
@@ -80,13 +80,13 @@ class SavedModel:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, by its config.json."""
+        """Number of classes, from config.json; None if it names none."""
         given = self.card.get("model_args", {}).get("num_classes", self.card.get("num_classes"))
         return given if isinstance(given, int) else None
 
     @property
     def channels(self) -> int | None:
-        """Channels of the images that it takes, by its config.json."""
+        """Number of image channels, from config.json; None if it names none."""
         given = self.card.get("model_args", {}).get("in_chans")
         size = self.card.get("pretrained_cfg", {}).get("input_size")
         given = given if given is not None else size[0] if isinstance(size, list) and size else None
@@ -94,7 +94,7 @@ class SavedModel:
 
     @property
     def data_options(self) -> dict[str, Any]:
-        """Options of `--data` to test it with: its run's, else the image size of its config.json."""
+        """Options of `--data` to test the model with: those of its run, else the image size of its config.json."""
         if self.run:
             known = {item.name for item in fields(DataConfig)}
             return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
@@ -103,22 +103,22 @@ class SavedModel:
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation of its images a channel, by its config.json; None where it names none."""
-        said = self.card.get("pretrained_cfg", {})
-        if not said.get("mean") or not said.get("std"):
+        """Mean and std per channel for normalising images, white being 1; None if config.json names none."""
+        card = self.card.get("pretrained_cfg", {})
+        if not card.get("mean") or not card.get("std"):
             return None
-        mean, std = (tuple(float(value) for value in said[key]) for key in ("mean", "std"))
+        mean, std = (tuple(float(value) for value in card[key]) for key in ("mean", "std"))
         return mean[: self.channels], std[: self.channels]
 
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
-        """The file of masks that lies beside the model, if there is one."""
+        """The file of masks in the model's directory, if there is one."""
         file = self.path / "masks.safetensors"
         return SavedModel(self.option, file, file) if file.is_file() else None
 
     @cached_property
     def _reader(self) -> tuple[Sequence[str], Callable[[str], Tensor]]:
-        from safetensors import safe_open  # here and below: safetensors imports torch
+        from safetensors import safe_open  # not at the top of the file, as it imports torch
 
         from sparsekit.models import sparse_file
 
@@ -128,15 +128,15 @@ class SavedModel:
                 return list(tensors), lambda name: tensors[name].detach().to("cpu", copy=True).contiguous()
             with safe_open(str(self.file), framework="pt") as file:
                 if sparse_file.is_sparse(file.metadata()):
-                    whole = sparse_file.load(self.file)
-                    return list(whole), whole.__getitem__
+                    dense = sparse_file.load(self.file)
+                    return list(dense), dense.__getitem__
                 names = sorted(file.keys())
         return names, self._read_one
 
     def _read_one(self, name: str) -> Tensor:
         from safetensors import safe_open
 
-        with safe_open(str(self.file), framework="pt") as file:  # closed again: nothing of it stays in memory
+        with safe_open(str(self.file), framework="pt") as file:  # an open file would keep pages in memory
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
     def _guarded(self) -> _Guard:
@@ -144,7 +144,7 @@ class SavedModel:
 
 
 class _Guard:
-    """Turns what reading a damaged or missing file raises into one line."""
+    """Turns errors from reading a damaged or missing file into a UserError of one line."""
 
     def __init__(self, option: str, file: Path) -> None:
         self.option, self.file = option, file
@@ -159,7 +159,7 @@ class _Guard:
             raise UserError(f"{self.option} {self.file}: {error.strerror}") from error
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(
-                f"{self.option} {self.file} is no plain state dict of tensors, and nothing else is unpickled; save "
+                f"{self.option} {self.file} is not a plain state dict of tensors, and nothing else is unpickled; save "
                 "model.state_dict(), or a safetensors file"
             ) from error
         from safetensors import SafetensorError
@@ -172,14 +172,14 @@ class _Guard:
 
 
 def open_saved_model(option: str, path: Path | str) -> SavedModel:
-    """What a path holds; its weights are not read yet.
+    """Open a saved model, without reading its weights yet.
 
     Args:
         option: The option or argument that gives the path, for messages.
-        path: See `KINDS`.
+        path: A run directory, a directory that timm saved, a safetensors file or a state dict.
 
     Raises:
-        UserError: there is no saved model.
+        UserError: there is no saved model at the path.
     """
     path = expanded(str(path))
     if path.is_file():
@@ -202,7 +202,14 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
 
 
 def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What config.json in `base` says: architecture, arguments but `DATA_ARGS`, and all of it; raises UserError."""
+    """Read config.json in `base`.
+
+    Returns:
+        timm's name of the architecture, its arguments without `DATA_ARGS`, and the whole content.
+
+    Raises:
+        UserError: the file cannot be read or names no architecture.
+    """
     card = _mapping(option, base / "config.json", json.loads, ValueError)
     name, kwargs = card.get("architecture"), card.get("model_args") or {}
     if (
@@ -215,10 +222,10 @@ def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any],
 
 
 def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:
-    """Timm's name and arguments of a saved model: `--model` wins over what it says itself.
+    """The timm name and arguments of a saved model; `--model` overrides the model's own.
 
     Raises:
-        UserError: neither says.
+        UserError: neither the model nor `--model` names the architecture.
     """
     if given.name is not None:
         return ModelConfig(given.name, kwargs=given.kwargs)
@@ -228,24 +235,26 @@ def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:
 
 
 def sizes(source: SavedModel, config: ModelConfig, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Channels and classes of a model: those of the data, else by its arguments, its config.json, or timm's defaults.
+    """Number of image channels and of classes of a model.
+
+    They come from the data, else from the model's arguments, its config.json, or timm's defaults.
 
     Args:
         source: The saved model.
         config: Its architecture.
-        wanted: Channels and classes of the data that it meets; None without data.
+        wanted: Channels and classes of the data; None without data.
 
     Raises:
-        UserError: the data has others than the model.
+        UserError: the data and the model differ.
     """
     import timm
 
     known = (source.channels, source.num_classes)
-    about = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
-    defaults = (3, about.num_classes if about else 1000)
+    registered = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
+    defaults = (3, registered.num_classes if registered else 1000)
     found: list[int] = []
-    for option, default, need, said in zip(DATA_ARGS, defaults, wanted or (None, None), known, strict=True):
-        value = config.kwargs.get(option, said)
+    for option, default, need, own in zip(DATA_ARGS, defaults, wanted or (None, None), known, strict=True):
+        value = config.kwargs.get(option, own)
         if need is not None and value is not None and value != need:
             raise UserError(
                 f"{source.path} has {option} {value}, the data {need}; give --data.name and the like as it was made"
@@ -255,7 +264,7 @@ def sizes(source: SavedModel, config: ModelConfig, wanted: tuple[int, int] | Non
 
 
 def without_sizes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `timm.create_model` but those that follow from the data."""
+    """Arguments of `timm.create_model` without those that follow from the data."""
     return {key: value for key, value in kwargs.items() if key not in DATA_ARGS}
 
 
@@ -270,25 +279,25 @@ def _mapping(option: str, path: Path, parse: Callable[[str], Any], error: type[E
 
 
 def _looks_like_pickle(file: Path) -> bool:
-    """Whether a file is what `torch.save` writes: a zip archive, or a bare pickle before torch 1.6."""
+    """Whether a file was written by `torch.save`: a zip archive, or a bare pickle before torch 1.6."""
     with file.open("rb") as opened:
         head = opened.read(4)
     return head[:2] == b"PK" or head[:1] == b"\x80"
 
 
 def _state_dict(source: SavedModel, file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a state dict; nothing else is ever unpickled."""
+    """The tensors of a state dict; nothing but tensors is unpickled."""
     import torch
 
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files of before torch 1.6 cannot be mapped
+    except RuntimeError:  # files from before torch 1.6 cannot be memory-mapped
         found = torch.load(file, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(_is_entry(*item) for item in found.items()):
-        raise UserError(f"{source.option} {file} is no state dict; save model.state_dict()")
+        raise UserError(f"{source.option} {file} is not a state dict; save model.state_dict()")
     return found
 
 
@@ -299,7 +308,7 @@ def _is_entry(name: object, value: object) -> bool:
 
 
 class Lazy(Mapping[str, Tensor]):
-    """A source's tensors as a mapping that reads each when it is asked for."""
+    """A saved model's tensors as a mapping that reads each tensor on access."""
 
     def __init__(self, source: SavedModel) -> None:
         self.source = source

@@ -1,4 +1,4 @@
-"""Sparse tensors in a safetensors file: a bitmask or gaps, and the values that are not 0. See docs/sparse-format.md."""
+"""Sparse tensors in a safetensors file: the nonzero values with a bitmask or gaps (docs/sparse-format.md)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, each in the shortest of three ways: dense, bitmask or gaps. Loading gives the same bits back.
+    """Write tensors without loss, each in the smallest of three encodings: dense, bitmask or gaps.
 
     Args:
         path: The file.
-        tensors: What it is to hold.
+        tensors: The tensors by name.
         metadata: Further entries of the file's metadata.
     """
     stored: Tensors = {}
@@ -40,15 +40,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
 
 
 def load(path: Path | str) -> Tensors:
-    """Read such a file to dense tensors on the CPU.
+    """Read a file that `save` wrote to dense tensors on the CPU.
 
     Raises:
-        RunError: the file is of another format, or its parts do not fit one another.
+        RunError: the file has another format, or its parts do not fit together.
     """
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
         if not is_sparse(metadata):
-            raise RunError(f"{path} is no file of format {FORMAT}")
+            raise RunError(f"{path} does not have the format {FORMAT}")
         try:
             layout = json.loads(metadata["tensors"])
             return {name: _decode(file, name, kind, shape) for name, (kind, shape) in layout.items()}
@@ -57,12 +57,12 @@ def load(path: Path | str) -> Tensors:
 
 
 def is_sparse(metadata: Mapping[str, str] | None) -> bool:
-    """Whether a safetensors file's metadata says that it is of this format."""
+    """Whether a safetensors file has this format, by its metadata."""
     return (metadata or {}).get("format") == FORMAT
 
 
 def _encode(tensor: Tensor) -> tuple[str, Tensors]:
-    # compared as integers, so that -0.0 and NaN come back as they were
+    # bits are compared as integers, so that -0.0 and NaN are kept
     flat = tensor.reshape(-1)
     bits = flat.view(_INTEGERS[flat.element_size()]).numpy() if flat.dtype is not torch.bool else flat.numpy()
     kept = np.flatnonzero(bits)
@@ -79,13 +79,13 @@ def _encode(tensor: Tensor) -> tuple[str, Tensors]:
 
 
 def _gaps(kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bytes that tell ascending indices apart: each the zeros before the next one, 255 for 255 zeros and no value."""
+    """Ascending indices as bytes: the number of zeros before each index, with a byte of 255 for every 255 zeros."""
     zeros = np.diff(kept, prepend=-1) - 1
     skips, rest = np.divmod(zeros, _LARGEST)
     ends = np.cumsum(skips + 1)
-    told = np.full(ends[-1] if len(ends) else 0, _LARGEST, dtype=np.uint8)
-    told[ends - 1] = rest
-    return told
+    gaps = np.full(ends[-1] if len(ends) else 0, _LARGEST, dtype=np.uint8)
+    gaps[ends - 1] = rest
+    return gaps
 
 
 def _decode(file: Any, name: str, kind: str, shape: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The state of one model between two trainings, and its safetensors file. States live on the CPU."""
+"""The state of a model between two trainings, on the CPU, and its names in a safetensors file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EXTRA, OPTIMIZER = "extra.", "optimizer."
 
 @dataclass(frozen=True)
 class State:
-    """A model as the scheduler passes it on.
+    """A model between two trainings, with its masks and optimizer state; all tensors are on the CPU.
 
     Attributes:
         tensors: Parameters and buffers by their state-dict names.
         masks: Bool masks of the prunable weights, True keeps.
         extra: The method's own tensors.
-        optimizer: The optimizer's state, see `optimizers.export`; empty for a fresh one.
-        progress: Done fraction of the whole budget, 0 to 1.
+        optimizer: The optimizer's state, as `optimizers.export` returns it; empty for a new optimizer.
+        progress: Fraction of the whole budget that was trained, 0 to 1.
         target: The run's final sparsity, 0 to 1.
     """
 
@@ -39,7 +39,7 @@ class State:
         return {name: self.tensors[name] for name in self.masks}
 
     def with_weights(self, weights: Tensors) -> State:
-        """The same with other prunable weights."""
+        """A copy with the given prunable weights."""
         return replace(self, tensors={**self.tensors, **weights})
 
     def named(self) -> Tensors:
@@ -47,7 +47,7 @@ class State:
         return {**self.tensors, **{EXTRA + name: tensor for name, tensor in self.extra.items()}}
 
     def renamed(self, named: Tensors) -> State:
-        """The same with other model and extra tensors, named as `named` does."""
+        """A copy with the given model and extra tensors, under the names that `named` returns."""
         tensors = {name: t for name, t in named.items() if not name.startswith(EXTRA)}
         return replace(
             self, tensors=tensors, extra={n.removeprefix(EXTRA): t for n, t in named.items() if n not in tensors}
@@ -55,26 +55,26 @@ class State:
 
 
 def has_dense_weights(method: PruningMethod) -> bool:
-    """Whether the method has effective weights of its own, with others behind them."""
+    """Whether the method keeps dense weights behind the masks: whether it overrides `effective`."""
     return type(method).effective is not PruningMethod.effective
 
 
 @torch.no_grad()
 def effective(method: PruningMethod, state: State) -> State:
-    """The state with the weights that the forward pass uses; masked ones are 0."""
+    """The state with the weights that the forward pass uses; masked weights are 0."""
     masks = {name: mask.to(state.tensors[name].dtype) for name, mask in state.masks.items()}
     step = TrainingStep(state.weights, masks, state.extra, state.progress, state.target)
     return state.with_weights(method.effective(step))
 
 
 def to_file(state: State) -> Tensors:
-    """The state's tensors under names that keep them apart in one file."""
+    """All tensors of the state, under prefixed names for one file."""
     parts = {"model.": state.tensors, "mask.": state.masks, EXTRA: state.extra, OPTIMIZER: state.optimizer}
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def from_file(tensors: Tensors, progress: float, target: float) -> State:
-    """The reverse of `to_file`; other names are passed over."""
+    """The state from tensors that `to_file` named; tensors with other names are ignored."""
 
     def part(prefix: str) -> Tensors:
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -83,12 +83,12 @@ def from_file(tensors: Tensors, progress: float, target: float) -> State:
 
 
 def cpu_state_dict(model: nn.Module) -> Tensors:
-    """A copy of the model's parameters and buffers, on the CPU."""
+    """A copy of the model's parameters and buffers on the CPU."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
 
 
 def pruned_optimizer_state(flat: Tensors, masks: Tensors) -> Tensors:
-    """An optimizer's state with 0 wherever a weight is masked: momentum must not revive it."""
+    """An optimizer's state with 0 where a weight is masked, so that momentum does not revive it."""
     pruned = {}
     for name, tensor in flat.items():
         mask = masks.get(name.rpartition("/")[0])

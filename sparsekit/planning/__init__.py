@@ -1,1 +1,1 @@
-"""From options to a plan: segments, steps, learning rates, replicas and cost."""
+"""Planning a run: segments, steps, learning rates, replicas and cost."""

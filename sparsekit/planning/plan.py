@@ -1,4 +1,4 @@
-"""From options to a plan: checked segments, their learning rates, replicas and cost. No torch, no data."""
+"""Make a plan from options: checked segments, their learning rates, replicas and cost. Needs neither torch nor data."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sparsekit.planning.replicas import Replica, replicas_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
 _POINTS = 40
-_TRIED = 100  # longer budgets than one that is too short, to name the first that would do
+_TRIED = 100  # how many longer budgets are tried to find one that is long enough
 
 
 @dataclass(frozen=True)
 class PlannedSegment:
-    """One segment as a run works through it.
+    """A segment with its replicas and steps.
 
     Attributes:
         stage: The segment in its plan.
-        replicas: The replicas that it trains; none where it only prunes.
-        steps: Optimizer steps of a replica of full length; 0 where it only prunes, or before the data is known.
+        replicas: The replicas to train; empty for a segment that only prunes.
+        steps: Optimizer steps of a replica of full length; 0 for a segment that only prunes, or without data.
     """
 
     stage: Stage
@@ -39,17 +39,20 @@ class PlannedSegment:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One row of a plan for people. Epochs are passes over the training data; learning rates are absolute.
+    """A segment of a plan to show. Epochs are passes over the training data; learning rates are absolute.
+
+    Learning rates are given as a lowest and a highest value, which differ if the schedule depends on the weights, as
+    with ALLR.
 
     Attributes:
-        segment: Number from 0.
-        start_epoch: Epochs before it.
-        epochs: Its own length.
-        sparsity: Of the prunable weights after its pruning, 0 to 1.
-        lr_first: Lowest and highest rate that it can start at (at its peak, where it warms up).
-        lr_last: The same for its end. The two differ where a schedule depends on the weights, as ALLR's does.
-        replicas: Copies trained side by side.
-        lr_points: Lowest and highest rate at places evenly spread over the segment, from its start to its end.
+        segment: Index of the segment, from 0.
+        start_epoch: Epochs before the segment.
+        epochs: Length of the segment.
+        sparsity: Fraction of the prunable weights masked after its pruning, 0 to 1.
+        lr_first: Lowest and highest rate at its start, or at the peak after a warm-up.
+        lr_last: Lowest and highest rate at its end.
+        replicas: Number of replicas.
+        lr_points: Lowest and highest rate at evenly spaced points from its start to its end.
     """
 
     segment: int
@@ -64,25 +67,31 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan for people and plan.json: its rows, and its cost in replica-epochs, on the critical path and in total."""
+    """A plan to show and for plan.json.
+
+    Attributes:
+        segments: One row per segment.
+        critical_epochs: Replica-epochs along the critical path, of the longest replica of each segment.
+        total_epochs: Replica-epochs of all replicas.
+    """
 
     segments: tuple[PlanRow, ...]
     critical_epochs: float
     total_epochs: float
 
     def to_json(self) -> dict[str, object]:
-        """As plan.json holds it."""
+        """The content of plan.json."""
         return asdict(self)
 
 
 def make_budget(config: FitConfig) -> Budget:
-    """The budget with the original schedule of `--optimizer`."""
+    """The budget of `--epochs` and `--sparsity`, with the learning-rate schedule of `--optimizer`."""
     o = config.optimizer
     return Budget(float(config.epochs), config.sparsity, o.warmup, decay_shape(o))
 
 
 def decay_shape(optimizer: OptimizerConfig) -> Callable[[float], float]:
-    """`--optimizer.schedule` after its warm-up, from 1 down to `--optimizer.min_lr`."""
+    """`--optimizer.schedule` after its warm-up: a function of the done fraction, from 1 to `--optimizer.min_lr`."""
     low, shape = optimizer.min_lr, optimizer.schedule
     if shape == "cosine":
         return lambda done: low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
@@ -92,7 +101,7 @@ def decay_shape(optimizer: OptimizerConfig) -> Callable[[float], float]:
 
 
 def make_stages(config: FitConfig) -> tuple[Stage, ...]:
-    """The method's checked plan, a stage a segment.
+    """The method's plan, checked, as one stage per segment.
 
     Raises:
         UserError: the method refuses its options, or its plan breaks the contract.
@@ -107,32 +116,32 @@ def make_stages(config: FitConfig) -> tuple[Stage, ...]:
 
 
 def start_from_sparsity(stages: tuple[Stage, ...], kept: int, total: int) -> tuple[Stage, ...]:
-    """The plan for a model that is sparse already: no segment keeps more weights than the model has.
+    """Adapt a plan to a model that is sparse already: no segment gets a lower sparsity than the model has.
 
     Args:
         stages: The method's plan.
-        kept: Prunable weights that are not masked at the start.
-        total: All of them.
+        kept: Number of prunable weights that the model keeps.
+        total: Number of prunable weights.
 
     Raises:
         UserError: the model is sparser than `--sparsity`.
     """
-    there = (total - kept) / total
+    sparsity = (total - kept) / total
     budget = stages[0].budget
     if round(budget.sparsity * total) < total - kept:
         raise UserError(
-            f"--sparsity is {budget.sparsity:g}, but {there:.2%} of the prunable weights of --model.init are 0; give "
-            "more, or start from a denser model"
+            f"--sparsity is {budget.sparsity:g}, but {sparsity:.2%} of the prunable weights of --model.init are 0; "
+            "give more, or start from a denser model"
         )
     plan = tuple(
-        replace(segment, sparsity=there) if round(segment.sparsity * total) < total - kept else segment
+        replace(segment, sparsity=sparsity) if round(segment.sparsity * total) < total - kept else segment
         for segment in stages[0].plan
     )
     return tuple(replace(stage, plan=plan) for stage in stages)
 
 
 def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
-    """Hold a plan against the contract; raises UserError naming the method and the rule."""
+    """Check a plan against the contract; raises UserError, which names the method and the broken rule."""
     if not plan or not all(isinstance(segment, Segment) for segment in plan):
         raise UserError(f"{name}: plan() must return at least one Segment, got {plan!r}")
     for number, segment in enumerate(plan, 1):
@@ -152,13 +161,13 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
 
 
 def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
-    """Optimizer steps of each segment; rounded so that they sum up to the whole budget's."""
+    """Optimizer steps of each segment, rounded so that they add up to the steps of the whole budget."""
     ends = [round(stage.end * steps_per_epoch) for stage in stages]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def check_steps(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int) -> None:
-    """Raise UserError where a segment is too short to train, with the whole number of epochs that would do."""
+    """Raise UserError if a segment is too short for one optimizer step; the message suggests a number of epochs."""
     short = _too_short(stages, steps_per_epoch)
     if short is None:
         return
@@ -176,7 +185,7 @@ def check_steps(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: i
 
 
 def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
-    """The first segment that would take no optimizer step, though it has epochs."""
+    """The first segment that has epochs but would take no optimizer step; None if there is none."""
     steps = segment_steps(stages, steps_per_epoch)
     return next(
         (stage for stage, count in zip(stages, steps, strict=True) if stage.segment.epochs > 0 and count < 1), None
@@ -184,7 +193,7 @@ def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
 
 
 def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int = 0) -> tuple[PlannedSegment, ...]:
-    """Every segment with its replicas and, where the data is known, its optimizer steps."""
+    """Every segment with its replicas, and with its optimizer steps if `steps_per_epoch` is given."""
     steps = segment_steps(stages, steps_per_epoch)
     return tuple(
         PlannedSegment(stage, tuple(replicas_of(config, stage)), count)
@@ -193,7 +202,7 @@ def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int
 
 
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
-    """The plan that `sparsekit plan` prints and plan.json keeps."""
+    """The plan as `sparsekit plan` prints it and plan.json holds it."""
     rows = tuple(_row(config, planned) for planned in plan)
     lengths = [[replica.length for replica in planned.replicas] for planned in plan]
     critical = sum(row.epochs * max(each, default=0.0) for row, each in zip(rows, lengths, strict=True))
@@ -218,7 +227,7 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
 
 
 def _peak(schedule: Schedule) -> float:
-    """Where a schedule starts to fall: its first value, or its highest after a warm-up."""
+    """The highest multiplier of a schedule: its first value, or its peak after a warm-up."""
     return max(schedule(done) for done in _SAMPLES)
 
 
@@ -228,7 +237,7 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def table_rows(plan: PlanSummary) -> list[dict[str, object]]:
-    """The plan for `display.plan_table`."""
+    """The plan as rows for `display.tables.plan_table`."""
     rows: list[dict[str, object]] = []
     for row in plan.segments:
         trained = row.epochs > 0

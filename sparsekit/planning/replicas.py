@@ -1,4 +1,4 @@
-"""Which replicas a segment trains, and in what they differ. No torch."""
+"""The replicas that a segment trains, and how they differ. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 @dataclass(frozen=True)
 class Replica:
-    """How one copy of the parent is trained.
+    """The seed and hyperparameters of one replica.
 
     Attributes:
         index: Its number in the segment, from 0.
-        seed: What its batch order and augmentation derive from, together with the run's seed and the segment.
+        seed: Its seed; data order and augmentation derive from it, the run's seed and the segment.
         lr: Largest learning rate.
         weight_decay: Weight decay.
         length: Fraction of the segment's epochs that it trains, above 0 and up to 1.
-        subsample: Class-balanced fraction of the training data it sees, above 0 and up to 1.
+        subsample: Class-balanced fraction of the training data that it uses, above 0 and up to 1.
     """
 
     index: int
@@ -40,16 +40,15 @@ class Replica:
     subsample: float = 1.0
 
     def steps(self, segment: int) -> int:
-        """How many of a segment's optimizer steps it takes, at least one."""
+        """Its optimizer steps in a segment of `segment` steps, at least one."""
         return max(1, round(self.length * segment))
 
 
 def replicas_of(config: FitConfig, stage: Stage) -> list[Replica]:
-    """The replicas of one segment: none where it only prunes, one before `--replicas.start`.
+    """The replicas of one segment: none if it only prunes, one before `--replicas.start`, else `--replicas.count`.
 
-    The merge and the segment may ask for fewer than `--replicas.count`.
-
-    The axis of `--replicas.vary` applies only where all `--replicas.count` replicas are trained.
+    The merge strategy and the segment may limit their number. `--replicas.vary` applies only if all
+    `--replicas.count` replicas are trained; otherwise they differ in their seeds.
     """
     if stage.segment.epochs == 0.0:
         return []
@@ -65,7 +64,7 @@ def replicas_of(config: FitConfig, stage: Stage) -> list[Replica]:
 
 
 def axis_values(config: FitConfig) -> list[float]:
-    """One checked value a replica along `--replicas.vary`; raises UserError where count or range are off."""
+    """The checked value of `--replicas.vary` for each replica; raises UserError if their number or range is wrong."""
     axis, values, count = config.replicas.vary, config.replicas.values, config.replicas.count
     if values is None:
         return _default_values(axis, count, config)

@@ -1,4 +1,4 @@
-"""Which installed plugin an unexpected exception came through: told by the modules of its traceback."""
+"""Find the installed plugin that an unexpected exception came from, by the modules of its traceback."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sparsekit.api import Stage
 from sparsekit.plugins.registry import Plugin, discover
 
 
-def told(error: BaseException) -> str | None:
-    """One line for people: the plugin, the segment, the hook, the error and its place; None without a plugin in it."""
+def describe(error: BaseException) -> str | None:
+    """One line for the user: the plugin, segment, hook, error, file and line; None if no plugin is in the traceback."""
     packages = {_package(p.target): p for p in discover().plugins if not p.flaw}
-    packages.pop("sparsekit", None)  # our own faults keep their traceback
+    packages.pop("sparsekit", None)  # our own errors keep their traceback
     frames = list(traceback.walk_tb(error.__traceback__))
-    theirs = [(frame, line) for frame, line in frames if _package(_module(frame)) in packages]
-    if not theirs:
+    in_plugins = [(frame, line) for frame, line in frames if _package(_module(frame)) in packages]
+    if not in_plugins:
         return None
-    (outer, _), (inner, line) = theirs[0], theirs[-1]
+    (outer, _), (inner, line) = in_plugins[0], in_plugins[-1]
     who = _plugin_of(outer) or "code of {0.distribution} {0.version}".format(packages[_package(_module(outer))])
     stages = [frame.f_locals.get("stage") for frame, _ in frames]
     where = next((f", segment {stage.index + 1}" for stage in stages if isinstance(stage, Stage)), "")
@@ -28,7 +28,7 @@ def told(error: BaseException) -> str | None:
 
 
 def _plugin_of(frame: FrameType) -> Plugin | None:
-    """The plugin whose object a method was called on."""
+    """The plugin whose class `self` of a frame is an instance of."""
     owner = frame.f_locals.get("self")
     for plugin in discover().plugins:
         module, _, name = plugin.target.partition(":")

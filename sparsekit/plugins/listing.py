@@ -1,4 +1,4 @@
-"""What is installed, as rows and as text, read from metadata and source alone: no plugin is imported."""
+"""List the installed plugins as rows and as text, from metadata and source, without importing them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sparsekit.plugins.signatures import fault_of, options_of, summary_of
 
 
 def row(plugin: Plugin) -> dict[str, str]:
-    """One plugin as plain data.
+    """One plugin as a row: name, kind, distribution, version, summary, state.
 
-    `state` is `duplicate` where two distributions use its name, `malformed` where the entry point or the module's
-    source shows that it cannot be loaded, else `found`.
+    The state is `malformed` if the entry point or the module's source shows that the plugin cannot be loaded,
+    `duplicate` if two distributions use its name, else `found`.
     """
     clash = len(discover().of(plugin.kind).get(plugin.name, ())) > 1
     return {
@@ -27,13 +27,13 @@ def row(plugin: Plugin) -> dict[str, str]:
 
 
 def help_of(plugin: Plugin) -> str:
-    """A plugin's docstring and options. Imports the plugin; raises UserError where that fails."""
+    """A plugin's docstring and options. Imports the plugin; raises UserError if that fails."""
     about = inspect.getdoc(plugin.load()) or "(no docstring)"
     return "\n".join([str(plugin), "", about, "", *(options_text(plugin, indent=0) or ["It has no options."])])
 
 
 def options_text(plugin: Plugin, indent: int) -> list[str]:
-    """One line for each option: name, type and default."""
+    """One line per option: name, type and default, indented by `indent` spaces."""
     return [
         f"{' ' * indent}--{plugin.kind}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
         for o in options_of(plugin).values()
@@ -41,7 +41,7 @@ def options_text(plugin: Plugin, indent: int) -> list[str]:
 
 
 def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
-    """A listing for people: for each plugin a line with its name, its summary, and its options."""
+    """A listing for the user: for each plugin its name and distribution, its summary, and its options."""
     lines = []
     width = max((len(plugin.name) for plugin in found), default=0)
     for plugin, values in zip(found, rows, strict=True):

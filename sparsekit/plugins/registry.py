@@ -1,7 +1,7 @@
-"""Plugin names to classes, by entry points. Nothing is imported until it is chosen.
+"""Find plugins by entry points; a plugin is imported only when it is chosen.
 
-`entrypoints` reads all installed metadata at once; one malformed file anywhere makes it fail, and then the files
-are read one distribution at a time, so that a broken neighbour costs a warning and nothing else.
+`entrypoints` reads all installed metadata at once and fails if one file is malformed. Then the files are read one
+distribution at a time, so that a broken distribution costs only a warning.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PATTERNS = ("*.dist-info", "*.egg-info")
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point, unread.
+    """One entry point, not imported.
 
     Attributes:
-        name: What `--method` or `--merge` calls it.
+        name: The plugin's name for `--method` or `--merge`.
         kind: `method` or `merge`.
         target: `module:Class`.
         distribution: Name of the package that provides it.
-        version: That package's version.
-        flaw: What is wrong with the entry point itself; empty where nothing is.
+        version: Version of that package.
+        flaw: What is wrong with the entry point itself; empty if it is valid.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Plugin:
         """Import the class.
 
         Raises:
-            UserError: it cannot be imported or is not there, with the distribution and the reason.
+            UserError: the class cannot be imported; the message has the distribution and the reason.
         """
         module, _, attribute = self.target.partition(":")
         try:
@@ -72,13 +72,18 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What installed metadata says: plugins sorted by kind, name and distribution, and what could not be read."""
+    """The installed plugins.
+
+    Attributes:
+        plugins: Sorted by kind, name, distribution and version.
+        warnings: One line for each entry point or file that is malformed.
+    """
 
     plugins: tuple[Plugin, ...]
     warnings: tuple[str, ...]
 
     def of(self, kind: Kind) -> dict[str, list[Plugin]]:
-        """The usable plugins of one kind by name, more than one where distributions clash."""
+        """The valid plugins of one kind by name; more than one if distributions use the same name."""
         found: dict[str, list[Plugin]] = {}
         for plugin in self.plugins:
             if plugin.kind == kind and not plugin.flaw:
@@ -88,12 +93,12 @@ class Discovery:
 
 @lru_cache(maxsize=1)
 def discover() -> Discovery:
-    """Read the entry points of every installed distribution, once a process."""
+    """Read the entry points of all installed distributions, once per process."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True):
         try:
             found = list(_plugins(entrypoints.iter_files_distros(), notes))
-        except Exception:  # any malformed file, in any way; the second reading finds and names it
+        except Exception:  # a malformed file may raise anything; reading one by one finds and names it
             notes.clear()
             found = list(_plugins(_one_by_one(notes), notes))
     order = sorted(set(found), key=lambda p: (p.kind, p.name, p.distribution, p.version))
@@ -101,7 +106,7 @@ def discover() -> Discovery:
 
 
 def find(kind: Kind, name: str) -> Plugin:
-    """The one plugin of that name; raises UserError where there is none, or two."""
+    """The plugin of that name; raises UserError if there is none or more than one."""
     known = discover().of(kind)
     if name not in known:
         for plugin in discover().plugins:
@@ -117,7 +122,7 @@ def find(kind: Kind, name: str) -> Plugin:
 
 
 def name_of(kind: Kind, class_path: str) -> str:
-    """The name under which a class is installed; its path where it has none."""
+    """The plugin name of a class given by its dotted path; the path itself if it is not installed."""
     for name, owners in discover().of(kind).items():
         if any(class_path in (plugin.class_path, _defined_as(plugin)) for plugin in owners):
             return name
@@ -125,7 +130,7 @@ def name_of(kind: Kind, class_path: str) -> str:
 
 
 def _defined_as(plugin: Plugin) -> str:
-    """Where the class says that it was defined, which is elsewhere if its module only passes it on; "" if unloaded."""
+    """The path where a plugin's class is defined, which may differ from its target; "" if it is not imported yet."""
     module, _, attribute = plugin.target.partition(":")
     found = getattr(sys.modules.get(module), attribute, None)
     return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else ""
@@ -145,7 +150,7 @@ def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
 
 
 def _target(name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:
-    """The target as `module:Class`, and what is wrong with the entry point."""
+    """The target as `module:Class`, and what is wrong with the entry point, or ""."""
     malformed = f"entry point {name!r} is malformed: {value!r}"
     try:
         entry = entrypoints.EntryPoint.from_string(value, name, owner)
@@ -164,7 +169,7 @@ def _one_by_one(notes: list[str]) -> _Files:
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern, "entry_points.txt"))):
             stem = os.path.splitext(os.path.basename(os.path.dirname(path)))[0]
             owner = entrypoints.Distribution.from_name_version(stem)
-            if owner.name in seen:  # as Python's own imports, the first on the path wins
+            if owner.name in seen:  # the first on the path counts, as for imports
                 continue
             seen.add(owner.name)
             parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))

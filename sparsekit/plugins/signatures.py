@@ -1,4 +1,4 @@
-"""What a plugin's source says of it, read without importing it: first docstring line and constructor options."""
+"""A plugin's summary and options, read from its source without importing it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from sparsekit.plugins.registry import Plugin
 
 _DEPTH = 8
-"""How many imports or base classes are followed."""
+"""Maximum number of imports or base classes to follow."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One constructor argument: its name, its annotation and its default as written, empty where there is none."""
+    """A constructor argument: its name, and its annotation and default as source text; empty if there is none."""
 
     name: str
     annotation: str
@@ -27,14 +27,14 @@ class Option:
 
 
 def summary_of(plugin: Plugin) -> str:
-    """The first line of the class's docstring; empty where the source cannot be read."""
+    """The first line of the class's docstring; empty if the source cannot be read."""
     found = _class_of(plugin)
     text = ast.get_docstring(found.node) if found else None
     return text.splitlines()[0] if text else ""
 
 
 def options_of(plugin: Plugin) -> dict[str, Option]:
-    """The constructor's options by name, inherited ones too; none where no constructor is found."""
+    """The options of the class's own or inherited constructor by name; empty if no constructor is found."""
     found = _class_of(plugin)
     for _ in range(_DEPTH):
         for item in found.node.body if found else ():
@@ -43,13 +43,13 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
         if found and any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
             return _fields(found.module, found.node)
         base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
-        above = _resolve(found.module, base) if found and base else None
-        found = above if isinstance(above, _Class) else None
+        parent = _resolve(found.module, base) if found and base else None
+        found = parent if isinstance(parent, _Class) else None
     return {}
 
 
 def fault_of(plugin: Plugin) -> str:
-    """Why the class cannot be there, by its module's source; empty where it is there or may be."""
+    """Why the plugin cannot be loaded, as far as its module's source shows; empty if it may be loadable."""
     if plugin.flaw:
         return plugin.flaw
     module, _, name = plugin.target.partition(":")
@@ -63,7 +63,7 @@ def fault_of(plugin: Plugin) -> str:
 
 @dataclass(frozen=True)
 class _Class:
-    """A class's definition and the module that it is in."""
+    """A class's definition and its module."""
 
     module: str
     node: ast.ClassDef
@@ -80,7 +80,7 @@ def _options(module: str, arguments: ast.arguments) -> dict[str, Option]:
 
 
 def _fields(module: str, node: ast.ClassDef) -> dict[str, Option]:
-    """The options of a dataclass."""
+    """The fields of a dataclass as options."""
     return {
         item.target.id: Option(
             item.target.id, _annotation(module, item.annotation), ast.unparse(item.value) if item.value else ""
@@ -93,7 +93,7 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, Option]:
 
 
 def _annotation(module: str, node: ast.expr, depth: int = 0) -> str:
-    """An annotation as written; of a name that stands for a few choices, the choices."""
+    """An annotation as source text; a name that is assigned a Literal is replaced by that Literal."""
     tree = _parsed(module) if isinstance(node, ast.Name) and depth <= _DEPTH else None
     for item in tree.body if tree else ():
         if isinstance(item, ast.Assign) and [ast.unparse(target) for target in item.targets] == [ast.unparse(node)]:
@@ -115,9 +115,9 @@ def _class_of(plugin: Plugin) -> _Class | None:
 
 
 def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
-    """The class's definition, also where other modules pass it on; else whether the name may be there at all."""
+    """Find a class's definition, following imports; if it is not found, whether the module may define the name."""
     tree = _parsed(module)
-    if tree is None or depth > _DEPTH:  # no source that this Python reads: who knows
+    if tree is None or depth > _DEPTH:  # without readable source the class may exist
         return True
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -137,7 +137,7 @@ def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
 
 
 def _absolute(module: str, node: ast.ImportFrom) -> str:
-    """The module that a `from … import` names, relative ones resolved."""
+    """The absolute name of the module in a `from … import`."""
     if not node.level:
         return node.module or ""
     spec = _locate(module)
@@ -148,7 +148,7 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 
 
 def _parsed(module: str) -> ast.Module | None:
-    """The module's syntax tree; None where there is no readable source."""
+    """The module's syntax tree; None without readable source."""
     spec = _locate(module)
     return _parse(spec.origin) if spec and spec.origin and spec.has_location else None
 
@@ -162,7 +162,7 @@ def _parse(path: str) -> ast.Module | None:
 
 
 def _locate(module: str) -> importlib.machinery.ModuleSpec | None:
-    """Where the module is, found without running any of its packages."""
+    """Find a module without importing its packages; None if it does not exist."""
     search: list[str] | None = None
     spec = None
     for name in accumulate(module.split("."), "{}.{}".format):
@@ -177,7 +177,7 @@ def _find(name: str, search: list[str] | None) -> importlib.machinery.ModuleSpec
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, search, None)
-        except Exception:  # a broken finder of somebody else's must not break a listing
+        except Exception:  # a third-party finder may fail
             continue
         if spec is not None:
             return spec

@@ -1,1 +1,1 @@
-"""Which weights stay: scores, allocations, masks."""
+"""Choosing the weights to keep: scores, allocations, masks."""

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps. Plain arithmetic on shapes; totals are exact."""
+"""How many weights each layer keeps: arithmetic on shapes, with exact totals."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def kept_total(shapes: Shapes, sparsity: float) -> int:
-    """Weights kept in all: N − round(sparsity · N)."""
+    """Number of weights kept in total: N − round(sparsity · N)."""
     total = sum(prod(shape) for shape in shapes.values())
     return total - round(sparsity * total)
 
 
 def uniform(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[str, int]:
-    """The same density in every layer, up to rounding and to what is `available` there."""
+    """Weights to keep in each layer at equal density, up to rounding, and at most as many as are `available` there."""
     return _apportion(shapes, dict.fromkeys(shapes, 1.0 - sparsity), kept_total(shapes, sparsity), available)
 
 
 def erk(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[str, int]:
-    """Erdős–Rényi kernel: density_l = ε · Σ dims / Π dims (arXiv 1911.11134, section 3).
+    """Weights to keep in each layer by the Erdős–Rényi kernel: density_l = ε · Σ dims / Π dims (arXiv 1911.11134, § 3).
 
-    Layers that would pass what is `available` there, all of their weights at most, keep that, and ε is solved again,
-    until none does.
+    Layers that would keep more than are `available` keep all of those, and ε is solved again for the others, until no
+    layer exceeds its limit.
     """
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     target = kept_total(shapes, sparsity)
-    whole: set[str] = set()
+    full: set[str] = set()
     while True:
-        free = [name for name in shapes if name not in whole]
-        budget = target - sum(available[name] for name in whole)
-        # density_l · size_l = ε · Σ dims, so ε follows from the sum over the layers that are still free
+        free = [name for name in shapes if name not in full]
+        budget = target - sum(available[name] for name in full)
+        # density_l · size_l = ε · Σ dims, so ε follows from the sum over the free layers
         epsilon = budget / sum(sum(shapes[name]) for name in free) if free else 0.0
         over = {name for name in free if epsilon * sum(shapes[name]) > available[name]}
         if not over:
             break
-        whole |= over
-    kept = {name: available[name] if name in whole else epsilon * sum(shapes[name]) for name in shapes}
+        full |= over
+    kept = {name: available[name] if name in full else epsilon * sum(shapes[name]) for name in shapes}
     density = {name: kept[name] / sizes[name] for name in shapes}
     return _apportion(shapes, density, target, available)
 
@@ -45,9 +45,10 @@ def erk(shapes: Shapes, sparsity: float, available: Mapping[str, int]) -> dict[s
 def _apportion(
     shapes: Shapes, density: Mapping[str, float], total: int, available: Mapping[str, int]
 ) -> dict[str, int]:
-    """Whole counts that follow the densities and sum up to `total`: floors, then the largest remainders.
+    """Integer counts that follow the densities and add up to `total`, by the largest-remainder method.
 
-    What a layer cannot give, because rounding left it one weight fewer earlier on, goes to the next ones.
+    Counts that exceed what is available in a layer go to the next ones: rounding at an earlier pruning may have left a
+    layer one weight fewer.
     """
     exact = {name: density[name] * prod(shape) for name, shape in shapes.items()}
     counts = {name: min(int(value + 1e-9), available[name]) for name, value in exact.items()}

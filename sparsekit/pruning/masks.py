@@ -1,4 +1,4 @@
-"""Masks: which weights can be pruned, scores to exact masks, and the checks that hold them to it.
+"""Masks: the prunable weights, masks of exact sparsity from scores, and checks.
 
 A mask is a bool tensor beside an ordinary parameter, True keeps.
 """
@@ -23,15 +23,19 @@ Arrays = dict[str, Array]
 
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
-    """Parameter names of all Conv and Linear weights, but those that a pattern finds; in the model's order.
+    """Parameter names of the Conv and Linear weights in the model's order, without those that a pattern matches.
+
+    Args:
+        model: The model.
+        exclude: Regular expressions, searched for in the names.
 
     Raises:
-        UserError: a pattern finds no such weight, nothing is left, or two layers share a weight.
+        UserError: a pattern matches no such weight, no weight is left, or two layers share a weight.
     """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    # these centre their weights in every forward pass, where masked ones would come back
+    # these centre their weights in every forward pass, which would make masked weights nonzero
     centred = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
-    every = dict(model.named_parameters(remove_duplicate=False))  # without weights that are reparametrized
+    every = dict(model.named_parameters(remove_duplicate=False))  # reparametrized weights are not among them
     names = [
         f"{path}.weight" if path else "weight"
         for path, m in model.named_modules()
@@ -53,23 +57,23 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
 
 
 def full(weights: Mapping[str, Tensor]) -> Tensors:
-    """Masks that keep everything."""
+    """Masks that keep all weights."""
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
 def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None) -> Tensors:
-    """Keep the highest scores, exactly N − round(sparsity · N) of the N weights; of equal scores the first.
+    """Masks that keep the highest scores, exactly N − round(sparsity · N) of the N weights; ties keep the first.
 
     Args:
-        scores: A number a weight, of either sign, infinities too; for `lamp` finite and 0 or more.
-        among: Only weights True here can be kept.
-        sparsity: Over all weights of `scores`.
-        rule: `global` compares all layers, `lamp` does so with scores put in relation to the rest of their layer,
-            `uniform` and `erk` give each layer its own count.
-        pattern: Prune what breaks this pattern first.
+        scores: The weights' scores by name, of any sign, infinities allowed; for `lamp` finite and 0 or more.
+        among: Bool tensors; only weights that are True here can be kept.
+        sparsity: Fraction of all weights to mask, 0 to 1.
+        rule: `global` compares scores across layers, `lamp` does so after normalising them within each layer,
+            `uniform` and `erk` keep a fixed number of weights in each layer.
+        pattern: Prune weights that break this pattern first.
 
     Raises:
-        RunError: a score is NaN, or not what `lamp` takes, or `among` has fewer weights than are to be kept.
+        RunError: a score is NaN or invalid for `lamp`, or `among` has too few weights.
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     flat = {name: _numpy(score) for name, score in scores.items()}
@@ -83,7 +87,7 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
         kept = _top(flat, alive, first, allocation.kept_total(shapes, sparsity), "the model")
     else:
         available = {name: int(np.count_nonzero(mask)) for name, mask in first.items()}
-        if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # more than the pattern leaves
+        if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # the pattern leaves too few
             available = {name: int(np.count_nonzero(mask)) for name, mask in alive.items()}
         counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
         kept = {}
@@ -97,7 +101,7 @@ def lamp(scores: Array, alive: Array) -> Array:
     values = np.where(alive, scores.astype(np.float64), 0.0) ** 2
     order = np.argsort(values, kind="stable")
     rest = np.cumsum(values[order][::-1])[::-1]
-    _, group = np.unique(values[order], return_index=True)  # equal scores share the sum that begins with the first
+    _, group = np.unique(values[order], return_index=True)  # equal scores share the sum that starts at the first
     start = np.repeat(group, np.diff([*group, len(values)]))
     result = np.zeros_like(values)
     result[order] = np.divide(values[order], rest[start], out=np.zeros_like(values), where=rest[start] > 0.0)
@@ -105,7 +109,7 @@ def lamp(scores: Array, alive: Array) -> Array:
 
 
 def _fitting(pattern: Pattern, scores: Array, alive: Array, shape: Sequence[int]) -> Array:
-    """The weights that a pattern would keep: the n best alive of each block."""
+    """The weights that a pattern would keep: in each block the n best of those alive."""
     rows = pattern.blocks(np.where(alive, scores, -np.inf), shape)
     order = np.argsort(-rows, axis=1, kind="stable")
     kept = np.zeros(rows.shape, dtype=bool)
@@ -125,7 +129,7 @@ def _checked(name: str, scores: Array, alive: Array) -> Array:
 
 
 def _squarable(name: str, scores: Array, alive: Array) -> Array:
-    """LAMP squares its scores, which would turn negative ones over."""
+    """The scores, checked for LAMP, which squares them; raises RunError if one is negative, infinite or NaN."""
     live = _checked(name, scores, alive)[alive]
     if live.size and not (live.min() >= 0.0 and live.max() < np.inf):
         raise RunError(
@@ -136,7 +140,7 @@ def _squarable(name: str, scores: Array, alive: Array) -> Array:
 
 
 def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -> Arrays:
-    """True at the `count` highest scores, those in `first` before the rest of `alive`."""
+    """True at the `count` highest scores; weights in `first` come before the rest of `alive`."""
     firsts = sum(int(np.count_nonzero(mask)) for mask in first.values())
     if count <= firsts:
         return top_k.highest(scores, first, count)
@@ -149,25 +153,25 @@ def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
-    """Fraction of the prunable weights masked out, 0 to 1."""
+    """Fraction of the prunable weights that are masked, 0 to 1."""
     total = sum(mask.numel() for mask in masks.values())
     return (total - kept(masks)) / total
 
 
 def kept(masks: Mapping[str, Tensor]) -> int:
-    """How many weights the masks keep."""
+    """Number of weights that the masks keep."""
     return sum(int(np.count_nonzero(_numpy(mask))) for mask in masks.values())
 
 
 def check(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], where: str) -> None:
-    """Raise RunError unless every masked weight is exactly 0."""
+    """Raise RunError, with `where` in its message, unless every masked weight is exactly 0."""
     for name, mask in masks.items():
         if np.greater(_numpy(tensors[name]) != 0, _numpy(mask)).any():  # NaN is not 0 either
             raise RunError(f"{where}: {name} has masked weights that are not 0")
 
 
 def digest(masks: Mapping[str, Tensor]) -> str:
-    """A hash of the masks; equal for equal masks only."""
+    """A hash of the masks and their names, independent of their order."""
     state = hashlib.sha256()
     for name in sorted(masks):
         state.update(name.encode())

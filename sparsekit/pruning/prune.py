@@ -1,4 +1,4 @@
-"""Prune the parent: the method decides, the core applies and checks."""
+"""Prune the parent: the method chooses masks; they are checked and applied here."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ def prune(
     seed: int,
     gradients: Callable[..., Tensors] | None = None,
 ) -> tuple[State, Stage]:
-    """The parent with the segment's masks, and the stage with ‖W − W_p‖₂ / ‖W‖₂ filled in.
+    """Prune the parent for a segment.
 
-    Masked weights and their optimizer state become 0, unless the method keeps dense weights behind them.
+    Masked weights and their optimizer state become 0, unless the method keeps dense weights behind the masks.
 
     Args:
-        method: Decides.
-        parent: What is pruned.
+        method: The pruning method.
+        parent: The model to prune.
         stage: The segment that starts.
-        config: `--masks`.
-        seed: The run's.
-        gradients: What `PruningStep.gradients` is.
+        config: The options of `--masks`.
+        seed: The run's seed.
+        gradients: The function for `PruningStep.gradients`; without it that raises RunError.
+
+    Returns:
+        The pruned parent, and the stage with `relative_change`, ‖W − W_p‖₂ / ‖W‖₂.
 
     Raises:
         RunError: the method's masks break the contract.
@@ -67,35 +70,35 @@ def prune(
         squares = [_squares(before[name], after[name]) for name in chosen]
     else:
         after, squares = {}, []
-        for name, weight in parent.weights.items():  # layer by layer: one more model in memory is enough
-            # numpy asks for huge pages, which torch does not: half the time for a large model
-            with np.errstate(invalid="ignore"):  # an infinite weight that is pruned is NaN, and told of below
+        for name, weight in parent.weights.items():
+            # numpy uses huge pages and torch does not, which halves the time for a large model
+            with np.errstate(invalid="ignore"):  # a pruned infinite weight becomes NaN; masks.check below reports it
                 after[name] = torch.from_numpy(np.multiply(weight.numpy(), chosen[name].numpy()))
             squares.append(_squares(weight, after[name]))
         pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
-    whole, change = (sum(parts) for parts in zip(*squares, strict=True))
-    return pruned, replace(stage, relative_change=math.sqrt(change / whole) if whole else 0.0)
+    norm, change = (sum(parts) for parts in zip(*squares, strict=True))
+    return pruned, replace(stage, relative_change=math.sqrt(change / norm) if norm else 0.0)
 
 
 def _without(parent: State, chosen: Tensors) -> Tensors:
-    """The optimizer's state with 0 where a weight was or is pruned; what regrows starts with an empty state too."""
+    """The optimizer's state with 0 for weights that are masked now or were before: regrown weights start at 0 too."""
     if not parent.optimizer:
         return {}
     return pruned_optimizer_state(parent.optimizer, {name: mask & parent.masks[name] for name, mask in chosen.items()})
 
 
 def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
-    """‖W‖² and ‖W − W_p‖² of one layer, in float64; only what the cache holds is."""
-    whole = change = 0.0
+    """‖W‖² and ‖W − W_p‖² of one layer, in float64; converted in blocks that fit the cache."""
+    norm = change = 0.0
     old, new = before.numpy().reshape(-1), after.numpy().reshape(-1)
     for start in range(0, len(old), _BLOCK):
         part = slice(start, start + _BLOCK)
-        with np.errstate(invalid="ignore"):  # of infinite weights it is NaN, which needs no warning
-            wide, lost = old[part].astype(np.float64), (old[part] - new[part]).astype(np.float64)
-        whole += float(np.dot(wide, wide))
-        change += float(np.dot(lost, lost))
-    return whole, change
+        with np.errstate(invalid="ignore"):  # the difference of infinite weights is NaN, which needs no warning
+            weights, difference = old[part].astype(np.float64), (old[part] - new[part]).astype(np.float64)
+        norm += float(np.dot(weights, weights))
+        change += float(np.dot(difference, difference))
+    return norm, change
 
 
 def _select(
@@ -105,7 +108,7 @@ def _select(
 
 
 def _no_gradients(batches: int = 1) -> Tensors:
-    raise RunError("gradients are to be had only where data is at hand")
+    raise RunError("gradients need data, which is not available here")
 
 
 def _check(name: str, maker: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
@@ -115,9 +118,11 @@ def _check(name: str, maker: str, chosen: Tensors, weights: Tensors, stage: Stag
     for key in weights:
         if key not in chosen:
             raise RunError(f"{where} gives none for {key}")
-    for key, due in zip(chosen, [*weights, None], strict=False):
-        if key != due:
-            raise RunError(f"{where} gives {key!r} where {due or 'nothing'} is due; keep the order of step.weights")
+    for key, expected_key in zip(chosen, [*weights, None], strict=False):
+        if key != expected_key:
+            raise RunError(
+                f"{where} gives {key!r}, but expected is {expected_key or 'nothing'}; keep the order of step.weights"
+            )
     for key, mask in chosen.items():
         if mask.dtype is not torch.bool or mask.shape != weights[key].shape:
             expected = tuple(weights[key].shape)

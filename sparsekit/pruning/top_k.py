@@ -1,7 +1,7 @@
-"""The k highest of many numbers, exactly: a sample brackets the threshold, one pass settles all but what lies between.
+"""Exact top-k: bound the threshold from a sample, then partition only the values within the bounds.
 
-Full selection by `numpy.partition` moves every number several times. Here each is read once, in blocks that stay in the
-cache, and only those that the sample leaves in doubt are partitioned. Where the sample misled, everything is in doubt.
+`numpy.partition` on all values moves each of them several times. Here each value is read once, in blocks that fit the
+cache. If the sample's bounds turn out wrong, all values are partitioned.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _BLOCK = 1 << 18  # numbers; as float32 they take 1 MB
 
 
 def not_a_number(name: str) -> RunError:
-    """What is wrong with the scores of a layer."""
+    """The error for NaN among the scores of a layer."""
     return RunError(f"scores of {name} hold NaN; a pruning method must score every weight that is still kept")
 
 
 def highest(scores: Mapping[str, Array], among: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """True at the `count` highest scores; of equal ones the first, in the mapping's order.
+    """True at the `count` highest scores; ties go to the first in the mapping's order.
 
     Args:
         scores: Flat arrays; infinities allowed.
-        among: Flat bool arrays; only numbers True here can be chosen.
-        count: How many, at most as many as there are among `among`.
+        among: Flat bool arrays; only scores that are True here can be chosen.
+        count: How many to choose; at most the number of True values in `among`.
 
     Raises:
-        RunError: a score among them is NaN.
+        RunError: a score that can be chosen is NaN.
     """
     available = sum(int(np.count_nonzero(allowed)) for allowed in among.values())
     low, high = _bracket(scores, among, count, available)
@@ -46,26 +46,26 @@ def highest(scores: Mapping[str, Array], among: Mapping[str, Array], count: int)
 
 
 def _bracket(scores: Mapping[str, Array], among: Mapping[str, Array], count: int, available: int) -> tuple[Any, Any]:
-    """Two numbers between which the `count`-th highest almost surely lies."""
+    """Bounds from a sample that almost surely enclose the `count`-th highest score."""
     if available < 2 * _SAMPLE:
         return -inf, inf
     stride = available // _SAMPLE
-    while gcd(stride, 210) > 1:  # out of step with rows and kernels
+    while gcd(stride, 210) > 1:  # so that samples do not align with rows and kernels
         stride += 1
     sample = np.concatenate([scores[name][::stride][allowed[::stride]] for name, allowed in among.items()])
     sample.sort()
     size, share = len(sample), count / available
-    place, margin = size * (1 - share), 5 * sqrt(size * share * (1 - share)) + 2  # five standard deviations
-    below, above = int(place - margin), int(place + margin) + 1
+    rank, margin = size * (1 - share), 5 * sqrt(size * share * (1 - share)) + 2  # five standard deviations
+    below, above = int(rank - margin), int(rank + margin) + 1
     return sample[below] if below >= 0 else -inf, sample[above] if above < size else inf
 
 
 def _cut(
     scores: Mapping[str, Array], among: Mapping[str, Array], count: int, low: Any, high: Any
 ) -> dict[str, Array] | None:
-    """The choice, given that its lowest score lies from `low` to `high`; None where it does not."""
+    """True at the `count` highest scores, if the lowest of them is within the bounds; None if it is not."""
     chosen = {name: np.empty(len(values), dtype=bool) for name, values in scores.items()}
-    doubtful: list[tuple[Array, Array]] = []  # each with where its answers belong
+    within: list[tuple[Array, Array]] = []  # of each block, the scores within the bounds and their indices
     found = 0
     for name, values in scores.items():
         for start in range(0, len(values), _BLOCK):
@@ -79,30 +79,30 @@ def _cut(
             np.logical_and(above, allowed, out=above)
             np.not_equal(between, above, out=between)
             found += int(np.count_nonzero(above))
-            places = np.flatnonzero(between)
-            doubtful.append((block[places], places))
-    values = np.concatenate([part for part, _ in doubtful]) if doubtful else np.empty(0)
-    wanted = count - found
-    if not 0 <= wanted <= len(values):
+            indices = np.flatnonzero(between)
+            within.append((block[indices], indices))
+    values = np.concatenate([part for part, _ in within]) if within else np.empty(0)
+    missing = count - found
+    if not 0 <= missing <= len(values):
         return None
-    settled = _first_highest(values, wanted, low)
-    at = 0
-    parts = iter(doubtful)
+    highest_within = _first_highest(values, missing, low)
+    position = 0
+    parts = iter(within)
     for flags in chosen.values():
         for start in range(0, len(flags), _BLOCK):
-            _, places = next(parts)
-            flags[start : start + _BLOCK][places] = settled[at : at + len(places)]
-            at += len(places)
+            _, indices = next(parts)
+            flags[start : start + _BLOCK][indices] = highest_within[position : position + len(indices)]
+            position += len(indices)
     return chosen
 
 
 def _first_highest(values: Array, count: int, low: Any) -> Array:
-    """True at the `count` highest of values of `low` or more, ties to the first."""
+    """True at the `count` highest of values that are all at least `low`; ties go to the first."""
     if not count:
         return np.zeros(len(values), dtype=bool)
     over = values > low
     rest = int(np.count_nonzero(over)) - count
-    # many equal scores are slow to partition; where there are many, they are the bracket's end
+    # many equal scores are slow to partition; if there are many, they equal the lower bound
     threshold = low if rest < 0 else np.partition(values[over], rest)[rest]
     flags = values > threshold
     ties = np.flatnonzero(values == threshold)

@@ -1,7 +1,7 @@
-"""Checkpoints: files that are there whole or not at all, checksummed, the last two kept. Nothing here is a pickle.
+"""Checkpoints: written atomically, checksummed, without pickle; the last two are kept.
 
-A checkpoint is a manifest, `000012.json`, that names the safetensors files it stands on with their SHA-256. Its first
-line is the SHA-256 of the rest. The manifest is written last, so a checkpoint that was cut off does not exist.
+A checkpoint is a manifest, `000012.json`, that names its safetensors files with their SHA-256. The manifest's first
+line is the SHA-256 of the rest. It is written last, so an interrupted checkpoint does not exist.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sparsekit.files import load_tensors, save_tensors, write_whole
 T = TypeVar("T")
 KEEP = 2
 OTHERS = "rank"
-"""What the prefixes of keepers start with that are not the run's own."""
+"""Start of the file prefixes of ranks other than the leader."""
 FORMAT = 1
 
 
@@ -35,18 +35,18 @@ class StoredFile:
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be trusted; the message says which file and why."""
+    """A checkpoint cannot be used; the message names the file and the reason."""
 
 
 class CheckpointStore:
-    """The checkpoint folder of one run, or one writer's part in it.
+    """The checkpoints of one writer in a run's checkpoint folder.
 
-    Several ranks may write to one folder, each under a prefix of its own: a keeper removes what it wrote itself, and
-    nothing that the kept manifest of another names.
+    Several ranks may write to one folder, each with its own prefix. A store removes only files that it wrote itself
+    and that no other store's kept manifest names.
 
     Args:
-        folder: Where the checkpoints are.
-        prefix: What the names of this keeper's files start with; no digit.
+        folder: The checkpoint folder.
+        prefix: Prefix of the names of this store's files; must not start with a digit.
 
     Attributes:
         number: Number of the newest checkpoint; 0 without one.
@@ -73,29 +73,29 @@ class CheckpointStore:
         return self.described(path)
 
     def new(self, stem: str) -> Path:
-        """Where a tensors' file of this keeper goes; what was known of one of that name is not."""
+        """The path for a new tensor file of this store; a cached checksum of an older file of that name is dropped."""
         path = self.folder / f"{self.prefix}{stem}.safetensors"
         self._known.pop(path.name, None)
         return path
 
     def store_once(self, stem: str, owner: object, tensors: Callable[[], Tensors]) -> StoredFile:
-        """Store an object's tensors, or reuse the file where it is the one that was stored last under this stem."""
+        """Store an object's tensors, or reuse its file if the same object was stored last under this stem."""
         if stem not in self._once or self._once[stem][0] is not owner:
             self._once[stem] = (owner, self.store(stem, tensors()))
         return self._once[stem][1]
 
     def adopt(self, stem: str, owner: object, file: StoredFile) -> None:
-        """Take it that a file of the folder is what `store_once` would write."""
+        """Register an existing file as the one that `store_once` would write for this object."""
         self._once[stem] = (owner, file)
 
     def described(self, path: Path) -> StoredFile:
-        """A file of the folder with its size and checksum, computed once."""
+        """The size and checksum of a file in the folder; the checksum is cached."""
         if path.name not in self._known:
             self._known[path.name] = StoredFile(path.name, path.stat().st_size, _sha256(path))
         return self._known[path.name]
 
     def commit(self, body: dict[str, Any], files: dict[str, StoredFile]) -> str:
-        """Write the manifest, and return its name; from now on this checkpoint is the newest. The last two stay."""
+        """Write the manifest, which makes this the newest checkpoint; remove all but the last two; return its name."""
         self.number += 1
         text = json.dumps({"format": FORMAT, **body, "files": {key: asdict(f) for key, f in files.items()}})
         data = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
@@ -116,9 +116,9 @@ class CheckpointStore:
     def restored(
         self, warn: Callable[[str], None], read: Callable[[dict[str, Any], dict[str, StoredFile]], T]
     ) -> T | None:
-        """What `read` makes of the newest good checkpoint, or None where none was ever finished.
+        """Return `read(manifest, files)` of the newest undamaged checkpoint; None without any checkpoint.
 
-        A damaged one, or one that `read` finds Damaged, is named through `warn` and passed over.
+        Damaged checkpoints, including those for which `read` raises `Damaged`, are skipped with a warning.
 
         Raises:
             RunError: there are checkpoints, and all are damaged.
@@ -131,20 +131,27 @@ class CheckpointStore:
                 warn(f"checkpoint {path.name} is damaged: {damage}")
         if manifests:
             raise RunError(
-                f"all checkpoints in {self.folder} are damaged; nothing was changed; start anew with another --out"
+                f"all checkpoints in {self.folder} are damaged; nothing was changed; start again with another --out"
             )
         return None
 
     def load(self, file: StoredFile) -> Tensors:
-        """A checked file's tensors, on the CPU."""
+        """Read a file's tensors, on the CPU."""
         return load_tensors(self.path(file))
 
     def path(self, file: StoredFile) -> Path:
-        """Where a file lies."""
+        """The path of a file."""
         return self.folder / file.name
 
     def open(self, path: Path) -> tuple[dict[str, Any], dict[str, StoredFile]]:
-        """One checkpoint by its manifest, checked; raises Damaged."""
+        """Read a manifest and verify its files.
+
+        Returns:
+            The manifest, and its files by what they hold.
+
+        Raises:
+            Damaged: the manifest or one of its files is damaged.
+        """
         try:
             head, _, text = path.read_bytes().partition(b"\n")
         except OSError as error:
@@ -159,12 +166,12 @@ class CheckpointStore:
             for file in files.values():
                 self._verify(file)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise Damaged(f"it is no manifest ({type(error).__name__}: {error})") from error
+            raise Damaged(f"it is not a manifest ({type(error).__name__}: {error})") from error
         return body, files
 
     def _verify(self, file: StoredFile) -> None:
         if Path(file.name).name != file.name:
-            raise Damaged(f"{file.name!r} is no name of a file beside it")
+            raise Damaged(f"{file.name!r} is not the name of a file in the same folder")
         path = self.path(file)
         if not path.is_file():
             raise Damaged(f"{file.name} is missing")
@@ -173,18 +180,19 @@ class CheckpointStore:
         self._known[file.name] = file
 
     def manifests(self) -> list[Path]:
-        """This keeper's manifests, in no order."""
+        """This store's manifests, in no particular order."""
         return [path for path in self.folder.glob("*.json") if self._number_of(path)]
 
     def _number_of(self, path: Path) -> int:
-        """Number of a manifest of this keeper's; 0 for other files."""
+        """Number of a manifest of this store; 0 for other files."""
         number = path.stem.removeprefix(self.prefix)
         return int(number) if path.stem.startswith(self.prefix) and number.isdigit() else 0
 
     def _sweep(self) -> None:
-        """Remove old manifests of this keeper, and those of its files that no kept manifest of any keeper names.
+        """Remove this store's old manifests, and those of its files that no kept manifest of any store names.
 
-        Hidden files stay until the run is done: safetensors writes under a hidden name first, another rank maybe now.
+        Hidden files stay until the run is done: another rank may be writing one, as safetensors first writes under a
+        hidden name.
         """
         old = sorted(self.manifests(), reverse=True)[KEEP:]
         kept = {path.name for path in self.folder.glob("*.json") if path not in old}

@@ -1,4 +1,4 @@
-"""What a run works with while it trains: setup, rows, display, checkpoints, signals."""
+"""What a run needs while it trains: setup, metrics log, display, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sparsekit.run.signals import StopSignals
 from sparsekit.training.setup import Setup
 
 STOP_CHECK_STEPS = 5
-"""Optimizer steps between two looks of a team's ranks at whether one of them is to stop."""
+"""Optimizer steps between two checks of a team's ranks whether one of them should stop."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's setup, and where it reports, keeps checkpoints and hears of signals.
+    """What a run's main loop and its executors need.
 
     Attributes:
         setup: Plan, data and model.
-        tracker: Takes the rows.
-        display: Shows the run.
-        checkpoints: Takes the checkpoints.
+        tracker: Logs rows of metrics.
+        display: Shows the run to the user.
+        checkpoints: Stores the checkpoints.
         executor: Trains replicas.
-        signals: Say when to stop.
-        minutes: Time between checkpoints inside a replica.
-        header: What else a checkpoint holds; called for each.
+        signals: Stop requests by SIGTERM and SIGINT.
+        minutes: Minutes between checkpoints inside a replica.
+        header: Returns further entries for a checkpoint's manifest; called for each checkpoint.
     """
 
     setup: Setup
@@ -49,23 +49,23 @@ class RunContext:
         return progress.save(self.checkpoints, at, self.header())
 
     def pause(self, at: Callable[[], RunProgress], done: int = 0) -> None:
-        """Between two steps: keep a checkpoint where one is due or a signal came, and stop for a signal.
+        """Between two optimizer steps, commit a checkpoint if one is due or a signal came, and stop for a signal.
 
         Args:
-            at: Makes the progress that a checkpoint keeps.
-            done: Optimizer steps that the replica has taken; the ranks of one team stop after the same one.
+            at: Returns the progress to commit.
+            done: Optimizer steps that the replica has taken; all ranks of a team stop after the same step.
 
         Raises:
             Stopped: a signal came.
         """
-        asked = self.stop_requested(done)
-        if asked or self.checkpoints.age >= 60.0 * self.minutes:
+        stop = self.stop_requested(done)
+        if stop or self.checkpoints.age >= 60.0 * self.minutes:
             self.keep(at())
-        if asked:
+        if stop:
             self.signals.stop()
 
     def stop_requested(self, done: int) -> bool:
-        """Whether this rank, or any other of its team, is asked to stop; a team looks every few steps."""
+        """Whether this rank or another of its team should stop; teams check every `STOP_CHECK_STEPS` steps."""
         team = self.setup.team
         if team.size == 1:
             return self.signals.requested is not None
@@ -76,4 +76,4 @@ class RunContext:
 
 
 Executor = Callable[[RunContext, Stage, Sequence[Replica], RunProgress], RunProgress]
-"""Trains replicas of one segment, and returns the progress with all of them finished."""
+"""Trains the given replicas of one segment, and returns the progress with all of them finished."""

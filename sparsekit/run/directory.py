@@ -1,4 +1,4 @@
-"""The run directory: whether it is new or goes on, its lock, and the small files in it."""
+"""The run directory: choosing a new one or one to resume, its lock, and its small files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from sparsekit.files import expanded
 
 
 def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:
-    """The run directory and whether a run in it goes on; nothing is made yet.
+    """Choose the run directory, without creating it.
+
+    Returns:
+        The directory, and whether it holds a run to resume.
 
     Raises:
-        UserError: the directory is taken, holds no run to go on with, or one of another configuration.
+        UserError: the directory is not empty, holds no run to resume, or a run with a different configuration.
     """
     if out is None:
-        out = _agents(f"{plain['method']['name']}-{plain['merge']['name']}")
+        out = _sweep_directory(f"{plain['method']['name']}-{plain['merge']['name']}")
     if out is None:
         if resume:
-            raise UserError("--resume needs --out, the directory of the run that is to go on")
+            raise UserError("--resume needs --out, the directory of the run to resume")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         return Path("runs", f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"), False
     path = expanded(out)
@@ -39,7 +42,7 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return path, False
     if not resume:
-        more = ", or --resume to go on with the run in it" if (path / "config.yaml").is_file() else ""
+        more = ", or --resume to continue the run in it" if (path / "config.yaml").is_file() else ""
         raise UserError(f"--out {path} is not empty; give a new directory{more}")
     if not (path / "config.yaml").is_file():
         raise UserError(f"--resume: --out {path} holds no run (no config.yaml); give the directory of a run")
@@ -47,15 +50,18 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
     return path, True
 
 
-def _agents(name: str) -> str | None:
-    """Where a W&B sweep agent's run lies: it gets the same id again where it was cut off and is to go on."""
+def _sweep_directory(name: str) -> str | None:
+    """The directory of a run that a W&B sweep agent started; None for other runs.
+
+    It depends on the run's id alone, which is the same again when the agent resumes the run.
+    """
     sweep, run = (os.environ.get(f"WANDB_{key}_ID", "") for key in ("SWEEP", "RUN"))
     plain = re.fullmatch(r"[\w-]+", sweep) and re.fullmatch(r"[\w-]+", run)
     return str(Path("runs", f"sweep-{sweep}", f"{name}-{run}")) if plain else None
 
 
 def finished(path: Path) -> dict[str, Any] | None:
-    """The summary of a run that is done; None where it is not."""
+    """The summary of a run with the status `done`; None for other runs."""
     try:
         summary = json.loads((path / "summary.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -65,10 +71,10 @@ def finished(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make the directory and hold its lock, which dies with this process.
+    """Create the directory and hold its lock; the lock is released when this process ends.
 
     Raises:
-        UserError: another process holds it, or the directory cannot be written.
+        UserError: another process holds the lock, or the directory cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def size(path: Path) -> int:
-    """Size of a file in bytes; 0 where there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -98,13 +104,13 @@ def _compare(path: Path, plain: dict[str, Any]) -> None:
         old = flatten(yaml.safe_load(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise UserError(
-            f"--resume: {path} cannot be read ({type(error).__name__}); start anew with another --out"
+            f"--resume: {path} cannot be read ({type(error).__name__}); start again with another --out"
         ) from error
     new = flatten(yaml.safe_load(yaml.safe_dump(plain)))
     names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     differing = [key for key in names if key not in FREE and key.partition(".")[0] not in FREE]
     if differing:
-        told = ", ".join(f"--{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing)
+        changes = ", ".join(f"--{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing)
         raise UserError(
-            f"--resume: {path.parent} was started with other options: {told}; give the same, or another --out"
+            f"--resume: {path.parent} was started with other options: {changes}; give the same, or another --out"
         )

@@ -1,4 +1,4 @@
-"""The end of a run: the finished model measured, saved and read back, and what summary.json says."""
+"""The end of a run: measure and save the finished model, verify the saved file, and fill summary.json."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sparsekit.run.loop import Result
 from sparsekit.training.setup import Setup
 
 NOT_REPRODUCIBLE = ("wall_seconds", "out", "latency.seconds")
-"""What differs from one run to the same run again; metrics.jsonl, where all is the same, does without it."""
+"""Keys of the summary that differ between two runs of the same configuration; metrics.jsonl leaves them out."""
 
 
-def begun(setup: Setup, out: Path) -> dict[str, Any]:
-    """What summary.json says from the start."""
+def initial_summary(setup: Setup, out: Path) -> dict[str, Any]:
+    """The entries of summary.json that are known before training, with the status `failed`."""
     plain = describe(setup.config)
     return {
         "status": "failed",
@@ -36,15 +36,18 @@ def begun(setup: Setup, out: Path) -> dict[str, Any]:
 
 
 def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
-    """Save the finished model and its masks, read them back, and count.
+    """Measure and save the finished model and its masks, and check the saved file.
+
+    Returns:
+        The result's entries of summary.json.
 
     Raises:
         RunError: the saved model has a masked weight that is not 0.
     """
     data = setup.data
-    # a negative weight times 0 is -0.0, which a reader of bits takes for something
-    whole = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
-    setup.model.load_state_dict(result.state.with_weights(whole).tensors)
+    # a negative weight times 0 is -0.0, whose bits are not 0
+    weights = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
+    setup.model.load_state_dict(result.state.with_weights(weights).tensors)
     measured = measure(setup, result.state.masks, out)
     inputs = InputConfig(data.channels, data.image_size, data.mean, data.std)
     save_model(setup.model, setup.config.model, inputs, out / "model")
@@ -72,18 +75,18 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     return measured | summary
 
 
-def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
-    """Flat values for summary.json; writes evaluation.json.
+def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
+    """Evaluate the finished model, write evaluation.json, and return the measured entries of summary.json.
 
     Args:
         setup: Its working model holds the finished weights.
-        chosen: The final masks.
-        out: The run directory, with metrics.jsonl complete up to here.
+        final_masks: The masks of the finished model, True keeps.
+        out: The run directory; metrics.jsonl holds the rows of all merges.
     """
     config, data = setup.config, setup.data
     options = EvaluateConfig(data=config.data, corruptions=config.evaluation.corruptions, seed=config.seed)
     evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), data.num_classes)
-    found = evaluate.measured(evaluator, data, options)
+    found = evaluate.measure_variant(evaluator, data, options)
     about = evaluate.header("model", config.data.name, data, config.seed)
     write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
@@ -91,20 +94,23 @@ def measure(setup: Setup, chosen: Tensors, out: Path) -> dict[str, Any]:
         rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]
         values["test.corrupted_accuracy"] = sum(rows) / len(rows)
     images, _ = next(data.evaluation_batches("test"))
-    flops = cost.flops(setup.model, images[:1], chosen)
+    flops = cost.flops(setup.model, images[:1], final_masks)
     return {
         **values,
         "flops.dense": flops.dense,
         "flops.sparse": flops.sparse,
-        **cost.seen([segment.lengths for segment in setup.plan], data.batch_size),
+        **cost.training_images([segment.lengths for segment in setup.plan], data.batch_size),
         "latency.seconds": cost.latency(setup.model, images[:1], setup.autocast()),
         **merges(out),
     }
 
 
 def merges(out: Path) -> dict[str, Any]:
-    """How many merges of at least two candidates there were, how many the soup lost, and what the last candidates'
-    ensemble would do, as metrics.jsonl has them.
+    """Count the merges of two or more candidates in metrics.jsonl, and those that regressed.
+
+    Returns:
+        `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy`, the test accuracy of the
+        last candidates' ensemble, if it was measured. Empty without such a merge.
     """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if '"merge"' in line]
@@ -113,18 +119,18 @@ def merges(out: Path) -> dict[str, Any]:
         return {}
     lost = sum(row["soup.lost"] for row in judged)
     values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
-    together = judged[-1].get("ensemble.test_accuracy")
-    return values | ({} if together is None else {"candidates.ensemble_accuracy": together})
+    ensemble = judged[-1].get("ensemble.test_accuracy")
+    return values | ({} if ensemble is None else {"candidates.ensemble_accuracy": ensemble})
 
 
 def page_of(out: Path) -> Path:
-    """Where `write_report` puts the page."""
+    """The path of the report that `write_report` writes."""
     return out / "report.html"
 
 
 def write_report(out: Path, display: Display) -> Path | None:
-    """Write report.html, and return its path; an error there is a warning, since the run itself is done."""
-    from sparsekit.report import page  # only now: it imports matplotlib
+    """Write report.html and return its path; None with a warning if that fails, since the run itself is done."""
+    from sparsekit.report import page  # imports matplotlib, which is slow
 
     path = page_of(out)
     try:

@@ -1,4 +1,4 @@
-"""The straight path: for each segment prune the parent, fork, train, merge, check, evaluate; checkpoints in between."""
+"""The main loop: for each segment prune the parent, fork, train, merge, check, evaluate; checkpoints in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from sparsekit.training import probes
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with: the finished state, its test score, and the last merge's candidates on the test split."""
+    """A run's result.
+
+    Attributes:
+        state: The finished model, with its effective weights.
+        test: Its test score.
+        candidates: Test scores of the last merge's candidates.
+    """
 
     state: State
     test: Score
@@ -41,7 +47,7 @@ def run(context: RunContext, at: RunProgress) -> Result:
 
 
 def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) -> tuple[PlannedSegment, RunProgress]:
-    """Prune the parent and log it; a parent that a checkpoint holds pruned stays as it is."""
+    """Prune the parent and log it, unless the progress comes from a checkpoint that was written after the pruning."""
     config, stage = context.setup.config, segment.stage
     if at.change is None:
         gradients = partial(probes.gradients, context.setup, at.parent, stage)
@@ -61,14 +67,14 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
 
 
 def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
-    """Train the segment's replicas that are not finished yet; those that stay finite become candidates.
+    """Train the segment's remaining replicas; those whose loss and weights stay finite become candidates.
 
     Raises:
         RunError: no replica stayed finite.
     """
-    left = [replica for replica in segment.replicas if replica.index not in at.finished]
-    if left:
-        at = context.executor(context, segment.stage, left, at)
+    remaining = [replica for replica in segment.replicas if replica.index not in at.finished]
+    if remaining:
+        at = context.executor(context, segment.stage, remaining, at)
     if not at.candidates:
         raise RunError(
             f"segment {segment.stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set "
@@ -100,7 +106,7 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
 
 
 def evaluate(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
-    """Score the parent on the test split, and move on to the next segment."""
+    """Score the parent on the test split; the returned progress is at the next segment."""
     test, index = context.setup.score(at.parent, "test"), segment.stage.index
     values = {"test.accuracy": test.accuracy, "test.loss": test.loss, "sparsity": masks.sparsity(at.parent.masks)}
     context.tracker.log("evaluate", values, step=at.step, segment=index)

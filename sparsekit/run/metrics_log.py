@@ -1,4 +1,4 @@
-"""What a run records: `metrics.jsonl`, the truth, and W&B, its mirror. No account or network is ever needed."""
+"""A run's metrics: `metrics.jsonl` is the record, W&B mirrors it. No account or network is needed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sparsekit.run.signals import Stopped
 from sparsekit.run.wandb_mirror import WandbMirror
 
 _STOP_SECONDS = 4.0
-"""How long W&B may take where a signal ends the run, which leaves 10 s for everything."""
+"""How long W&B may take after a signal, so that stopping takes 10 s at most."""
 
 
 class Log(ABC):
-    """Takes rows.
+    """A log of rows of metrics.
 
     Args:
-        rank: Goes into the rows of replicas, where there are several ranks.
+        rank: This process's rank, to be put into rows about a replica; None without torchrun.
     """
 
     def __init__(self, rank: int | None) -> None:
@@ -37,14 +37,14 @@ class Log(ABC):
         segment: int | None = None,
         replica: int | None = None,
     ) -> None:
-        """Take one row.
+        """Log one row.
 
         Args:
             event: What happened: `train`, `segment`, `candidate`, `merge`, `evaluate`, `done`, ….
             values: Plain JSON values; NaN and infinity are written as null.
             step: Optimizer steps along the critical path.
-            segment: The segment's number, where there is one.
-            replica: The replica's number, where there is one.
+            segment: Index of the segment that the row is about, if any.
+            replica: Index of the replica that the row is about, if any.
         """
         where = {"step": step, "segment": segment, "replica": replica}
         where["rank"] = self._rank if replica is not None else None
@@ -53,7 +53,7 @@ class Log(ABC):
 
     @abstractmethod
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Take rows that are made already."""
+        """Add complete rows."""
 
 
 class Tracker(Log):
@@ -64,9 +64,9 @@ class Tracker(Log):
         wandb_config: `--wandb`.
         run_config: The complete config under flat, dotted names.
         name: Name of the W&B run.
-        warn: Takes the one line said when W&B cannot be used. It is called from another thread.
-        offset: Size in bytes to which metrics.jsonl is cut first; see the attribute of the same name.
-        rank: Goes into the rows of replicas, where there are several ranks.
+        warn: Called from another thread with a one-line warning if W&B cannot be used.
+        offset: Size in bytes to which metrics.jsonl is truncated first: `offset` at the checkpoint that is resumed.
+        rank: This process's rank, to be put into rows about a replica; None without torchrun.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Tracker(Log):
     ) -> None:
         super().__init__(rank)
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self._file.truncate(offset)  # rows after the checkpoint from which a run goes on are written again
+        self._file.truncate(offset)  # a resumed run writes the rows after its checkpoint again
         self._count = (out / "metrics.jsonl").read_bytes().count(b"\n") if offset else 0
         mode = _wanted_mode(wandb_config.mode)
         self._mirror = None if mode == "disabled" else WandbMirror(out, mode, wandb_config, run_config, name, warn)
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows that are made already."""
+        """Write complete rows to metrics.jsonl and mirror them."""
         for row in rows:
             self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
@@ -98,7 +98,7 @@ class Tracker(Log):
 
     @property
     def offset(self) -> int:
-        """Size of metrics.jsonl in bytes, with every row so far; they are on the disk, for a checkpoint tells it."""
+        """Size of metrics.jsonl in bytes, after a flush to the disk: a checkpoint that holds it relies on the rows."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -108,12 +108,12 @@ class Tracker(Log):
             self._mirror.summary({key: value for key, value in values.items() if _finite(value) is not None})
 
     def model(self, files: Sequence[Path], metadata: Mapping[str, object], parent: str | None) -> None:
-        """Keep the finished model as an artifact of an online W&B run.
+        """Upload the finished model as an artifact of an online W&B run.
 
         Args:
-            files: Files and directories.
-            metadata: What the artifact says of itself.
-            parent: The model that training began with, as `--model.name` has it.
+            files: Files and directories to upload.
+            metadata: The artifact's metadata.
+            parent: The model that training started from, as given by `--model.name`.
         """
         if self._mirror:
             self._mirror.model(files, {key: _finite(value) for key, value in metadata.items()}, parent)
@@ -125,13 +125,11 @@ class Tracker(Log):
 
     @property
     def wandb_locations(self) -> Sequence[str]:
-        """The W&B run's URL, and folders for `wandb sync`, a resumed run's first parts first; empty without W&B. May
-        wait for W&B to start.
-        """
+        """The W&B run's URL, and its folders for `wandb sync`, oldest first; empty without W&B. Waits for its start."""
         return self._mirror.locations() if self._mirror else ()
 
     def close(self, exit_code: int = 0, patience: float | None = None) -> None:
-        """Close the file and finish the W&B run, waiting for its upload within limits, or within `patience` seconds."""
+        """Close the file and finish the W&B run, waiting for its upload up to `patience` seconds or a default limit."""
         self._file.close()
         if self._mirror:
             self._mirror.close(exit_code, patience)
@@ -147,10 +145,10 @@ class Tracker(Log):
 
 
 class Rows(Log):
-    """The rows of a rank that does not lead: they wait for the leader to write them.
+    """Rows in memory, of a rank other than the leader, which writes them.
 
     Attributes:
-        rows: What was logged.
+        rows: The rows logged so far.
     """
 
     def __init__(self, rank: int) -> None:
@@ -158,19 +156,19 @@ class Rows(Log):
         self.rows: list[Mapping[str, object]] = []
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Keep rows."""
+        """Add complete rows to `rows`."""
         self.rows.extend(rows)
 
 
 def _wanted_mode(mode: str) -> str:
-    """`--wandb.mode`, and where that is `auto`, what `WANDB_MODE` says: auto, online, offline or disabled."""
+    """`--wandb.mode`, or `WANDB_MODE` if that is `auto`: auto, online, offline or disabled."""
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or "auto"
     return {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
 
 
 def _finite(value: object) -> object:
-    """A JSON value with null for what JSON has no word for."""
+    """The value with NaN and infinities replaced by None, which JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How far a run is: one immutable value, from its start along the straight path, to checkpoints and back."""
+"""A run's progress as one immutable value, and its conversion to and from checkpoints."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sparsekit.training.setup import Setup
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is, between two of its actions.
+    """How far a run has come, between two steps of its main loop.
 
     Attributes:
-        segment: Index of the segment that is being trained or comes next.
-        step: Optimizer steps along the critical path before it, or with it once it is merged.
-        parent: The one model.
-        change: The pruning's relative change; None while the segment's pruning is still to come.
-        finished: Indices of the segment's replicas that are over, those left out too.
-        candidates: Those that are to be merged, by index.
-        tested: Test scores of the last merge's candidates, once it is over.
-        underway: The replicas that a checkpoint cut in two, by index.
-        test: Test score at the end of the last segment.
-        ordered: Number of the checkpoint from which several ranks train at present; None with one rank.
+        segment: Index of the current segment.
+        step: Optimizer steps along the critical path up to the current segment; once it is merged, up to its end.
+        parent: The model that the segment starts from; once it is merged, the soup.
+        change: ‖W − W_p‖₂ / ‖W‖₂ of the segment's pruning; None before it is pruned.
+        finished: Indices of the segment's replicas that finished, including those left out of the merge.
+        candidates: The replicas to merge.
+        tested: Test scores of the last merge's candidates, after that merge.
+        snapshots: Replicas in the middle of their training, by index.
+        test: Test score at the end of the previous segment.
+        ordered: Number of the checkpoint from which the ranks are training now; None with one rank.
     """
 
     segment: int
@@ -45,26 +45,26 @@ class RunProgress:
     finished: tuple[int, ...] = ()
     candidates: tuple[FileCandidate, ...] = ()
     tested: tuple[Score, ...] = ()
-    underway: Mapping[int, ReplicaSnapshot] = field(default_factory=dict)
+    snapshots: Mapping[int, ReplicaSnapshot] = field(default_factory=dict)
     test: Score | None = None
     ordered: int | None = None
 
 
 def first_progress(setup: Setup) -> RunProgress:
-    """The start: the fresh or pretrained model, nothing pruned but what `--model.init` gave as 0."""
+    """The progress at the start: a fresh or pretrained model, with only the zeros of `--model.init` masked."""
     tensors = cpu_state_dict(setup.model)
     weights = {name: tensors[name] for name in setup.prunable}
-    extra = dict(sorted(setup.method.extra(weights).items()))  # in the order in which files give them back
+    extra = dict(sorted(setup.method.extra(weights).items()))  # sorted, as they are when read from a file
     return RunProgress(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
 
 
 def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) -> str:
-    """Commit a checkpoint, and return its manifest's name; `header` is what else its reader needs to know."""
+    """Commit a checkpoint, with `header` as further entries of its manifest, and return the manifest's name."""
     files = {"parent": checkpoints.store_once("parent", at.parent, lambda: to_file(at.parent))}
     for candidate in at.candidates:
         files[f"candidate {candidate.index}"] = checkpoints.described(candidate.path)
-    for index, underway in at.underway.items():
-        files[f"replica {index}"] = checkpoints.store_once(f"replica-{index}", underway, partial(_tensors, underway))
+    for index, snapshot in at.snapshots.items():
+        files[f"replica {index}"] = checkpoints.store_once(f"replica-{index}", snapshot, partial(_tensors, snapshot))
     return checkpoints.commit(
         header
         | {
@@ -78,7 +78,7 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
                 [c.index, _plain(c.score), c.mask_digest, c.tested and _plain(c.tested)] for c in at.candidates
             ],
             "tested": [_plain(score) for score in at.tested],
-            "underway": [[index, u.done, u.attempt, u.averaged] for index, u in at.underway.items()],
+            "underway": [[index, s.done, s.attempt, s.averaged] for index, s in at.snapshots.items()],
             "ordered": at.ordered,
             "test": at.test and _plain(at.test),
         },
@@ -89,23 +89,23 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
 def restore(
     checkpoints: CheckpointStore, fresh: State, segments: int, body: dict[str, Any], files: dict[str, StoredFile]
 ) -> RunProgress:
-    """The place that a checkpoint holds. Its files were checked when it was chosen; here they must suit the run.
+    """Read the progress that a checkpoint holds, and check that it fits the run.
 
     Args:
-        checkpoints: The checkpoint folder.
-        fresh: The model before its first segment: what tensors there are, and the order of the masks, which files do
-            not keep and ties between layers depend on.
-        segments: How many the plan has.
+        checkpoints: The checkpoint folder; it has checked the files' checksums already.
+        fresh: The model before its first segment. It gives the expected tensors, and the order of the masks: files do
+            not keep that order, but ties between layers depend on it.
+        segments: Number of segments in the plan.
         body: The manifest.
-        files: The files that it names.
+        files: The files that the manifest names.
 
     Raises:
-        Damaged: it is no checkpoint of this run.
+        Damaged: it is not a checkpoint of this run.
     """
     try:
         return _restored(checkpoints, fresh, segments, body, files)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
-        raise Damaged(f"it is none of this run ({type(error).__name__}: {error})") from error
+        raise Damaged(f"it does not belong to this run ({type(error).__name__}: {error})") from error
 
 
 def _restored(
@@ -113,7 +113,7 @@ def _restored(
 ) -> RunProgress:
     stored = checkpoints.load(files["parent"])
     if "random.cpu" in stored:
-        raise Damaged("a replica stands in its parent's place")
+        raise Damaged("it has a replica where the parent should be")
     parent = from_file(stored, _fraction(body["progress"]), _fraction(body["target"]))
     _same_tensors(parent, fresh)
     parent = replace(parent, masks={name: parent.masks[name] for name in fresh.masks})
@@ -123,15 +123,15 @@ def _restored(
         path = checkpoints.path(files[f"candidate {_count(index)}"])
         candidate = FileCandidate(path, index, _score(score), str(digest), tested and _score(tested))
         if digest != masks.digest(parent.masks) or set(candidate.names()) != set(fresh.named()):
-            raise Damaged(f"candidate {index} is none of its parent's")
+            raise Damaged(f"candidate {index} does not fit its parent")
         candidates.append(candidate)
-    underway = {}
+    snapshots = {}
     for index, done, attempt, averaged in body["underway"]:
         tensors = checkpoints.load(files[f"replica {_count(index)}"])
-        underway[index] = ReplicaSnapshot(_count(done), _count(attempt), _count(averaged), tensors)
+        snapshots[index] = ReplicaSnapshot(_count(done), _count(attempt), _count(averaged), tensors)
         _same_tensors(from_file(tensors, 0.0, 0.0), fresh)
         if tensors["random.cpu"].shape != torch.get_rng_state().shape or tensors["loss"].shape:
-            raise Damaged(f"the random state of replica {index} is none")
+            raise Damaged(f"replica {index} has no valid random state")
     at = RunProgress(
         segment=_count(body["segment"], segments),
         step=_count(body["step"]),
@@ -140,7 +140,7 @@ def _restored(
         finished=tuple(_count(index) for index in body["finished"]),
         candidates=tuple(candidates),
         tested=tuple(_score(score) for score in body["tested"]),
-        underway=underway,
+        snapshots=snapshots,
         test=body["test"] and _score(body["test"]),
         ordered=None if body.get("ordered") is None else _count(body["ordered"]),
     )
@@ -156,8 +156,8 @@ def _restored(
 def _same_tensors(found: State, fresh: State) -> None:
     """Raise Damaged unless a state has the tensors and masks of the run's model."""
     pairs = ((found.tensors, fresh.tensors), (found.masks, fresh.masks), (found.extra, fresh.extra))
-    for mine, theirs in pairs:
-        if {n: (t.shape, t.dtype) for n, t in mine.items()} != {n: (t.shape, t.dtype) for n, t in theirs.items()}:
+    for stored, expected in pairs:
+        if {n: (t.shape, t.dtype) for n, t in stored.items()} != {n: (t.shape, t.dtype) for n, t in expected.items()}:
             raise Damaged("it holds another model")
 
 
@@ -168,18 +168,18 @@ def _score(value: list[float]) -> Score:
 
 def _count(value: object, most: float = math.inf) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise Damaged(f"{value!r} is no count")
+        raise Damaged(f"{value!r} is not a valid count")
     return value
 
 
 def _fraction(value: object) -> float:
     if type(value) not in (int, float) or not 0.0 <= value <= 1.0 + 1e-6:  # type: ignore[operator]
-        raise Damaged(f"{value!r} is no fraction")
+        raise Damaged(f"{value!r} is not a fraction from 0 to 1")
     return float(value)  # type: ignore[arg-type]
 
 
-def _tensors(underway: ReplicaSnapshot) -> Tensors:
-    return underway.tensors
+def _tensors(snapshot: ReplicaSnapshot) -> Tensors:
+    return snapshot.tensors
 
 
 def _plain(score: Score) -> list[float]:

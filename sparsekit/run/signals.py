@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, keep a checkpoint, leave with 143 or 130. A second one leaves at once."""
+"""SIGTERM and SIGINT: finish the step, commit a checkpoint, exit with 143 or 130. A second signal exits at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ECHO_SECONDS = 10.0
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. Not an Exception, so that no plugin swallows it.
+    """A signal stopped the run. Not an `Exception`, so that plugins do not swallow it.
 
     Attributes:
         signum: Number of the signal; the exit code is 128 more.
-        out: The run directory, once there is one.
+        out: The run directory; None before it exists.
     """
 
     out: str | None = None
@@ -31,18 +31,23 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Handles both signals while it is entered. A signal raises Stopped where it strikes: what lies between two
-    checkpoints is done again. Under `deferred`, as in a training loop, it only sets `requested`.
+    """A context manager that handles SIGTERM and SIGINT.
+
+    A signal raises `Stopped` at once, since a resumed run repeats what came after the last checkpoint. Under
+    `deferred`, as in a training loop, it only sets `requested`.
+
+    Attributes:
+        requested: Number of the signal that came; None before.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._deferring, self._struck, self._since = False, False, 0.0
-        self._before: dict[int, object] = {}
+        self._deferring, self._raised, self._since = False, False, 0.0
+        self._previous: dict[int, object] = {}
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leave it to the code inside to look at `requested` and to call `stop`."""
+        """Do not raise on a signal: the block checks `requested` and calls `stop` itself."""
         self._deferring = True
         try:
             yield
@@ -51,42 +56,41 @@ class StopSignals:
 
     @contextmanager
     def reraise_if_swallowed(self) -> Iterator[None]:
-        """Raise Stopped again where the code inside lost it: libraries turn what is raised in a call of theirs into an
-        error of their own (torch, where it looks what an object holds), or try something else instead.
-        """
+        """Re-raise `Stopped` if the block swallowed it: torch and vmap catch exceptions raised in their callbacks."""
         error: BaseException | None = None
         try:
             yield
-        except BaseException as lost:
-            if not self._struck or isinstance(lost, (Stopped, GeneratorExit)):  # the latter ends what Stopped has left
+        except BaseException as other:
+            # GeneratorExit closes generators that Stopped left suspended
+            if not self._raised or isinstance(other, (Stopped, GeneratorExit)):
                 raise
-            error = lost
-        if self._struck and self.requested is not None:
+            error = other
+        if self._raised and self.requested is not None:
             raise Stopped(self.requested) from error
 
     def stop(self) -> None:
-        """Raise Stopped for the signal that came."""
+        """Raise `Stopped` if a signal came."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is not None:
             if ranks.size() > 1 and time.monotonic() - self._since < _ECHO_SECONDS:
-                return  # torchrun passes on what a whole process group has got already
+                return  # torchrun forwards a signal that the whole process group has received already
             os._exit(128 + signum)
         self.requested, self._since = signum, time.monotonic()
         if not self._deferring:
-            self._struck = True
+            self._raised = True
             raise Stopped(signum)
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
             for signum in (signal.SIGTERM, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._handle)
+                self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]

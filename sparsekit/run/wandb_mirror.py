@@ -1,4 +1,4 @@
-"""One W&B run that shows what metrics.jsonl holds, fed by a thread of its own that may fail or hang."""
+"""Mirror metrics.jsonl to one W&B run, from a separate thread that may fail or hang without harm."""
 
 from __future__ import annotations
 
@@ -21,36 +21,43 @@ if TYPE_CHECKING:
 INIT_SECONDS = 15.0
 """W&B gets this long to answer before the run is kept offline."""
 FINISH_SECONDS = 15.0
-"""W&B gets this long for what is not uploaded yet; `wandb sync` uploads the rest."""
+"""W&B gets this long to upload what is left at the end; `wandb sync` uploads the rest."""
 PATIENCE_SECONDS = 60.0
-"""The mirror is left alone after this long, whatever keeps it; above the sum of the two and W&B's own grace."""
+"""The run waits this long for the mirror's thread; more than the sum of the two limits and W&B's own grace time."""
 MODEL_SECONDS = 60.0
-"""Uploading the finished model may take this long, in addition."""
+"""Uploading the finished model may take this much longer."""
 
 _BEST = {"merge/soup": "max", "merge/soup.loss": "min", "evaluate/test.accuracy": "max", "evaluate/test.loss": "min"}
-"""Of these the summary tells the best value too."""
+"""Metrics of which W&B's summary also keeps the best value."""
 
 
 class WandbMirror:
-    """One W&B run, fed from a queue by a thread of its own.
+    """One W&B run, fed from a queue by a separate thread.
 
     Importing and starting W&B takes more than a second, and an unreachable server much longer; training waits for
-    neither. Whatever goes wrong ends the mirror with one warning and never the run.
+    neither. Any error ends the mirror with one warning, and never the run.
 
-    Row n of metrics.jsonl is step n of W&B. So the rows that a resumed run writes again are the same steps again, which
-    an online run has already and takes no second time.
+    Row n of metrics.jsonl is step n of W&B, so W&B ignores the rows that a resumed online run writes a second time.
+
+    Args:
+        out: The run directory; W&B's files go to its `wandb/`.
+        mode: auto, online or offline.
+        options: `--wandb`.
+        config: The complete config under flat, dotted names.
+        name: Name of the W&B run.
+        warn: Called from the mirror's thread with a one-line warning.
     """
 
     def __init__(
         self,
         out: Path,
         mode: str,
-        wanted: WandbConfig,
+        options: WandbConfig,
         config: Mapping[str, object],
         name: str,
         warn: Callable[[str], None],
     ) -> None:
-        self._out, self._mode, self._wanted, self._config, self._name = out, mode, wanted, dict(config), name
+        self._out, self._mode, self._options, self._config, self._name = out, mode, options, dict(config), name
         self._warn = warn
         self._jobs: queue.SimpleQueue[Callable[[wandb.Run], object] | None] = queue.SimpleQueue()
         self._key: str | None = None
@@ -58,13 +65,13 @@ class WandbMirror:
         self._patience = PATIENCE_SECONDS
         self._known = wandb_record.read(out)
         self._located = threading.Event()
-        # A daemon, so that a W&B which hangs for good cannot keep the process alive.
+        # A daemon, so that a W&B call that hangs cannot keep the process alive.
         self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
         self._thread.start()
 
     def log(self, number: int, row: Mapping[str, object]) -> None:
-        """Mirror the row that stands in this line of metrics.jsonl, from 0."""
-        # committed at once: by itself W&B keeps a step back until the next one begins
+        """Mirror a row of metrics.jsonl; `number` is its line, from 0."""
+        # without commit=True, W&B holds a step back until the next one begins
         self._jobs.put(lambda run: number >= self._first and run.log(mirrored(row), step=number, commit=True))
 
     def summary(self, values: Mapping[str, object]) -> None:
@@ -76,26 +83,26 @@ class WandbMirror:
         self._jobs.put(lambda run: wandb_record.show(run, path))
 
     def model(self, files: Sequence[Path], metadata: Mapping[str, object], parent: str | None) -> None:
-        """Keep a model as an artifact, where the run is online and wants it."""
-        if not self._wanted.artifact:
+        """Upload a model as an artifact, if the run is online and `--wandb.artifact` is set."""
+        if not self._options.artifact:
             return
 
-        def keep(run: wandb.Run) -> None:
+        def upload(run: wandb.Run) -> None:
             if not run.offline:
                 self._patience += MODEL_SECONDS
-                name = wandb_record.keep_model(run, files, dict(metadata), parent, MODEL_SECONDS)
+                name = wandb_record.upload_model(run, files, dict(metadata), parent, MODEL_SECONDS)
                 self._known = replace(self._known, artifact=name)
                 wandb_record.write(self._out, self._known)
 
-        self._jobs.put(keep)
+        self._jobs.put(upload)
 
     def locations(self) -> Sequence[str]:
-        """Where the run's data lies, once that is known."""
+        """The run's URL and its folders for `wandb sync`; waits for W&B to start."""
         self._located.wait(PATIENCE_SECONDS)
         return self._known.locations(self._out)
 
     def close(self, exit_code: int, patience: float | None) -> None:
-        """Finish the run; what happens after that is not W&B's to delay."""
+        """Finish the run, and wait for the thread for up to `patience` seconds, or a default limit if None."""
         self._jobs.put(lambda run: run.finish(exit_code=exit_code))
         self._jobs.put(None)
         waited = 0.0
@@ -119,10 +126,10 @@ class WandbMirror:
     def _start(self) -> wandb.Run:
         import wandb
 
-        # Silent process-wide: that alone keeps W&B from greeting, and from ever asking for a key.
+        # Only the process-wide setting keeps W&B from printing a greeting and from asking for a key.
         online = {"mode": "online"} if self._mode == "online" else {}
         settings = wandb.setup(_settings(silent=True, **online)).settings
-        # W&B's own settings may say `wandb offline`.
+        # W&B's own settings may be offline, after `wandb offline`.
         mode = settings.mode if self._mode == "auto" else self._mode
         if mode == "online" and not _logged_in():
             if self._mode == "online":
@@ -136,42 +143,42 @@ class WandbMirror:
                 raise
             self._warn(f"W&B cannot be used online ({self._brief(error)}); this run is kept offline.")
             run = self._init("offline")
-        # Every chart has our step as its axis, for W&B's counts rows.
+        # Charts use our step as their axis: W&B's step counts rows.
         run.define_metric("*", step_metric="step")
         for axis in ("step", "segment"):
             run.define_metric(axis, hidden=True)
         for name, best in _BEST.items():
             run.define_metric(name.replace(".", r"\."), step_metric="step", summary=f"last,{best}")
         self._first = 0 if run.offline else run.step
-        self._known = wandb_record.place(run, self._out, self._known)
+        self._known = wandb_record.updated(self._known, run, self._out)
         wandb_record.write(self._out, self._known)
         return run
 
     def _init(self, mode: str) -> wandb.Run:
         import wandb
 
-        wanted, known = self._wanted, self._known.id
-        # A sweep agent says which run this is, also when it hands out one that was cut off before.
-        agents = os.environ.get("WANDB_RUN_ID")
-        # An option that was given beats W&B's environment; a default does not. A sweep's own project always wins.
-        default = wanted.project == WandbConfig().project
+        options, known_id = self._options, self._known.id
+        # A sweep agent sets the run's id, also when it hands out an interrupted run again.
+        agent_id = os.environ.get("WANDB_RUN_ID")
+        # An option that was given overrides W&B's environment; a default does not. A sweep's own project always wins.
+        default = options.project == WandbConfig().project
         with _launcher_left_alone():
             return wandb.init(
-                project=os.environ.get("WANDB_PROJECT", wanted.project) if default else wanted.project,
+                project=os.environ.get("WANDB_PROJECT", options.project) if default else options.project,
                 name=os.environ.get("WANDB_NAME", self._name),
-                group=wanted.group,
-                tags=wanted.tags or None,
-                notes=wanted.notes,
-                job_type=wanted.job_type,
-                id=None if agents else known,
-                resume="allow" if known and agents in (None, known) else None,
+                group=options.group,
+                tags=options.tags or None,
+                notes=options.notes,
+                job_type=options.job_type,
+                id=None if agent_id else known_id,
+                resume="allow" if known_id and agent_id in (None, known_id) else None,
                 dir=self._out,
                 config=self._config,
                 mode=mode,  # type: ignore[arg-type]
                 settings=_settings(
-                    # Of a run that is already going on in this process, nothing changes.
+                    # Leaves a W&B run that this process has open already alone.
                     reinit="create_new",
-                    # Quiet, and no more than the rows: neither the console, nor the machine, nor the code.
+                    # Print nothing, and record only the rows: no console output, machine statistics or code.
                     silent=True,
                     console="off",
                     disable_git=True,
@@ -180,7 +187,7 @@ class WandbMirror:
                     x_disable_stats=True,
                     x_disable_meta=True,
                     x_save_requirements=False,
-                    # By default rows reach the disk every 15 s only, and a killed run loses them.
+                    # By default rows reach the disk every 15 s, and a killed run loses the last ones.
                     x_transaction_log_flush_interval=0.1,
                     init_timeout=INIT_SECONDS,
                     finish_timeout=FINISH_SECONDS,
@@ -189,25 +196,25 @@ class WandbMirror:
             )
 
     def _brief(self, error: BaseException) -> str:
-        """An error in a line, with no key in it."""
+        """The first line of an error, without the API key."""
         text = next(iter(str(error).splitlines()), "")
         text = text.replace(self._key, "***") if self._key else text
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _logged_in() -> bool:
-    """Whether W&B has credentials, by its own rules; asks neither the user nor a server."""
+    """Whether W&B finds credentials by its own rules; asks neither the user nor a server."""
     import wandb
 
-    # beside a run of the same process W&B answers no in any case; without credentials `wandb.init` fails then
+    # while a run is open in this process, `wandb.login` always returns False; without credentials `wandb.init` fails
     return wandb.run is not None or wandb.login(prompt=False, verify=False)
 
 
 @contextmanager
 def _launcher_left_alone() -> Iterator[None]:
-    """Keep `wandb.init` from importing W&B's launcher, half a second of processor time in every run (W&B 0.31).
+    """Keep `wandb.init` from importing W&B's launcher, which takes half a second of CPU time (W&B 0.31).
 
-    It looks there for inputs staged for the launcher, which only a process that imported the launcher can have.
+    `wandb.init` looks for inputs staged for the launcher, which only a process that imported the launcher can have.
     """
     import wandb
 
@@ -224,10 +231,10 @@ def _launcher_left_alone() -> Iterator[None]:
 
 
 def mirrored(row: Mapping[str, object]) -> dict[str, object]:
-    """A row of metrics.jsonl as W&B shows it: `replica/0/loss`, `candidate/0/accuracy`, `merge/soup`, numbers only.
+    """The numbers of a row of metrics.jsonl under W&B's names: `replica/0/loss`, `candidate/0/accuracy`, `merge/soup`.
 
-    `step` goes along as an ordinary field that every chart uses as its axis, since W&B's own must always grow, while
-    the replicas of a segment pass the same steps one after another.
+    `step` is an ordinary field that charts use as their axis: W&B's own step must always grow, but the replicas of a
+    segment go through the same steps one after another.
     """
     prefix = str(row["event"])
     if "replica" in row:
@@ -245,8 +252,8 @@ def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, i
             yield f"{prefix}/{key}", value
 
 
-def _settings(**wanted: Any) -> wandb.Settings:
+def _settings(**values: Any) -> wandb.Settings:
     """W&B settings, without those that the installed version does not know."""
     import wandb
 
-    return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
+    return wandb.Settings(**{key: value for key, value in values.items() if key in wandb.Settings.model_fields})

@@ -1,4 +1,4 @@
-"""What the run directory remembers of its W&B run, and what goes to W&B beside rows: the finished model, a page."""
+"""The run directory's record of its W&B run, and uploads to W&B other than rows: the finished model, the report."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Known:
     """The W&B run of a run directory.
 
     Attributes:
-        id: W&B's id, under which a resumed run goes on.
-        url: Where it is online.
-        offline: A folder for each time that the run went on offline, from the run directory on.
+        id: The W&B run's id, with which a resumed run continues it.
+        url: Its URL, if it was ever online.
+        offline: One folder for each time it ran offline, relative to the run directory.
         artifact: Full name of the finished model's artifact.
     """
 
@@ -33,13 +33,13 @@ class Known:
     artifact: str | None = None
 
     def locations(self, out: Path) -> tuple[str, ...]:
-        """The URL, and the folders that `wandb sync` has not marked as uploaded."""
-        waiting = [out / name for name in self.offline if not list((out / name).glob("*.wandb.synced"))]
-        return (*([self.url] if self.url else []), *map(str, waiting))
+        """The URL, and the offline folders that `wandb sync` has not uploaded yet."""
+        not_uploaded = [out / name for name in self.offline if not list((out / name).glob("*.wandb.synced"))]
+        return (*([self.url] if self.url else []), *map(str, not_uploaded))
 
 
 def read(out: Path) -> Known:
-    """What is known; nothing where the file is missing or no longer what was written."""
+    """Read the record of a run directory; an empty one if the file is missing or invalid."""
     try:
         found = json.loads((out / FILE).read_text("utf-8"))
         known = Known(**found | {"offline": tuple(map(str, found["offline"]))})
@@ -50,30 +50,41 @@ def read(out: Path) -> Known:
 
 
 def write(out: Path, known: Known) -> None:
-    """Remember it."""
+    """Write the record to the run directory."""
     write_json(out / FILE, asdict(known))
 
 
-def place(run: wandb.Run, out: Path, known: Known) -> Known:
-    """What is known once a run has started."""
+def updated(known: Known, run: wandb.Run, out: Path) -> Known:
+    """The record with the id, and the URL or offline folder, of a W&B run that has started."""
     if not run.offline:
-        return replace(known, id=run.id, url=run.url)  # asking for it offline prints a warning
+        return replace(known, id=run.id, url=run.url)  # offline, run.url prints a warning
     folder, inside = Path(run.settings.sync_dir).absolute(), out.absolute()
     name = folder.relative_to(inside) if folder.is_relative_to(inside) else folder
     return replace(known, id=run.id, offline=(*known.offline, str(name)))
 
 
 def show(run: wandb.Run, path: Path) -> None:
-    """Show an HTML page."""
+    """Log an HTML page under the name of its file."""
     import wandb
 
     run.log({path.stem: wandb.Html(str(path), inject=False)})
 
 
-def keep_model(
+def upload_model(
     run: wandb.Run, files: Sequence[Path], metadata: dict[str, Any], parent: str | None, seconds: float
 ) -> str:
-    """Upload the model as an artifact, and say which one it came from; its full name."""
+    """Upload the model as an artifact, linked to the artifact of the model that training started from.
+
+    Args:
+        run: An online run.
+        files: Files and directories to upload.
+        metadata: The artifact's metadata.
+        parent: The model that training started from, as given by `--model.name`.
+        seconds: How long to wait for the upload.
+
+    Returns:
+        The artifact's full name.
+    """
     import wandb
 
     if (used := parent_artifact(parent)) is not None:
@@ -95,7 +106,7 @@ def parent_artifact(model: str | None) -> str | None:
 
 
 def summary_metadata(summary: Mapping[str, object]) -> dict[str, object]:
-    """What the artifact tells of the model."""
+    """The entries of a run's summary that go into the artifact's metadata."""
     keys = ("method", "merge", "seed", "target_sparsity", "sparsity", "model_sparsity", "nonzero", "parameters")
     kept = {key: summary[key] for key in keys if key in summary}
     return kept | {key: value for key, value in summary.items() if key.startswith(("test.", "candidates."))}

@@ -1,1 +1,1 @@
-"""One replica through one segment, and what that needs."""
+"""Training one replica through one segment."""

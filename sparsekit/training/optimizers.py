@@ -13,19 +13,19 @@ from sparsekit.errors import UserError, nearest
 from sparsekit.models.state import EXTRA
 
 _GROUP = "group"
-"""Stands for a parameter in the names of what some optimizers keep once, in their groups."""
+"""Replaces the parameter's name in the names of state that an optimizer keeps per group."""
 
 
 def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, weight_decay: float) -> Optimizer:
-    """A fresh optimizer over the model's parameters and the method's extra tensors.
+    """A new optimizer over the model's parameters and the method's extra tensors.
 
-    Biases and norms get no weight decay, as timm does it; extra tensors do.
+    Biases and norms get no weight decay, as in timm; extra tensors do.
 
     Raises:
-        UserError: timm does not know the name, or the optimizer refuses an argument.
+        UserError: timm has no optimizer of that name, or the optimizer refuses an argument.
     """
     if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
-        raise UserError(f"--optimizer.name {config.name!r} is no timm optimizer.{nearest(config.name, known)}")
+        raise UserError(f"--optimizer.name {config.name!r} is not a timm optimizer.{nearest(config.name, known)}")
     try:
         optimizer = create_optimizer_v2(
             model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
@@ -39,7 +39,7 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
 
 
 def _fused(optimizer: Optimizer) -> Optimizer:
-    """The optimizer with torch's one-pass step on the CPU, which takes a half to a fourth of the time."""
+    """Use torch's fused step on the CPU where it can be chosen: it takes a half to a fourth of the time."""
     for group in optimizer.param_groups:
         chosen = group.get("fused") is not None or group.get("foreach") or group.get("differentiable")
         if "fused" in group and not chosen and all(p.device.type == "cpu" for p in group["params"]):
@@ -48,30 +48,34 @@ def _fused(optimizer: Optimizer) -> Optimizer:
 
 
 def match_memory_format(like: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the memory order of another of its shape: fused steps take gradients and state to be in that."""
+    """The tensor in the memory format of `like`: fused steps assume that gradients and state have the weight's."""
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def names_of(optimizer: Optimizer, model: nn.Module, extra: Tensors) -> dict[int, str]:
-    """The name of each parameter by its place in the optimizer's state dict; extra tensors' start with `extra.`."""
+    """The name of each parameter by its index in the optimizer's state dict; extra tensors' start with `extra.`."""
     by_id = {id(p): EXTRA + name for name, p in extra.items()} | {id(p): name for name, p in model.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {place: by_id[id(p)] for place, p in enumerate(parameters)}
+    return {index: by_id[id(p)] for index, p in enumerate(parameters)}
 
 
 def export(optimizer: Optimizer, names: dict[int, str]) -> Tensors:
-    """The state as CPU tensors called `parameter/key`; Python numbers become 0-dim int64 or float64 tensors."""
+    """The optimizer's state as CPU tensors named `parameter/key`; numbers become 0-dim int64 or float64 tensors.
+
+    Raises:
+        UserError: the state holds something other than tensors and numbers.
+    """
     state = optimizer.state_dict()
     flat = {f"{names[i]}/{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
-    # some optimizers count their steps in their groups, all alike; how many groups there are depends on weight decay
+    # some optimizers keep their step count, equal in all groups; the number of groups depends on weight decay
     flat |= {f"{_GROUP}/step": group["step"] for group in state["param_groups"] if "step" in group}
     return {name: _to_tensor(value) for name, value in flat.items() if value is not None}
 
 
 def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
-    """The reverse of `export`, into a fresh optimizer of the same parameters."""
+    """Load what `export` returned into a new optimizer of the same parameters."""
     state = optimizer.state_dict()
-    places = {name: place for place, name in names.items()}
+    indices = {name: index for index, name in names.items()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in flat.items():
         parameter, _, key = name.rpartition("/")
@@ -80,10 +84,10 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
             for group in state["param_groups"]:
                 group[key] = value.clone() if isinstance(value, Tensor) else value  # counted up in place
         else:
-            place = places[parameter]
-            if isinstance(value, Tensor) and value.shape == parameters[place].shape:
-                value = match_memory_format(parameters[place], value)
-            state["state"].setdefault(place, {})[key] = value
+            index = indices[parameter]
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                value = match_memory_format(parameters[index], value)
+            state["state"].setdefault(index, {})[key] = value
     optimizer.load_state_dict(state)
 
 

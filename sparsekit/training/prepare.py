@@ -1,4 +1,4 @@
-"""From a configuration to a setup that was tried out: one forward pass, one training step. Nothing is written here."""
+"""Build a run's setup from its configuration and try it out: one forward pass, one training step. Writes no file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from sparsekit.training.setup import Setup, forward
 
 
 def prepare(config: FitConfig, training: bool = True) -> Setup:
-    """Check everything that can be checked, and load it; raises UserError.
+    """Check the options, load data and models, and try them out.
 
     Args:
         config: The options.
-        training: Whether models will be trained, and not only merged and scored.
+        training: False if models are only merged and scored.
+
+    Raises:
+        UserError: an option is bad or does not fit the others, the data or the model.
     """
     check(config)
     stages = make_stages(config)
@@ -46,7 +49,7 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
-    # masks and weights are inputs of what is compiled: pruning them does not compile it again
+    # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
     setup = Setup(config, plan, data, model, tuple(prunable), device, dtype, compiled, initial=initial, teacher=teacher)
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
@@ -59,7 +62,7 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
 
 
 def _try_step(setup: Setup) -> None:
-    """One training step on a copy of the weights: batch size and optimizer must suit the model."""
+    """Take one training step to check that batch size and optimizer suit the model; the weights are put back."""
     config, o = setup.config, setup.config.optimizer
     fresh = cpu_state_dict(setup.model)
     optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
@@ -69,7 +72,7 @@ def _try_step(setup: Setup) -> None:
         with setup.autocast():
             loss = setup.loss(setup.model(images), labels, images)
         loss.backward()  # type: ignore[no-untyped-call]
-    except ValueError as error:  # BatchNorm refuses a single value a channel
+    except ValueError as error:  # BatchNorm refuses a single value per channel
         raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error
     try:
         optimizer.step()
@@ -82,7 +85,7 @@ def _try_step(setup: Setup) -> None:
 
 
 def _try_forward(setup: Setup) -> None:
-    """One small batch through the model: image size and class count must suit it."""
+    """Run one small batch through the model to check that image size and number of classes suit it."""
     images, _ = next(iter(setup.data.evaluation_batches("held_out")))
     setup.model.eval()
     try:
@@ -96,4 +99,4 @@ def _try_forward(setup: Setup) -> None:
             "img_size in --model.kwargs"
         ) from error
     if shape != (2, setup.data.num_classes):
-        raise UserError(f"--model.kwargs: the model answers with shape {shape}, not (2, {setup.data.num_classes})")
+        raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not (2, {setup.data.num_classes})")

@@ -1,4 +1,4 @@
-"""What plugins may ask about a model on data: dense gradients, the held-out loss, Fisher information."""
+"""What plugins can measure of a model on data: dense gradients, the held-out loss, Fisher information."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FISHER_BATCH = 32
 
 
 def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Tensors:
-    """Mean gradient of the training loss over some augmented batches, w.r.t. the effective weights; CPU tensors.
+    """Mean gradient of the training loss over augmented batches with respect to the effective weights; CPU tensors.
 
-    Masked weights have theirs too. BatchNorm normalises by the batch, as in training; nothing is kept of it.
-    fp16 would lose the small ones without a loss scaler, so there they are computed in fp32.
+    Masked weights get a gradient too. BatchNorm normalises by the batch, as in training; its running statistics do not
+    change. With `--precision fp16` gradients are computed in fp32, as small ones would underflow without a loss scaler.
     """
     setup.install(state)
     model = setup.model.train()
@@ -42,7 +42,7 @@ def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Ten
 
 
 def held_out_loss(setup: Setup, state: State, named: Tensors) -> Tensor:
-    """Mean cross-entropy of `named` tensors on up to 1,000 held-out images, differentiable, in evaluation mode."""
+    """Mean cross-entropy on up to 1,000 held-out images, in evaluation mode, differentiable in the `named` tensors."""
     tensors = _forward_tensors(setup, state.renamed(named))
     model = setup.model.eval()
     total, count = torch.zeros((), device=setup.device), 0
@@ -54,10 +54,10 @@ def held_out_loss(setup: Setup, state: State, named: Tensors) -> Tensor:
 
 
 def fisher(setup: Setup, state: State, images: int) -> Tensors:
-    """The diagonal of the empirical Fisher information, the mean squared gradient of each training image's loss.
+    """The diagonal of the empirical Fisher information: the mean over images of the squared gradient of the loss.
 
-    With respect to the parameters and the method's extra tensors as they are stored, in evaluation mode
-    (arXiv 2111.09832, section 3).
+    With respect to the parameters and the method's extra tensors as they are stored, in evaluation mode, over `images`
+    training images without augmentation (arXiv 2111.09832, section 3). CPU tensors.
     """
     named = {name: tensor.to(setup.device) for name, tensor in state.named().items()}
     buffers = {name for name, _ in setup.model.named_buffers()}
@@ -82,7 +82,7 @@ def fisher(setup: Setup, state: State, images: int) -> Tensors:
 
 
 def _forward_tensors(setup: Setup, state: State) -> Tensors:
-    """Everything that `functional_call` needs, effective weights in place, differentiable, on the device."""
+    """Tensors on the device for `functional_call`, with the effective weights, differentiable."""
     tensors = {name: tensor.to(setup.device) for name, tensor in state.tensors.items()}
     masks = {name: mask.to(setup.device, tensors[name].dtype) for name, mask in state.masks.items()}
     extra = {name: tensor.to(setup.device) for name, tensor in state.extra.items()}

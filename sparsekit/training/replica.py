@@ -1,4 +1,4 @@
-"""One replica through one segment: the training loop."""
+"""The training loop: one replica through one segment."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ LOG_STEPS = 50
 
 
 class NonFinite(Exception):
-    """A replica whose loss or weights are no longer finite."""
+    """A replica's loss or weights are no longer finite."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of a training log: optimizer steps done in the segment, of how many, mean loss since the last, rate."""
+    """A training report of a replica.
+
+    Attributes:
+        done: Optimizer steps taken in the segment.
+        steps: Optimizer steps of the segment in total.
+        loss: Mean training loss since the last report.
+        lr: Learning rate of the last step.
+    """
 
     done: int
     steps: int
@@ -37,13 +44,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class ReplicaSnapshot:
-    """A replica in the middle of its training, as a checkpoint keeps it.
+    """A replica in the middle of its training, for a checkpoint.
 
     Attributes:
-        done: Optimizer steps that it has done in the segment.
-        attempt: How often it was started again after a fault.
-        averaged: Steps that its trajectory mean holds.
-        tensors: All of its tensors and random states, named for a file.
+        done: Optimizer steps taken in the segment.
+        attempt: How often it was started again after becoming non-finite.
+        averaged: Number of steps in its trajectory mean.
+        tensors: Its tensors and random states, under their names in a file.
     """
 
     done: int
@@ -53,10 +60,18 @@ class ReplicaSnapshot:
 
 
 class Training:
-    """A copy of the parent in a model, its mask fixed, trained step by step.
+    """One replica in training: a copy of the parent with a fixed mask, trained step by step.
 
-    All that is random follows from (seed, segment, replica), and from the attempt after a fault. The model is the
-    setup's working one, unless another of the same architecture is given.
+    All randomness follows from (seed, segment, replica, attempt).
+
+    Args:
+        setup: The run's setup.
+        parent: The pruned model that the replica starts from.
+        stage: The segment.
+        replica: The replica's seed and hyperparameters.
+        schedule: The segment's learning rate.
+        attempt: How often the replica was started again after becoming non-finite.
+        model: The model to train, of the parent's architecture; by default the setup's working model.
     """
 
     def __init__(
@@ -77,7 +92,7 @@ class Training:
         self.seed = derive(config.seed, "segment", stage.index, "replica", replica.seed, *again)
         self.steps = replica.steps(setup.plan[stage.index].steps)
         self.every = min(LOG_STEPS, setup.data.steps_per_epoch)
-        self.lr = 0.0  # of the last step, taken from the schedule at the step's middle
+        self.lr = 0.0
         self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
         model.load_state_dict(parent.tensors)
         self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
@@ -95,12 +110,13 @@ class Training:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Train on one batch."""
-        if self.setup.team.size > 1:  # every member draws for its own part; only the first one's state is kept
+        # each member needs its own random numbers, but a snapshot holds the first member's random state only
+        if self.setup.team.size > 1:
             torch.manual_seed(derive(self.seed, "member", self.setup.team.member, self.done))
         self.after(self.take_step(images, labels, self.before()))
 
     def before(self) -> float:
-        """Set the learning rate of the step that comes; the fraction of the budget at its middle."""
+        """Set the learning rate of the next step, and return the fraction of the budget at the middle of that step."""
         middle, stage = (self.done + 0.5) / self.steps, self.stage
         self.lr = self.replica.lr * self.schedule(middle)
         for group in self.optimizer.param_groups:
@@ -108,7 +124,7 @@ class Training:
         return (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
 
     def after(self, loss: Tensor) -> None:
-        """Count a step that was taken, with its loss."""
+        """Record a step that was taken and its loss."""
         middle = (self.done + 0.5) / self.steps
         self.loss += loss
         if self.mean is not None and self.average_from is not None and middle >= self.average_from:
@@ -116,9 +132,13 @@ class Training:
         self.done += 1
 
     def report(self) -> Progress:
-        """The mean loss since the last report; raises Fault where it is not finite."""
+        """Report the mean loss since the last report.
+
+        Raises:
+            NonFinite: the mean loss is not finite.
+        """
         since = (self.done - 1) % self.every + 1
-        self.setup.team.lead(self.loss)  # the first member's, and with it the same verdict everywhere
+        self.setup.team.broadcast(self.loss)  # every member must take the same decision
         loss = float(self.loss) / since
         self.loss.zero_()
         if not math.isfinite(loss):
@@ -131,7 +151,11 @@ class Training:
         return self.done % self.every == 0 or self.done == self.steps
 
     def result(self) -> State:
-        """What became of the copy; raises Fault where a weight is not finite."""
+        """The trained state.
+
+        Raises:
+            NonFinite: a weight is not finite.
+        """
         if self.mean is not None:
             self.mean.install()
         state = replace(
@@ -147,12 +171,12 @@ class Training:
         return state
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches that are still to come."""
+        """The remaining training batches: images [B, C, S, S] and labels [B]."""
         part = (self.setup.team.member, self.setup.team.size)
         return self.setup.data.train_batches(self.seed, self.steps, start=self.done, subset=self.subset, part=part)
 
     def snapshot(self) -> ReplicaSnapshot:
-        """Everything that the rest of the training depends on."""
+        """A snapshot from which `restore` continues with the same bits."""
         state = replace(
             self.parent,
             tensors=cpu_state_dict(self.model),
@@ -168,9 +192,9 @@ class Training:
             tensors |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
         return ReplicaSnapshot(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
 
-    def restore(self, underway: ReplicaSnapshot) -> None:
-        """Go on from a snapshot of the same training."""
-        tensors = underway.tensors
+    def restore(self, snapshot: ReplicaSnapshot) -> None:
+        """Continue from a snapshot of the same replica."""
+        tensors = snapshot.tensors
         state = from_file(tensors, 0.0, 0.0)
         self.model.load_state_dict(state.tensors)
         with torch.no_grad():
@@ -179,25 +203,30 @@ class Training:
             for i, mean in enumerate(self.mean.means if self.mean else ()):
                 mean.copy_(tensors[f"mean.{i}"])
         if self.mean is not None:
-            self.mean.count = underway.averaged
+            self.mean.count = snapshot.averaged
         optimizers.restore(self.optimizer, self.names, state.optimizer)
         scaler = {name.removeprefix("scaler."): t.item() for name, t in tensors.items() if name.startswith("scaler.")}
         if scaler:
             self.take_step.scaler.load_state_dict(scaler)
         self.loss.copy_(tensors["loss"])
-        self.done = underway.done
+        self.done = snapshot.done
         torch.set_rng_state(tensors["random.cpu"])
-        if self.setup.device.type == "cuda" and "random.cuda" in tensors:  # absent where a CPU went before
+        if self.setup.device.type == "cuda" and "random.cuda" in tensors:  # absent if the run was started on a CPU
             torch.cuda.set_rng_state(tensors["random.cuda"], self.setup.device)
 
 
 def train(
     training: Training, report: Callable[[Progress], None], pause: Callable[[Training], None] | None = None
 ) -> State:
-    """Train to the end of the segment; `pause` is called between two steps and may take a snapshot.
+    """Train to the end of the segment.
+
+    Args:
+        training: The replica in training.
+        report: Called with each report.
+        pause: Called between two steps; may take a snapshot.
 
     Raises:
-        Fault: the loss or a weight is no longer finite.
+        NonFinite: the loss or a weight is no longer finite.
     """
     for images, labels in training.batches():
         training.step(images, labels)
@@ -209,6 +238,6 @@ def train(
 
 
 def averaged_from(setup: Setup, stage: Stage) -> float | None:
-    """The fraction of the segment from which trajectories are averaged: the plan's word, else the merge's."""
+    """The fraction of the segment from which weights are averaged: the plan's value, else the merge strategy's."""
     planned = stage.segment.average_from
     return planned if planned is not None else setup.config.merge.average_from

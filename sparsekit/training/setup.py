@@ -1,4 +1,4 @@
-"""What a run works with: plan, data, model and device; and what it asks of them, from the loss to a state's score."""
+"""The setup of a run: its plan, data, model and device, with the loss, scores and BatchNorm recalibration."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Forward = Callable[[nn.Module, Tensors, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with.
+    """The options, plan, data and model of a run.
 
     Attributes:
         config: The options.
         plan: The segments, each with its replicas and steps.
-        data: The data set; its batches come on the device.
-        model: The one working copy of the model, on the device; its weights change hands.
+        data: The data set; its batches are on the device.
+        model: The working copy of the model, on the device; replicas and scores load their weights into it in turn.
         prunable: Parameter names of the prunable weights.
         device: Where the model and the data are.
-        dtype: What autocast computes in; float32 is no autocast.
-        compiled: The forward pass of training, compiled, where `--compile` asks for it.
+        dtype: The type of autocast; float32 means no autocast.
+        compiled: The compiled forward pass of training, with `--compile`.
         team: The ranks that train the same replicas as this one.
-        initial: Masks of the weights that `--model.init` gave, True keeps; empty where training starts anew.
-        teacher: What `--distill` names, on the device, in evaluation mode.
+        initial: Masks of the weights that `--model.init` gave, True keeps; empty without it.
+        teacher: The model given by `--distill`, on the device, in evaluation mode.
     """
 
     config: FitConfig
@@ -64,22 +64,28 @@ class Setup:
         return autocast(self.device, self.dtype)
 
     def forward(self, model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
-        """Logits of a model in training, with `weights` in the place of its own of the same names."""
+        """Logits of a model in training, with `weights` replacing its own of the same names."""
         return (self.compiled or forward)(model, weights, images)
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """The training loss of a batch: cross-entropy with the labels and, where there is a teacher, its soft labels.
+        """The training loss of a batch: cross-entropy with the labels, mixed with distillation if there is a teacher.
 
-        These count T² · KL(teacher ‖ model), both at temperature T, a mean over the batch (arXiv 1503.02531).
+        The distillation loss is T² · KL(teacher ‖ model), both at temperature T, a mean over the batch
+        (arXiv 1503.02531).
+
+        Args:
+            logits: Float [B, K].
+            labels: int64 [B].
+            images: The batch, for the teacher.
         """
         hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         if self.teacher is None:
             return hard
         with torch.no_grad(), self.autocast():
-            taught = self.teacher(images)
-        heat, weight = self.config.distill.temperature, self.config.distill.weight
-        ours, theirs = (F.log_softmax(each.float() / heat, dim=1) for each in (logits, taught))
-        soft = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * heat**2
+            teacher_logits = self.teacher(images)
+        temperature, weight = self.config.distill.temperature, self.config.distill.weight
+        student, teacher = (F.log_softmax(each.float() / temperature, dim=1) for each in (logits, teacher_logits))
+        soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
         return (1.0 - weight) * hard + weight * soft
 
     def install(self, state: State) -> None:
@@ -92,9 +98,9 @@ class Setup:
         return score_model(self.model, self.data.evaluation_batches(split), self.autocast())
 
     def recalibrated(self, state: State) -> State:
-        """The state with BatchNorm measured again on up to 10,000 un-augmented training images.
+        """The state with BatchNorm statistics measured again on up to 10,000 training images without augmentation.
 
-        The state itself where `--replicas.batchnorm` is `average`, or the model has no BatchNorm.
+        Returns the state unchanged if `--replicas.batchnorm` is `average` or the model has no BatchNorm.
         """
         if self.config.replicas.batchnorm == "average" or not batchnorm_layers(self.model):
             return state
@@ -107,7 +113,7 @@ class Setup:
 
 
 def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
-    """Logits of a model, with `weights` in the place of its own of the same names."""
+    """Logits of a model, with `weights` replacing its own of the same names."""
     if not weights:
         return model(images)  # type: ignore[no-any-return]
     return functional_call(model, weights, (images,))  # type: ignore[no-any-return]

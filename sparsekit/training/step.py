@@ -1,4 +1,4 @@
-"""One optimizer step with masks held exactly, and the mean along a trajectory of steps."""
+"""An optimizer step that keeps masked weights at exactly 0, and the mean of weights along the trajectory."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class TrajectoryMean:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters as they are now into the mean."""
+        """Add the current parameters to the mean."""
         self.count += 1
         torch._foreach_lerp_(self.means, self.parameters, 1.0 / self.count)
 
     @torch.no_grad()
     def install(self) -> None:
-        """Put the mean in the parameters' place."""
+        """Replace the parameters by their mean; does nothing before the first update."""
         if self.count:
             torch._foreach_copy_(self.parameters, self.means)
 
 
 class MaskedStep:
-    """One optimizer step with masks held exactly: forward and backward, then `update`.
+    """An optimizer step that keeps masked weights at exactly 0: forward and backward pass, then `update`.
 
-    Whoever runs several replicas in one forward pass calls the parts; `__call__` is the whole step of one.
+    `__call__` takes a complete step; the stacked executor calls the parts, as its replicas share one forward pass.
 
     Attributes:
-        model: What is trained.
+        model: The model that is trained.
         weights: Its prunable weights, as the optimizer holds them.
-        dense: Whether the method keeps dense weights behind the masks; nothing is masked then but the forward pass.
+        dense: Whether the method keeps dense weights behind the masks; then only the forward pass is masked.
     """
 
     def __init__(
@@ -50,50 +50,50 @@ class MaskedStep:
         self.setup, self.model, self.optimizer, self.extra = setup, model, optimizer, extra
         self.target, self.weight_decay = parent.target, weight_decay
         self.weights: Tensors = {n: p for n, p in model.named_parameters() if n in parent.masks}
-        # masks in the weights' type and memory order, or the fused multiplication is slow
+        # masks in the weights' type and memory format, or the fused multiplication is slow
         self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
         self.masked = list(self.weights.values()), list(self.masks.values())
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.dense = has_dense_weights(setup.method)
         self.penalised = type(setup.method).penalty is not PruningMethod.penalty
-        self.steered = type(setup.method).gradients is not PruningMethod.gradients
+        self.changes_gradients = type(setup.method).gradients is not PruningMethod.gradients
         self.forward = setup.forward if setup.team.size == 1 else setup.team.forward(model, setup.forward)
         # fp16 gradients underflow; for other types the scaler does nothing
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.dtype == torch.float16)
 
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        now = self.at(progress)
+        step = self.at(progress)
         with self.setup.autocast():
-            logits = self.forward(self.model, self.effective(now), images)
+            logits = self.forward(self.model, self.effective(step), images)
         loss = self.setup.loss(logits, labels, images)
         self.optimizer.zero_grad(set_to_none=True)
-        self.objective(loss, now).backward()  # type: ignore[no-untyped-call]
-        if self.setup.team.size > 1:  # the model's own are averaged already
+        self.objective(loss, step).backward()  # type: ignore[no-untyped-call]
+        if self.setup.team.size > 1:  # DistributedDataParallel averages the gradients of the model's parameters only
             self.setup.team.average([tensor.grad for tensor in self.extra.values() if tensor.grad is not None])
-        self.update(now)
+        self.update(step)
         return loss.detach()
 
     def at(self, progress: float) -> TrainingStep:
-        """What the method is told of a step at a fraction of the budget."""
+        """The `TrainingStep` for the method's hooks, at a fraction of the budget."""
         return TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
 
-    def effective(self, now: TrainingStep) -> Tensors:
-        """The weights that the forward pass uses in the place of the model's own; none where those are masked."""
-        return self.setup.method.effective(now) if self.dense else {}
+    def effective(self, step: TrainingStep) -> Tensors:
+        """The weights that replace the model's own in the forward pass; empty if the model's own are masked."""
+        return self.setup.method.effective(step) if self.dense else {}
 
-    def objective(self, loss: Tensor, now: TrainingStep) -> Tensor:
-        """What is differentiated: the loss with the method's penalty, scaled where the precision needs it."""
-        penalty = self.setup.method.penalty(now) if self.penalised else None
+    def objective(self, loss: Tensor, step: TrainingStep) -> Tensor:
+        """The loss to differentiate: with the method's penalty, and scaled for fp16."""
+        penalty = self.setup.method.penalty(step) if self.penalised else None
         return self.scaler.scale(loss if penalty is None else loss + penalty)
 
-    def update(self, now: TrainingStep) -> None:
-        """Move the weights by their gradients."""
+    def update(self, step: TrainingStep) -> None:
+        """Mask and clip the gradients, step the optimizer, and mask the weights."""
         clip_norm = self.setup.config.optimizer.clip_norm
         self.scaler.unscale_(self.optimizer)
         if not self.dense:
             self._mask_gradients()
-        if self.steered:
-            self._steer(now)
+        if self.changes_gradients:
+            self._change_gradients(step)
             if not self.dense:
                 self._mask_gradients()
         if clip_norm is not None:
@@ -104,18 +104,18 @@ class MaskedStep:
             self._mask_weights()
 
     @torch.no_grad()
-    def _steer(self, now: TrainingStep) -> None:
-        """Let the method change the gradients."""
-        given = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
-        for name, grad in self.setup.method.gradients(now, given).items():
+    def _change_gradients(self, step: TrainingStep) -> None:
+        """Let the method change the gradients of the prunable weights."""
+        gradients = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
+        for name, grad in self.setup.method.gradients(step, gradients).items():
             self.weights[name].grad = optimizers.match_memory_format(self.weights[name], grad)
 
     def _mask_gradients(self) -> None:
-        """No gradient, and so no momentum, for what is pruned."""
+        """Zero the gradients of pruned weights, so that they gather no momentum."""
         pairs = [(w.grad, self.masks[name]) for name, w in self.weights.items() if w.grad is not None]
         torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
-        """Some optimizers move weights that have no gradient."""
+        """Zero the pruned weights: some optimizers move weights whose gradient is 0."""
         torch._foreach_mul_(*self.masked)

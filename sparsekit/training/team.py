@@ -20,15 +20,15 @@ from sparsekit.training.ranks import Ranks
 
 @dataclass(frozen=True)
 class Team:
-    """A group of ranks with the same replicas to train; its first one reports, scores and saves.
+    """A group of ranks that train the same replicas; its first member reports, scores and saves them.
 
     Attributes:
-        index: Number of the team.
-        count: How many teams there are.
-        member: This rank's number in it, from 0.
-        size: Ranks in it.
-        group: torch's process group of it; None for a team of one.
-        sync_batchnorm: Whether BatchNorm normalises by the whole batch.
+        index: Number of the team, from 0.
+        count: Number of teams.
+        member: This rank's number in the team, from 0.
+        size: Number of ranks in the team.
+        group: The team's torch process group; None for a team of one.
+        sync_batchnorm: Whether BatchNorm normalises by the whole batch of all members.
     """
 
     index: int = 0
@@ -39,50 +39,48 @@ class Team:
     sync_batchnorm: bool = False
 
     @property
-    def heads(self) -> bool:
-        """Whether this rank is the team's first."""
+    def is_first(self) -> bool:
+        """Whether this rank is the team's first member."""
         return self.member == 0
 
     def model(self, model: nn.Module) -> nn.Module:
-        """The model to train in the place of the working one."""
+        """The model to train instead of the working one: a copy with SyncBatchNorm, or the working model itself."""
         if not self.sync_batchnorm:
             return model
         return convert_sync_batchnorm(copy.deepcopy(model), self.group)  # type: ignore[no-any-return,no-untyped-call]
 
     def forward(self, model: nn.Module, forward: Any) -> Any:
         """A forward pass whose backward pass averages the gradients of the model's parameters over the team."""
-        whole = _Forward(model, forward)
-        # BatchNorm statistics are the first member's; torch 2.15 renamed the option
-        known = inspect.signature(DistributedDataParallel).parameters
-        apart: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-        }
-        shared = DistributedDataParallel(whole, process_group=self.group, **apart)
-        return lambda _, weights, images: shared(weights, images)
+        # buffers stay separate, and the first member's BatchNorm statistics are kept; torch 2.15 renamed the option
+        parameters = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+        options: dict[str, Any] = {option: False}
+        parallel = DistributedDataParallel(_Forward(model, forward), process_group=self.group, **options)
+        return lambda _, weights, images: parallel(weights, images)
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Put the team's mean into each tensor."""
+        """Replace each tensor by its mean over the team, in place."""
         for tensor in tensors:
             dist.all_reduce(tensor, group=self.group)
             tensor.div_(self.size)
 
-    def lead(self, tensor: Tensor) -> None:
-        """Put the first member's values into a tensor."""
+    def broadcast(self, tensor: Tensor) -> None:
+        """Copy the first member's values into the tensor of every member."""
         if self.size > 1:
             dist.broadcast(tensor, self.index * self.size, group=self.group)
 
-    def agree(self, well: bool) -> bool:
-        """Whether all is well with the first member, which scores and decides for all."""
-        verdict = self._flag(well)
-        self.lead(verdict)
-        return bool(verdict)
+    def agree(self, value: bool) -> bool:
+        """The first member's value; it scores the replica and so decides for all."""
+        flag = self._flag(value)
+        self.broadcast(flag)
+        return bool(flag)
 
-    def any(self, asked: bool) -> bool:
-        """Whether a member is asked for something."""
-        verdict = self._flag(asked)
+    def any(self, value: bool) -> bool:
+        """Whether the value is true on any member."""
+        flag = self._flag(value)
         if self.size > 1:
-            dist.all_reduce(verdict, dist.ReduceOp.MAX, group=self.group)
-        return bool(verdict)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+        return bool(flag)
 
     def _flag(self, value: bool) -> Tensor:
         on_cuda = self.size > 1 and dist.get_backend(self.group) == "nccl"
@@ -101,10 +99,12 @@ class _Forward(nn.Module):
 
 
 def make_team(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool, device: torch.device) -> Team:
-    """This rank's team: one rank each where there are no more ranks than replicas, else equal teams. See `gathered`.
+    """This rank's team, without its process group (`with_process_group` adds it).
+
+    With no more ranks than replicas every rank is a team of its own; otherwise teams are of equal size.
 
     Raises:
-        UserError: the ranks cannot be shared out equally, nor a batch within a team.
+        UserError: the ranks cannot be divided into equal teams, or a batch cannot be divided within a team.
     """
     size = max(1, ranks.size // replicas)
     if ranks.size > replicas and ranks.size % replicas:
@@ -122,8 +122,8 @@ def make_team(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool
     return Team(index, ranks.size // size, member, size, sync_batchnorm=sync_batchnorm and size > 1)
 
 
-def gathered(team: Team, ranks: Ranks, device: torch.device) -> Team:
-    """The team with its process group; waits for all ranks, so only once nothing keeps one of them from coming."""
+def with_process_group(team: Team, ranks: Ranks, device: torch.device) -> Team:
+    """The team with its process group. Waits for all ranks: call it only when every rank is sure to call it too."""
     if team.size == 1:
         return team
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -31,7 +31,7 @@ from sparsekit.errors import RunError
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State
 from sparsekit.pruning.masks import digest
-from sparsekit.run import loop, progress
+from sparsekit.run import progress
 from sparsekit.run.checkpoint import CheckpointStore
 from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.training.prepare import prepare
@@ -138,19 +138,19 @@ def ready() -> Setup:
 
 @functools.cache
 def stored() -> tuple[dict[str, bytes], RunProgress]:
-    """The files of one checkpoint in the middle of a replica, and its place."""
+    """The files of one checkpoint in the middle of a replica, and the progress that it holds."""
     setup = ready()
     parent, stage = pruned(setup, first_progress(setup).parent, 1)
-    training = Training(setup, parent, stage, loop.fork(setup.config, stage)[0], setup.method.learning_rate(stage))
+    training = Training(setup, parent, stage, setup.plan[stage.index].replicas[0], setup.method.learning_rate(stage))
     images, labels = next(iter(setup.data.train_batches(0, 1)))
     training.step(images, labels)
     with tempfile.TemporaryDirectory() as folder:
-        keeper = CheckpointStore(Path(folder))
+        store = CheckpointStore(Path(folder))
         other = State(parent.tensors, parent.masks, parent.extra)
         candidate = FileCandidate.write(Path(folder, "segment-001-0.safetensors"), 0, other, Score(0.5, 1.0))
-        place = RunProgress(1, 24, parent, 0.25, (0,), (candidate,), (), {1: training.snapshot()}, Score(0.5, 1.0))
-        progress.save(keeper, place, {"metrics": 100, "seconds": 1.5, "ordered": None})
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}, place
+        at = RunProgress(1, 24, parent, 0.25, (0,), (candidate,), (), {1: training.snapshot()}, Score(0.5, 1.0))
+        progress.save(store, at, {"metrics": 100, "seconds": 1.5, "ordered": None})
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}, at
 
 
 @contextlib.contextmanager
@@ -162,25 +162,25 @@ def as_folder(files: dict[str, bytes]) -> Iterator[CheckpointStore]:
 
 
 def loaded(files: dict[str, bytes]) -> RunProgress | None:
-    """What a run would go on from; None where that is refused. Anything else that is raised is a failure."""
+    """The progress that a run would resume from; None if the checkpoint is refused. Other exceptions are failures."""
     setup, expected = ready(), stored()[1]
-    with as_folder(files) as keeper:
+    with as_folder(files) as store:
         fresh = first_progress(setup).parent
-        read = functools.partial(progress.restore, keeper, fresh, len(setup.plan))
+        read = functools.partial(progress.restore, store, fresh, len(setup.plan))
         try:
-            place = keeper.restored(lambda text: None, read)
+            at = store.restored(lambda text: None, read)
         except RunError:
             return None
-        assert place is not None
-        assert_equal(dict(sorted(place.parent.tensors.items())), dict(sorted(expected.parent.tensors.items())))
-        assert_equal(place.parent.masks, expected.parent.masks)
-        for candidate in place.candidates:
-            assert candidate.mask_digest == digest(place.parent.masks)
+        assert at is not None
+        assert_equal(dict(sorted(at.parent.tensors.items())), dict(sorted(expected.parent.tensors.items())))
+        assert_equal(at.parent.masks, expected.parent.masks)
+        for candidate in at.candidates:
+            assert candidate.mask_digest == digest(at.parent.masks)
             for name in candidate.names():
                 assert torch.equal(candidate.read(name), expected.parent.named()[name])
-        for underway in place.underway.values():
-            assert_equal(dict(sorted(underway.tensors.items())), dict(sorted(expected.underway[1].tensors.items())))
-        return place
+        for snapshot in at.snapshots.values():
+            assert_equal(dict(sorted(snapshot.tensors.items())), dict(sorted(expected.snapshots[1].tensors.items())))
+        return at
 
 
 def manifest(body: object) -> bytes:
@@ -190,9 +190,9 @@ def manifest(body: object) -> bytes:
 
 
 def test_the_checkpoint_itself_is_good() -> None:
-    place = loaded(stored()[0])
-    assert place is not None
-    assert (place.segment, place.step, place.finished, place.underway[1].done) == (1, 24, (0,), 1)
+    at = loaded(stored()[0])
+    assert at is not None
+    assert (at.segment, at.step, at.finished, at.snapshots[1].done) == (1, 24, (0,), 1)
 
 
 FILES = st.sampled_from(
@@ -217,8 +217,8 @@ def test_any_damage_is_refused(name: str, data: st.DataObject) -> None:
     else:
         del files[name]
     if name == "000001.json" and damage == "remove":
-        with as_folder(files) as keeper:
-            assert newest(keeper, pytest.fail) is None
+        with as_folder(files) as store:
+            assert newest(store, pytest.fail) is None
         return
     assert loaded(files) is None
 

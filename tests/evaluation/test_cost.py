@@ -85,4 +85,4 @@ def test_bytes_are_those_of_the_tensors_and_the_file(tmp_path: Path) -> None:
 
 
 def test_images_are_counted_for_all_replicas_and_along_the_longest() -> None:
-    assert cost.seen([(10,), (), (4, 8, 8)], 50) == {"images.total": 1500, "images.critical": 900}
+    assert cost.training_images([(10,), (), (4, 8, 8)], 50) == {"images.total": 1500, "images.critical": 900}

@@ -322,7 +322,7 @@ def test_merges_that_do_not_compare_with_the_parent_need_none(
         ("A TEXT -o NEW", "TEXT|damaged"),
         ("A EMPTY -o NEW", "EMPTY|damaged"),
         ("A PICKLE -o NEW", "PICKLE|plain state dict"),
-        ("A LIST -o NEW", "LIST|no state dict"),
+        ("A LIST -o NEW", "LIST|state dict"),
         ("TIMM OTHER -o NEW", "resnet18|resnet26|one kind"),
         ("A B -o NEW --merge greedy", "greedy|--data.name"),
         ("A B -o NEW --merge none", "none|no more than 1"),

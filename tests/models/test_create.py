@@ -74,7 +74,7 @@ def test_random_weights_follow_from_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ModelConfig("resnet81"), r"--model.name 'resnet81' is no timm model. Did you mean 'resnet"),
+        (ModelConfig("resnet81"), r"--model.name 'resnet81' is not a timm model. Did you mean 'resnet"),
         (ModelConfig("resnet18.nowhere"), r"--model.name resnet18.nowhere .*nowhere"),
         (
             ModelConfig("resnet18", kwargs={"depht": 3}),

@@ -139,7 +139,7 @@ def test_as_weights_that_an_argument_names(
     (tmp_path / "evil.bin").write_bytes(KINDS["torch.save"]())
     value = "evil.bin" if key == "checkpoint_path" else "{file: evil.bin}"
     error = refused(capsys, 2, "--model.kwargs", f"{{{key}: {value}}}")
-    assert f"--model.kwargs: {key} is not taken" in error
+    assert f"--model.kwargs: {key} is not allowed" in error
 
 
 def test_as_a_mask(payload: bytes, tmp_path: Path) -> None:

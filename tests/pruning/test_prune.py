@@ -193,8 +193,8 @@ def right(step: PruningStep) -> Tensors:
 
 WRONG: dict[str, tuple[Callable[[PruningStep], Tensors], str]] = {
     "a missing layer": (lambda s: {"a": right(s)["a"]}, "gives none for b$"),
-    "a layer too many": (lambda s: {**right(s), "bias": torch.ones(3) > 0}, "gives 'bias' where nothing is due"),
-    "another order": (lambda s: dict(reversed(right(s).items())), "gives 'b' where a is due; keep the order"),
+    "a layer too many": (lambda s: {**right(s), "bias": torch.ones(3) > 0}, "gives 'bias', but expected is nothing"),
+    "another order": (lambda s: dict(reversed(right(s).items())), "gives 'b', but expected is a; keep the order"),
     "numbers": (lambda s: {n: m.float() for n, m in right(s).items()}, r"a must be a bool tensor .* got torch.float32"),
     "another shape": (lambda s: {n: m.flatten() for n, m in right(s).items()}, r"of shape \(3, 4\), got .* \(12,\)"),
     "too few": (lambda s: {n: m | True for n, m in right(s).items()}, r"must prune 10 of 20 weights, pruned 0"),

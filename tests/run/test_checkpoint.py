@@ -17,11 +17,11 @@ from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
 
 
 def filled(folder: Path, count: int = 3) -> CheckpointStore:
-    keeper = CheckpointStore(folder)
+    store = CheckpointStore(folder)
     for number in range(count):
         tensors = {"weight": torch.full((64, 3), float(number)), "step": torch.tensor(number)}
-        keeper.commit({"segment": number}, {"parent": keeper.store("parent", tensors)})
-    return keeper
+        store.commit({"segment": number}, {"parent": store.store("parent", tensors)})
+    return store
 
 
 def test_the_last_two_are_kept_with_their_files(tmp_path: Path) -> None:
@@ -36,22 +36,22 @@ def test_the_last_two_are_kept_with_their_files(tmp_path: Path) -> None:
 
 def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
     (tmp_path / ".tmpAbC123").touch()  # as safetensors calls a file before it is whole
-    keeper = filled(tmp_path, 3)
+    store = filled(tmp_path, 3)
     assert (tmp_path / ".tmpAbC123").exists()
-    keeper.clear()
+    store.clear()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
     filled(tmp_path)
-    keeper, said = CheckpointStore(tmp_path), []
-    found = newest(keeper, said.append)
+    store, said = CheckpointStore(tmp_path), []
+    found = newest(store, said.append)
     assert found is not None
     body, files = found
     assert body["segment"] == 2
-    assert torch.equal(keeper.load(files["parent"])["weight"], torch.full((64, 3), 2.0))
+    assert torch.equal(store.load(files["parent"])["weight"], torch.full((64, 3), 2.0))
     assert said == []
-    keeper.commit({"segment": 3}, files)
+    store.commit({"segment": 3}, files)
     assert (tmp_path / "000004.json").exists()
 
 
@@ -107,8 +107,8 @@ class Payload:
 
 def test_a_pickle_in_a_tensor_files_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    keeper = CheckpointStore(tmp_path / "checkpoints")
-    keeper.commit({"segment": 0}, {"parent": keeper.store("parent", {"w": torch.ones(2)})})
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.commit({"segment": 0}, {"parent": store.store("parent", {"w": torch.ones(2)})})
     path = next((tmp_path / "checkpoints").glob("*.safetensors"))
     path.write_bytes(pickle.dumps(Payload()))
     with pytest.raises(RunError, match="damaged"):
@@ -117,14 +117,14 @@ def test_a_pickle_in_a_tensor_files_place_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_a_cut_off_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = filled(tmp_path, 1)
+    store = filled(tmp_path, 1)
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        keeper.store("parent", {"w": torch.ones(2)})
+        store.store("parent", {"w": torch.ones(2)})
     monkeypatch.undo()
     found = newest(CheckpointStore(tmp_path), pytest.fail)
     assert found is not None
@@ -132,26 +132,26 @@ def test_a_cut_off_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pyte
 
 
 def test_damage_names_the_file(tmp_path: Path) -> None:
-    keeper = filled(tmp_path, 1)
+    store = filled(tmp_path, 1)
     (tmp_path / "000001-parent.safetensors").unlink()
     with pytest.raises(Damaged, match=r"000001-parent\.safetensors is missing"):
-        keeper.open(tmp_path / "000001.json")
+        store.open(tmp_path / "000001.json")
 
 
 def test_what_was_stored_once_is_let_go_when_no_checkpoint_needs_it(tmp_path: Path) -> None:
     class Owner:
         """Something that can be watched."""
 
-    keeper, parent, replica = CheckpointStore(tmp_path), Owner(), Owner()
+    store, parent, replica = CheckpointStore(tmp_path), Owner(), Owner()
     watched = weakref.ref(replica)
 
     def files(*owners: tuple[str, object]) -> dict[str, StoredFile]:
-        return {stem: keeper.store_once(stem, owner, lambda: {"w": torch.ones(3)}) for stem, owner in owners}
+        return {stem: store.store_once(stem, owner, lambda: {"w": torch.ones(3)}) for stem, owner in owners}
 
     first = files(("parent", parent), ("replica-0", replica))
-    keeper.commit({}, first)
+    store.commit({}, first)
     second = files(("parent", parent))
     assert second["parent"] == first["parent"]
-    keeper.commit({}, second)
+    store.commit({}, second)
     del replica
     assert watched() is None

@@ -127,7 +127,7 @@ def test_rows_that_were_taken_away_are_missed(tmp_path: Path) -> None:
     (out / "metrics.jsonl").write_bytes(rows[:40])
     code, error = one_line(start(out, "--resume"))
     assert code == 1
-    assert "metrics.jsonl lacks rows that were there" in error
+    assert "metrics.jsonl lacks rows" in error
     assert {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()} == kept
     (out / "metrics.jsonl").write_bytes(rows)
     assert start(out, "--resume").wait() == 0

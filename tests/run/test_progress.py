@@ -33,9 +33,9 @@ def half_pruned(parent: State) -> State:
     return replace(parent.with_weights(weights), masks=masks)
 
 
-def restored(folder: Path, place: RunProgress, setup: Setup) -> RunProgress:
-    """The place, committed by one keeper and read back by another."""
-    progress.save(CheckpointStore(folder), place, {"metrics": 0, "seconds": 0.0})
+def restored(folder: Path, at: RunProgress, setup: Setup) -> RunProgress:
+    """The progress, committed by one store and read back by another."""
+    progress.save(CheckpointStore(folder), at, {"metrics": 0, "seconds": 0.0})
     read = functools.partial(progress.restore, CheckpointStore(folder), first_progress(setup).parent, len(setup.plan))
     found = newest(CheckpointStore(folder), pytest.fail)
     assert found is not None
@@ -50,28 +50,28 @@ def with_candidate(folder: Path, parent: State, of: State) -> RunProgress:
 
 def test_its_own_is_read_back(tmp_path: Path) -> None:
     parent = half_pruned(first_progress(ready()).parent)
-    place = restored(tmp_path, with_candidate(tmp_path, parent, parent), ready())
-    assert all(torch.equal(place.parent.masks[name], mask) for name, mask in parent.masks.items())
-    assert [candidate.index for candidate in place.candidates] == [0]
+    at = restored(tmp_path, with_candidate(tmp_path, parent, parent), ready())
+    assert all(torch.equal(at.parent.masks[name], mask) for name, mask in parent.masks.items())
+    assert [candidate.index for candidate in at.candidates] == [0]
 
 
 def test_another_models_is_refused(tmp_path: Path) -> None:
-    theirs = first_progress(ready(channels=8))
+    other = first_progress(ready(channels=8))
     with pytest.raises(Damaged, match="another model"):
-        restored(tmp_path, theirs, ready())
+        restored(tmp_path, other, ready())
 
 
 def test_a_candidate_under_another_mask_is_refused(tmp_path: Path) -> None:
     dense = first_progress(ready()).parent
-    with pytest.raises(Damaged, match="candidate 0 is none of its parent's"):
+    with pytest.raises(Damaged, match="candidate 0 does not fit its parent"):
         restored(tmp_path, with_candidate(tmp_path, half_pruned(dense), dense), ready())
 
 
 def test_more_candidates_than_replicas_that_are_over_are_refused(tmp_path: Path) -> None:
     parent = first_progress(ready()).parent
-    place = replace(with_candidate(tmp_path, parent, parent), finished=())
+    at = replace(with_candidate(tmp_path, parent, parent), finished=())
     with pytest.raises(Damaged, match="do not fit one another"):
-        restored(tmp_path, place, ready())
+        restored(tmp_path, at, ready())
 
 
 def test_an_end_without_a_test_score_is_refused(tmp_path: Path) -> None:

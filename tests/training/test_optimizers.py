@@ -188,7 +188,7 @@ def test_options_reach_the_optimizer() -> None:
 
 
 def test_unknown_names_and_arguments_are_the_users_errors() -> None:
-    with pytest.raises(UserError, match=r"--optimizer.name 'adamv' is no timm optimizer. Did you mean 'adam"):
+    with pytest.raises(UserError, match=r"--optimizer.name 'adamv' is not a timm optimizer. Did you mean 'adam"):
         optimizers.build(OptimizerConfig("adamv"), network(), {}, 0.1, 0.0)
     with pytest.raises(UserError, match=r"--optimizer.name sgd with .*--optimizer.kwargs {'beta': 1}: .*beta"):
         optimizers.build(OptimizerConfig("sgd", kwargs={"beta": 1}), network(), {}, 0.1, 0.0)

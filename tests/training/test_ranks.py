@@ -60,7 +60,7 @@ class Gone:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("call", [lambda r: r.tell("a", 1), lambda r: r.ask("a"), lambda r: r.heard("a")])
+@pytest.mark.parametrize("call", [lambda r: r.tell("a", 1), lambda r: r.ask("a"), lambda r: r.read("a")])
 def test_without_the_store_every_call_ends_the_run(call: Callable[[Ranks], object], rank: int) -> None:
     with pytest.raises(RunError, match=rf"rank {rank} lost touch with the others; go on with --resume"):
         call(Ranks(rank, 2, Gone()))
@@ -91,9 +91,9 @@ def member(ranks: Ranks) -> Any:
 @pytest.mark.parametrize("torch_says", ["Connection closed by peer [127.0.0.1]:8", "[gloo/transport/tcp/pair.cc:561]"])
 def test_a_team_is_stopped_by_the_signal_that_one_of_it_left_for(torch_says: str) -> None:
     one, other = pair()
-    with pytest.raises(Stopped), torchrun._together(member(other), other):
+    with pytest.raises(Stopped), torchrun._stop_together(member(other), other):
         raise Stopped(signal.SIGTERM)
-    with pytest.raises(Stopped) as stop, torchrun._together(member(one), one):
+    with pytest.raises(Stopped) as stop, torchrun._stop_together(member(one), one):
         raise RuntimeError(torch_says)
     assert stop.value.signum == signal.SIGTERM
 
@@ -102,10 +102,10 @@ def test_one_of_a_team_that_died_without_a_word_is_told() -> None:
     one, _ = pair()
     with (
         pytest.raises(RunError, match=r"a rank of this team is gone .*; go on with --resume"),
-        torchrun._together(member(one), one),
+        torchrun._stop_together(member(one), one),
     ):
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), torchrun._together(member(one), one):
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), torchrun._stop_together(member(one), one):
         raise RuntimeError("shape mismatch")
 
 
