@@ -68,8 +68,10 @@ def read(name: str, root: str | None) -> RawData:
         known = ["digits", *_TORCHVISION]
         raise UserError(f"--data.name: no data set {name!r}; choose from {', '.join(known)}.{nearest(name, known)}")
     hint = f"for {name} give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
+    if not name.startswith("cifar"):
+        hint += ", or one with train-images-idx3-ubyte(.gz) and its companions"
     if name == "fashion_mnist":
-        hint += ", or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
+        hint += ", as /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
     if root is None:
         raise UserError(f"--data.root: {name} is read from files and no folder is given; {hint}")
     folder = expanded(root)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from image_files import pickled, publish, write_cifar
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from tiny import KWARGS, rows, tiny_config
@@ -288,13 +289,11 @@ def test_bad_input_is_one_line(
 
 
 def test_another_data_set_is_refused_by_its_classes_or_channels(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "cifar-10-batches-bin"
-    root.mkdir()
-    records = b"".join(bytes([label]) + bytes(3072) for label in range(10)) * 6
-    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
-        (root / f"{name}.bin").write_bytes(records)
+    root = tmp_path / "cifar-10-batches-py"
+    write_cifar(root, 10, 60, pickled(2))
+    publish(monkeypatch, root, 10)
     assert main.main(["evaluate", str(run), "--data.name", "cifar10", "--data.root", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert all(part in err for part in (str(run), "in_chans 1", "the data 3", "--data.name"))

@@ -151,7 +151,7 @@ def test_the_real_wide_network_is_the_small_one_made_larger() -> None:
 
 def test_timm_lists_them() -> None:
     assert timm.list_models("cifar_*") == NAMES
-    assert timm.list_models(module="networks") == NAMES
+    assert timm.list_models(module="cifar") == NAMES
     assert timm.list_models("cifar_*", pretrained=True) == []
 
 

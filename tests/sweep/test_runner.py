@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,12 @@ def test_ctrl_c_ends_the_wait_for_a_run_that_is_in_use(sweep: Path) -> None:
     run = sweep / "o" / "method=gmp,seed=0"
     run.mkdir(parents=True)
     line = [sys.executable, "-m", "sparsekit", "sweep", "s.yaml", "--out", "o"]
-    with (run / ".lock").open("w") as lock, subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+    # a shell's background job has SIGINT ignored, and so have its children
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (
+        (run / ".lock").open("w") as lock,
+        subprocess.Popen(line, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as process,
+    ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert process.stdout
         assert "4 runs" in process.stdout.readline()
