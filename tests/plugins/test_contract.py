@@ -7,38 +7,11 @@ from pathlib import Path
 
 import pytest
 from fake_site import distribution, visible
+from plugin_sources import MERGE, METHOD, run
 
-from sparsekit.cli import main
 from sparsekit.errors import UserError
 from sparsekit.plugins import contract
 from sparsekit.plugins.registry import Kind, Plugin, discover
-
-METHOD = '''\
-"""A plugin for tests."""
-from sparsekit.api import Budget, PruningMethod, Segment
-
-
-class Thing(PruningMethod):
-    """Prune once, after a share of the budget."""
-
-    def __init__(self, share: float = 0.25) -> None:
-        self.share = share
-
-    def plan(self, budget: Budget) -> tuple[Segment, ...]:
-        dense = self.share * budget.epochs
-        return (Segment(0.0, dense), Segment(budget.sparsity, budget.epochs - dense))
-'''
-MERGE = '''\
-"""A plugin for tests."""
-from sparsekit.api import CoefficientMerge
-
-
-class Thing(CoefficientMerge):
-    """The first candidate."""
-
-    def coefficients(self, candidates, step):
-        return [1.0] + [0.0] * (len(candidates) - 1)
-'''
 
 # what is changed in a sound plugin, and part of the message
 FAULTY: dict[str, tuple[Kind, str, str, str]] = {
@@ -65,12 +38,6 @@ def site(tmp_path: Path) -> Iterator[Path]:
 
 def install(site: Path, kind: Kind, source: str, name: str = "odd") -> None:
     distribution(site, "faulty", f"[sparsekit.{kind}s]\n{name} = made_up_thing:Thing\n", {"made_up_thing": source})
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
-    code = main.main(arguments)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
 
 
 @pytest.mark.parametrize("fault", FAULTY)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_site import distribution, visible
-from test_contract import MERGE, METHOD, run
+from plugin_sources import MERGE, METHOD, run
 
 from sparsekit.plugins.registry import Plugin
 from sparsekit.plugins.signatures import fault_of, options_of, summary_of

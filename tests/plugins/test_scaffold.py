@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_site import offline
-from test_contract import run
+from plugin_sources import run
 
 from sparsekit.plugins import scaffold
 from sparsekit.plugins.registry import Kind

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_metrics_log import KEY, FakeWandb, Say, quiet, rows, use
+from tracking import KEY, FakeWandb, Say, rows, use
 from wandb_log import finished_log, read_log
 
 from sparsekit.config.options import WandbConfig
