@@ -17,8 +17,6 @@ from sparsekit.run import wandb_record
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.run.wandb_mirror import mirrored
 
-__all__ = ["quiet"]
-
 
 def log_steps(tracker: Tracker, first: int, end: int) -> None:
     for step in range(first, end):
