@@ -51,6 +51,7 @@ def test_a_home_is_put_in_and_an_unknown_one_left(tmp_path: Path, monkeypatch: p
     assert expanded("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
 
 
+@pytest.mark.slow
 def test_every_command_takes_paths_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()

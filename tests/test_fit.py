@@ -165,10 +165,7 @@ def check_metrics(out: Path, config: FitConfig, summary: dict[str, Any]) -> None
 PAIRS = [(method, merge) for method in METHODS for merge in MERGES]
 FAST = {
     ("gmp", "uniform"),
-    ("gmp", "best"),
-    ("imp", "greedy"),
     ("imp", "none"),
-    ("bimp", "uniform"),
     ("bimp", "best"),
     ("dpf", "none"),
     ("oneshot", "greedy"),

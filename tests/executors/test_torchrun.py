@@ -68,6 +68,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_ranks_train_three_replicas_to_the_bits_of_one_process(alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(2, *ARGUMENTS, "--out", str(out))

@@ -89,6 +89,7 @@ def refused(capsys: Capture, code: int, *arguments: str) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_as_a_checkpoints_manifest_or_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """With checksums that are right, as an attacker would have them."""
     monkeypatch.chdir(tmp_path)

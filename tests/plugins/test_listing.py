@@ -220,7 +220,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("target", FAULTS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=pytest.mark.slow if t == "made_up_odd:Thing" else []) for t in FAULTS]
+)
 def test_check_of_a_faulty_plugin_says_so_and_harms_nothing(
     site: Path, capfd: pytest.CaptureFixture[str], target: str
 ) -> None:
@@ -235,6 +237,7 @@ def test_check_of_a_faulty_plugin_says_so_and_harms_nothing(
     assert FAULTS[target] in out or target == "made_up_nothing"
 
 
+@pytest.mark.slow
 def test_where_one_exception_that_breaks_many_rules_comes_from_is_told_once(
     site: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +250,7 @@ def test_where_one_exception_that_breaks_many_rules_comes_from_is_told_once(
     assert "made_up_thing.py:9, coefficients()" in out
 
 
+@pytest.mark.slow
 def test_check_goes_through_every_rule(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
     distribution(site, "sound", entry("fine", "made_up_thing:Thing", "merge"), {"made_up_thing": MERGE})
     code, out, err = run(capfd, "plugins", "check", "fine")

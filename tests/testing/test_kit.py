@@ -29,6 +29,7 @@ def test_every_built_in_passes(plugin: Any) -> None:
     {"method": check_method, "merge": check_merge}[plugin.kind](plugin.load())
 
 
+@pytest.mark.slow
 def test_gmp_passes() -> None:
     check_method(GMP, interval=0.3)
 

@@ -81,6 +81,7 @@ def merged(merge: MergeStrategy, rows: Sequence[Sequence[float]], parent: Sequen
 # --- what all of them keep ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_likelihood_keeps_the_contract() -> None:
     check_merge(Likelihood)
 
