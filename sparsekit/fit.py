@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from sparsekit.config.options import FitConfig, describe, flatten
+from sparsekit.config.sweep_values import check_agent
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose_executor, torchrun
@@ -82,6 +83,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         Stopped: a signal stopped the run; a checkpoint is kept.
     """
     began = time.monotonic()
+    check_agent(flatten(describe(config)))
     ranks = Ranks.here()
     if not ranks.leads:
         return follow(config, ranks)

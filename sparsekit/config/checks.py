@@ -6,6 +6,7 @@ import math
 import re
 
 from sparsekit.config.options import FitConfig
+from sparsekit.config.wandb_limits import check_wandb
 from sparsekit.errors import UserError
 
 
@@ -47,6 +48,7 @@ def check(config: FitConfig) -> None:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
     check_device(config.device)
+    check_wandb(config.wandb)
     if config.model.init is not None and config.model.pretrained:
         raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
     mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}

@@ -152,7 +152,7 @@ def unknown(given: Given, flag: str) -> str:
 
 def no_value(name: str) -> str:
     """The message about an option that is null and may not be."""
-    return f"--{name} has no value; give one, or leave it out"
+    return f"--{name} has no value; give one, in quotes where it begins with #, or leave it out"
 
 
 def no_mapping(group: str, value: object) -> str:

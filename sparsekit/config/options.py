@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from sparsekit.api import MergeStrategy, PruningMethod
 from sparsekit.errors import UserError
@@ -349,6 +349,11 @@ def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(item.default_factory):
             types |= option_types(item.default_factory, f"{prefix}{item.name}.")
     return types
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an option of this type takes text, or none, or a list of texts."""
+    return kind is str or str in get_args(kind)
 
 
 def describe(config: FitConfig) -> dict[str, Any]:

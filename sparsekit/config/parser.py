@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -22,7 +24,7 @@ from jsonargparse import (
 from sparsekit.config import plugin_yaml, wandb_args, yaml_file
 from sparsekit.config.checks import check
 from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mapping, no_value, unknown
-from sparsekit.config.options import FitConfig, option_types
+from sparsekit.config.options import FitConfig, is_text, option_types
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, discover, name_of
 from sparsekit.plugins.signatures import options_of
@@ -60,7 +62,7 @@ class _Help(DefaultHelpFormatter):
 
 def build(prog: str, description: str, of: type = FitConfig, usage: str = "") -> OptionParser:
     """The parser of one command, whose options are the fields of a dataclass, by default those of `fit`."""
-    set_loader(_MODE, yaml_file.parse, exceptions=(yaml.YAMLError,))
+    set_loader(_MODE, yaml_file.parse_argument, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, plugin_yaml.dump)
     packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(packages))
@@ -119,13 +121,18 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
 def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
     """The options as an instance of the dataclass that the parser was built of; raises UserError."""
     # a W&B agent's JSON argument may hold aliases, and the value of one may look like a JSON argument
-    argv = [_canonical(argument) for argument in wandb_args.plain([_canonical(argument) for argument in argv])]
+    argv = [_canonical(argument) for argument in argv]
+    _check_null(option_types(of), argv)
+    argv = [_canonical(argument) for argument in wandb_args.plain(argv)]
     known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
     given = parser.given = Given(argv, known)
     try:
         for flag in (argument.partition("=")[0] for argument in argv):
             if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # no name between two dots, or after the last
                 raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
+        for name, value in _pairs(argv):
+            with suppress(yaml.YAMLError):
+                _check_number(option_types(of), name, yaml_file.parse(value))
         return _parsed(of, parser, _expanded(argv, given))
     except UserError as error:
         raise given.located(error) from error
@@ -137,6 +144,32 @@ def _canonical(argument: str) -> str:
         return f"{argument}=true"
     flag, equals, value = re.sub(r"^-o(?=[^=])", "-o=", argument).partition("=")
     return _ALIASES.get(flag, flag) + equals + value
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The names and values of all options with a value."""
+    for argument, following in zip_longest(argv, argv[1:], fillvalue="--"):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and (equals or not following.startswith("--")):
+            yield flag[2:], value if equals else following
+
+
+def _check_null(types: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Refuse `null` where it may be meant as text; W&B's agent writes `None`."""
+    for name, value in _pairs(argv):
+        if value.lower() == "null" and is_text(types.get(name)):
+            raise UserError(f"--{name} is null, which may be meant as none or as a text; write None for none")
+
+
+def _check_number(types: Mapping[str, Any], name: str, value: object) -> None:
+    """Refuse `1:30` for a number: jsonargparse would read it as 90, as YAML 1.1 does."""
+    kind, _, option = name.partition(".")
+    plugins = [plugin for found in discover().of(kind).values() for plugin in found] if kind in GROUPS else []
+    annotations = [str(types.get(name))] + [own.annotation for p in plugins if (own := options_of(p).get(option))]
+    is_number = any(re.search(r"\b(int|float|bool)\b", text) and "str" not in text for text in annotations)
+    for item in value if isinstance(value, list) else [value]:
+        if is_number and isinstance(item, str) and re.fullmatch(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?", item):
+            raise UserError(f"--{name} is {item!r}; give a number")
 
 
 def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
@@ -217,6 +250,7 @@ def _inline(options: dict[str, Any]) -> list[str]:
 def _read(path: str, given: Given) -> dict[str, Any]:
     """The options of a config file by their dotted names; raises UserError for what a file may not hold."""
     found = plugin_yaml.flat(yaml_file.read(path))
+    texts = dict(plugin_yaml.flat(yaml_file.read(path, yaml_file.TextLoader)))
     options = given.files[path] = dict(found)
     types = option_types(FitConfig)
     if "config" in options:
@@ -228,12 +262,16 @@ def _read(path: str, given: Given) -> dict[str, Any]:
             raise UserError(unknown(given, f"--{name}"))
         if counts[name] > 1 or (dot and group not in GROUPS and group in options):
             raise UserError(f"--{name} is given twice in one file; give it once")
-        if name in GROUPS and value is None:  # `method:` with nothing behind it
-            del options[name]
-        elif name in GROUPS and (not isinstance(value, str) or not value):
-            raise UserError(f"--{name} is {str(value)!r}; give its name: sparsekit plugins list --kind {name}")
-        elif name in types and value is None and type(None) not in get_args(types[name]):
+        text = texts.get(name)
+        if (value is None and text == "") or (isinstance(text, list) and "" in text and None in value):
+            raise UserError(no_value(name))  # nothing, or a comment, stands behind it
+        if is_text(types.get(name)) and not isinstance(value, dict):
+            options[name] = text
+        if name in GROUPS and (not isinstance(value, str) or not value):
+            raise UserError(f"--{name} is {text!r}; give its name: sparsekit plugins list --kind {name}")
+        if name in types and value is None and type(None) not in get_args(types[name]):
             raise UserError(no_value(name))
-        elif is_dataclass(types.get(name)) and not isinstance(value, str):
+        if is_dataclass(types.get(name)) and not isinstance(value, str):
             raise UserError(no_mapping(name, value))
+        _check_number(types, name, value)
     return options

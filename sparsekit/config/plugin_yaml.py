@@ -20,9 +20,13 @@ ONE_VALUE = {"distill": "distill.model"}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that our loader would read as something else, such as `1e-05`."""
+    """Quotes text that our loader or a plain YAML 1.1 loader would read as something else, such as `1e-05` or `2:4`."""
 
-    yaml_implicit_resolvers = yaml_file.Loader.yaml_implicit_resolvers
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + kinds
+    for first, kinds in yaml_file.Loader.yaml_implicit_resolvers.items()
+}
 
 
 def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from sparsekit.config.plugin_yaml import ONE_VALUE, WANDB_KEY, flat
 from sparsekit.plugins.registry import GROUPS, discover
 from sparsekit.plugins.signatures import options_of
 
-_WORDS = {"None": "null", "True": "true", "False": "false"}
+_WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's words, and YAML's
 
 
 def plain(argv: Sequence[str]) -> list[str]:
@@ -32,7 +32,8 @@ def plain(argv: Sequence[str]) -> list[str]:
         argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
         if not flag.startswith("--"):
-            found += _positional(argument)
+            values = _positional(argument)
+            found += [argument] if values is None else plain(as_flags(values))
             continue
         if not equals and (not rest or rest[0].startswith("--")):
             found.append(f"{flag}=true" if _is_switch(flag[2:]) else flag)
@@ -49,20 +50,19 @@ def as_flags(values: Mapping[str, object]) -> list[str]:
     return [f"--{name}={value if isinstance(value, str) else _text(value)}" for name, value in flat(values)]
 
 
-def _positional(argument: str) -> list[str]:
+def _positional(argument: str) -> Mapping[str, object] | None:
+    """The values that `${args_json}` or `${args_json_file}` gives; None for another argument."""
     if argument.startswith("{") and isinstance(values := _literal(argument), dict):
-        return as_flags(values)
-    if argument.endswith(".json") and Path(argument).is_file():
-        return as_flags(yaml_file.read(argument))
-    return [argument]
+        return values
+    return yaml_file.read(argument) if argument.endswith(".json") and Path(argument).is_file() else None
 
 
 def _option(flag: str, equals: str, value: str) -> list[str]:
     read = _literal(value)
     if isinstance(read, dict) and flag[2:] in (*GROUPS, *GROUPED):
-        return as_flags({flag[2:]: read})
+        return plain(as_flags({flag[2:]: read}))
     if read is not _NOTHING and read != _yaml(value):  # what is YAML too stays as it was given
-        value = _text(read)
+        value = json.dumps(read, ensure_ascii=False)
     value = _WORDS.get(value, value)
     flag = f"--{ONE_VALUE.get(flag[2:], flag[2:])}"
     return [flag, value] if equals == " " else [f"{flag}{equals}{value}"]
@@ -92,10 +92,10 @@ def _yaml(text: str) -> object:
 
 
 def _text(value: object) -> str:
-    """One line of YAML."""
-    if isinstance(value, (bool, int, float)) or value is None:
-        return _WORDS.get(str(value), str(value))
-    return json.dumps(value, ensure_ascii=False)
+    """A value as W&B's agent writes it, with JSON for what is nested."""
+    return (
+        str(value) if isinstance(value, (bool, int, float)) or value is None else json.dumps(value, ensure_ascii=False)
+    )
 
 
 # --- what may stand without a value -------------------------------------------------------------------

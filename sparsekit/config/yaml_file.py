@@ -15,8 +15,9 @@ _MAX_DIGITS = 20  # far longer integers overflow a float, or cannot even be prin
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, with `1e-05` a number as in YAML 1.2. Refuses a repeated key, and aliases: a few of them can stand for
-    billions of values, or for a value inside itself.
+    """YAML 1.1 without its surprises: `1e-05` is a number, `010` is 10, and `2:4`, `1:30` and dates are text.
+
+    Refuses a repeated key, and aliases: a few of them can stand for billions of values, or for a value inside itself.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -35,37 +36,58 @@ class Loader(yaml.SafeLoader):
             if key.value in seen and key.value != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
             seen.add(key.value)
-        try:
-            return super().construct_mapping(node, deep)
-        except ValueError as error:  # a date of month 13
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+        return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+class TextLoader(Loader):
+    """Every value as the text that stands in the file, except `null`; nothing at all is an empty text."""
+
+
+def _resolvers(*patterns: tuple[str, str]) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Kinds of plain values, each by a regular expression, for every first character."""
+    kinds = [(f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z")) for kind, pattern in patterns]
+    return dict.fromkeys(["", *map(chr, range(33, 127))], kinds)
+
+
+_NULL, _MERGE = ("null", "null|Null|NULL"), ("merge", "<<")
+Loader.yaml_implicit_resolvers = _resolvers(
+    ("null", f"{_NULL[1]}|~|"),
+    ("bool", "|".join(f"{word}|{word.title()}|{word.upper()}" for word in ("true", "false", "yes", "no", "on", "off"))),
+    ("int", r"[-+]?(?:0x[\da-fA-F_]+|0o[0-7_]+|0b[01_]+|\d[\d_]*)"),
+    ("float", r"[-+]?(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"),
+    _MERGE,
 )
+TextLoader.yaml_implicit_resolvers = _resolvers(_NULL, _MERGE)
 
 
 def _int(loader: Loader, node: yaml.ScalarNode) -> int:
     if len(node.value) > _MAX_DIGITS:
         raise yaml.constructor.ConstructorError(None, None, f"a number of {len(node.value)} digits", node.start_mark)
-    return int(loader.construct_yaml_int(node))
+    digits = node.value.replace("_", "").lower()
+    return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 
-def parse(text: str) -> Any:
+def parse(text: str, loader: type[Loader] = Loader) -> Any:
     """The value that a YAML text stands for; raises yaml.YAMLError."""
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, loader)
     except RecursionError as error:
         raise yaml.YAMLError("too many levels") from error
     except (ValueError, OverflowError) as error:  # a lone value that Python refuses
         raise yaml.YAMLError(str(error)) from error
 
 
-def read(path: str) -> dict[str, Any]:
+def parse_argument(text: str) -> Any:
+    """The value of an argument in YAML; only `null` is none: a comment, `~`, an anchor or nothing at all is text."""
+    value = parse(text)
+    return text if value is None and text.lower() != "null" else value
+
+
+def read(path: str, loader: type[Loader] = Loader) -> dict[str, Any]:
     """The options in a config file.
 
     Raises:
@@ -86,7 +108,7 @@ def read(path: str) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise UserError(f"--config {path} has more than {MAX_BYTES:,} bytes; give a YAML file of options")
     try:
-        options = parse(data.decode("utf-8-sig"))
+        options = parse(data.decode("utf-8-sig"), loader)
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path} is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.config.options import WandbConfig
+from sparsekit.config.wandb_limits import NAME
 from sparsekit.run import wandb_record
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class WandbMirror:
         with _launcher_left_alone():
             return wandb.init(
                 project=os.environ.get("WANDB_PROJECT", options.project) if default else options.project,
-                name=os.environ.get("WANDB_NAME", self._name),
+                name=os.environ.get("WANDB_NAME", self._name[:NAME]),
                 group=options.group,
                 tags=options.tags or None,
                 notes=options.notes,

@@ -16,6 +16,7 @@ import yaml
 
 from sparsekit.config import parser, yaml_file
 from sparsekit.config.options import FitConfig, describe, flatten
+from sparsekit.config.sweep_values import check_arrived
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.errors import UserError
 from sparsekit.run import directory
@@ -56,6 +57,7 @@ class Sweep:
             if index < _CHECKED:
                 try:
                     config = parser.parse(options, spec.options(cell))
+                    check_arrived(flatten(describe(config)), cell.values)
                 except UserError as error:
                     self.failed[cell.name] = str(error)
                     continue

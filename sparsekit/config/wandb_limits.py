@@ -1,0 +1,47 @@
+"""W&B's limits on what names a run. W&B checks some of them only when a run is uploaded, which may be days later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from sparsekit.config.options import WandbConfig
+from sparsekit.errors import UserError
+
+NAME = 128
+_TAG, _KIND = 64, 64
+_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+
+
+def check_wandb(options: WandbConfig) -> None:
+    """Raise UserError where an option, or W&B's environment in its place, is beyond a limit of W&B."""
+    mode = os.environ.get("WANDB_MODE") if options.mode == "auto" else None
+    if mode and mode not in _MODES:
+        raise UserError(f"WANDB_MODE is {mode!r}; give {', '.join(_MODES[:2])} or {_MODES[2]}, or unset it")
+    if (mode or options.mode) == "disabled":
+        return
+    default = options.project == WandbConfig().project
+    project = os.environ.get("WANDB_PROJECT") if default else None
+    where, name = ("WANDB_PROJECT", project) if project else ("--wandb.project", options.project)
+    if found := [character for character in "/\\#?%:" if character in name]:
+        hint = "; set WANDB_ENTITY for what stands before the slash" if found[0] == "/" else ""
+        raise UserError(f"{where} is {name!r}; W&B takes no {found[0]} in it{hint}")
+    _check_length(where, [name], NAME)
+    environment = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    _check_length("--wandb.tags", options.tags, _TAG)
+    _check_length("WANDB_TAGS", environment if not options.tags else [], _TAG)
+    for option, value, most in (
+        ("--wandb.group", options.group, NAME),
+        ("--wandb.job_type", options.job_type, _KIND),
+        ("WANDB_RUN_GROUP", os.environ.get("WANDB_RUN_GROUP") if not options.group else None, NAME),
+        ("WANDB_JOB_TYPE", os.environ.get("WANDB_JOB_TYPE") if not options.job_type else None, _KIND),
+        ("WANDB_NAME", os.environ.get("WANDB_NAME"), NAME),
+    ):
+        _check_length(option, [value] if value else [], most)
+
+
+def _check_length(option: str, texts: Iterable[str], most: int) -> None:
+    for text in texts:
+        if not 1 <= len(text) <= most:
+            shown = text if len(text) <= 20 else f"{text[:20]}…"
+            raise UserError(f"{option}: {shown!r} has {len(text)} characters; W&B takes 1 to {most}")
