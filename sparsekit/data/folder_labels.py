@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """The names of the splits' folders, in any case of letters."""
+_NAMES = {name: split for split, names in SPLITS.items() for name in names}
+_LIKE = re.compile(rf"({'|'.join(_NAMES)})[\W_\d]*(set|data|images|split)?[\W_\d]*")
+"""Names that look like a split's, such as `test_set` and `val2017`, in lower case."""
 _HINT = "give the folder with train/ and val/, each with one folder of images a class"
 Tree = dict[tuple[str, ...], list[str]]
 
@@ -100,6 +103,8 @@ def list_images(config: DataConfig) -> Listing:
                 f"--data.root: {str(folder / min(stray))!r} is not in the folder of a class, {len(stray):,} of "
                 f"{images[split]:,} images are not; {_HINT}"
             )
+    if folders["train"] == root:
+        _check_deeper_splits(root, trees["train"])
     if config.labels is None:
         _check_depth(trees.values(), str(folders["train"]))
     _check_empty(folders["train"], trees["train"], config.labels == "path", walk)
@@ -126,7 +131,7 @@ def list_images(config: DataConfig) -> Listing:
         root, classes, samples["train"],
         held_out=samples["val"] if "test" in samples and "val" in samples else None,
         test=samples.get("test", samples.get("val")),
-        sources={split: f"{folder.name}/" for split, folder in folders.items()},
+        sources={split: f"{folder.name or folder.resolve().name}/" for split, folder in folders.items()},
         notes=tuple(notes),
     )  # fmt: skip
 
@@ -137,11 +142,10 @@ def _split_folders(root: Path, walk: Walk) -> dict[str, Path]:
     Raises:
         UserError: two folders claim one split, or there are validation or test images but no folder train/.
     """
-    names = {name: split for split, names in SPLITS.items() for name in names}
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     others: list[tuple[str, bool]] = []
     for entry, is_folder in entries(str(root)):
-        if is_folder and (split := names.get(entry.name.casefold())):
+        if is_folder and (split := _NAMES.get(entry.name.casefold())):
             found[split].append(entry.name)
         else:
             others.append((entry.name, is_folder))
@@ -152,14 +156,24 @@ def _split_folders(root: Path, walk: Walk) -> dict[str, Path]:
     if found["train"]:
         walk.passed.update(kind_of(name, is_folder) for name, is_folder in others)
         return {split: root / claim[0] for split, claim in found.items() if claim}
-    like = rf"({'|'.join(names)})[\W_\d]*(set|data|images|split)?[\W_\d]*"
     for name, is_folder in sorted(others) + [(name, True) for claim in found.values() for name in claim]:
-        if is_folder and not is_litter(name) and re.fullmatch(like, name.casefold()):
+        if is_folder and not is_litter(name) and _LIKE.fullmatch(name.casefold()):
             raise UserError(
                 f"--data.root: {str(root)!r} has a folder {name!r}, but none called train; call the training "
                 "images' folder train/, and those for tests val/ or test/ (a class of such a name goes into train/)"
             )
     return {"train": root}
+
+
+def _check_deeper_splits(root: Path, tree: Tree) -> None:
+    """Raise UserError where a root without splits has folders deeper down that look like validation or test images."""
+    for parts in sorted(tree):
+        like = _LIKE.fullmatch(parts[-1].casefold()) if len(parts) > 1 else None
+        if like and _NAMES[like[1]] != "train":
+            raise UserError(
+                f"--data.root: {str(root.joinpath(*parts))!r} looks like a split, but {str(root)!r} has no folder "
+                f"train/; {_HINT}"
+            )
 
 
 def _check_depth(trees: Iterable[Tree], train: str) -> None:

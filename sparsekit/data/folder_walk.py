@@ -11,11 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, printable
 
 LITTER = {
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information"),
-    *("__macosx", "lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__pycache__"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "system volume information"),
+    *("__macosx", "lost+found", "network trash folder", "temporary items", "@eadir", "@recycle", "@recently-snapshot"),
+    *("#recycle", "#snapshot", "~snapshot", "__pycache__"),
 }
 """Names, in lower case, that operating systems and file servers leave behind; those that begin with a dot are too."""
 _NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -76,7 +77,7 @@ class Walk:
     def passed_text(self) -> str:
         """What was passed over, such as `passed over: 12 .txt, 1 @eaDir/`; empty for nothing."""
         kinds = sorted(self.passed.items(), key=lambda item: (-item[1], item[0]))
-        texts = [f"{count:,} {kind}" for kind, count in kinds[:_KINDS]]
+        texts = [f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS]]
         if more := kinds[_KINDS:]:
             texts.append(f"{sum(count for _, count in more):,} of {len(more):,} more kinds")
         return f"passed over: {', '.join(texts)}" if texts else ""

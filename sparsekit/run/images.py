@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sparsekit.data.contents import Contents
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, printable
 from sparsekit.files import write_whole
 
 NAME = "data.json.gz"
@@ -68,5 +68,5 @@ def _text(contents: Contents) -> bytes:
 
 def _named(kind: str, names: Collection[str], verb: str) -> str:
     """Some of the names as text, such as `2 images went: a/1.png, a/2.png`."""
-    first = ", ".join(sorted(names)[:_NAMED])
+    first = ", ".join(map(printable, sorted(names)[:_NAMED]))
     return f"{len(names):,} {kind}{'s' * (len(names) != 1)} {verb}: {first}{', …' if len(names) > _NAMED else ''}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from timm.data import create_dataset  # type: ignore[attr-defined]
 from torchvision.datasets import ImageFolder
 
 from sparsekit.config.options import DataConfig
@@ -84,6 +86,19 @@ def test_classes_are_in_natural_order_whatever_the_file_system_says(tmp_path: Pa
     assert names == ["0.png", "1.png", "2.png", "B.png", "b.png"]
 
 
+def test_one_folder_a_class_is_listed_as_timm_lists_it(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for number in range(12):
+        folder = tmp_path / "train" / f"{draw.choice(['n', 'Class ', 'x-'])}{37 * number % 100}"
+        folder.mkdir(parents=True)
+        for _ in range(9):
+            (folder / f"{draw.choice(['Img', 'a_', ''])}{draw.randrange(10**5)}.{draw.choice(['png', 'JPEG'])}").touch()
+    reader = create_dataset("", root=str(tmp_path / "train"), search_split=False).reader
+    found = listed(tmp_path)
+    assert found.train == reader.samples
+    assert found.classes == list(reader.class_to_idx)
+
+
 @pytest.mark.parametrize(("first", "second"), [("Cat", "cat"), ("caf\u00e9", "cafe\u0301")])
 def test_classes_that_look_alike_are_refused(first: str, second: str, tmp_path: Path) -> None:
     message = refused(fill(tmp_path, f"train/{first}", f"train/{second}", "train/dog"))
@@ -155,14 +170,17 @@ def test_names_of_folders_say_what_is_trained_on_held_out_and_tested(layout: str
         (["cat", "dog", "Validation"], ["'Validation'", "train/"]),
         (["training_set/cat", "training_set/dog", "test_set/cat"], ["'test_set'", "train/"]),
         (["train2017", "val2017"], ["2017'", "train/"]),
-        (["images/train/cat", "images/train/dog", "more/val/cat", "more/val/dog"], ["images", "--data.labels"]),
+        (["archive/train/cat", "archive/train/dog", "archive/val/cat", "archive/val/dog"], ["archive/val'", "train/"]),
+        (["cat/train", "cat/test", "dog/train", "dog/test"], ["cat/test'", "train/"]),
     ],
 )
 def test_images_that_others_published_for_tests_are_never_a_class(
     folders: list[str], named: list[str], tmp_path: Path
 ) -> None:
-    message = refused(fill(tmp_path, *folders))
-    assert all(part in message for part in named)
+    fill(tmp_path, *folders)
+    for labels in (None, "folder", "path"):
+        message = refused(tmp_path, labels=labels)
+        assert all(part in message for part in named)
 
 
 def test_classes_may_have_names_of_splits_below_train(tmp_path: Path) -> None:
@@ -197,6 +215,7 @@ def test_litter_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> N
     fill(tmp_path, "train/cat", "train/dog", "val/cat", "val/dog", "extra/cat", "__MACOSX/train/cat")
     fill(tmp_path, "train/cat/.ipynb_checkpoints", "train/cat/@eaDir", "train/dog/@eaDir", "val/.AppleDouble")
     fill(tmp_path, "train/$RECYCLE.BIN", "train/lost+found", "train/#recycle")
+    (tmp_path / "odd\n.d").mkdir()
     for name in ("Thumbs.db", "desktop.ini", "._0.png", ".DS_Store", "a.txt", "b.TXT", "README", "notes.tar.gz"):
         (tmp_path / "train" / "cat" / name).touch()
     (tmp_path / "labels.csv").touch()
@@ -209,8 +228,9 @@ def test_litter_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> N
     assert "2 .txt" in listing
     assert "2 hidden" in listing
     shown = [entry.split(" ", 1) for entry in listing.split(", ")]
-    # 9 folders, 2 hidden files, 2 .txt, one each of Thumbs.db, desktop.ini, README, .gz, .csv, .png
-    assert sum(int(count) for count, _ in shown) == 19
+    # 10 folders, 2 hidden files, 2 .txt, one each of Thumbs.db, desktop.ini, README, .gz, .csv, .png
+    assert sum(int(count) for count, _ in shown) == 20
+    assert "\n" not in listing
     assert shown[-1][1].endswith("more kinds")
 
 
