@@ -85,39 +85,26 @@ def list_images(config: DataConfig) -> Listing:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"--data.root: '{config.root}' {state}; {_HINT}")
-    walk, notes = Walk(), []
+    walk, notes, by_path = Walk(), [], config.labels == "path"
     folders = _split_folders(root, walk)
     trees = {split: walk.images(folder) for split, folder in folders.items()}
-    images = {split: sum(map(len, tree.values())) for split, tree in trees.items()}
-    if images.get("test") and len(trees["test"][()]) == images["test"]:
-        notes.append(
-            f"{folders['test'].name}/: its {images['test']:,} images are in no folder of a class, so it is not used"
-        )
+    if (images := _count(trees.get("test", {}))) and images == len(trees["test"][()]):
+        notes.append(f"{folders['test'].name}/: its {images:,} images are in no folder of a class, so it is not used")
         del trees["test"], folders["test"]
-    for split, folder in folders.items():
-        if not images[split]:
-            passed = f" ({text})" if (text := walk.passed_text()) else ""
-            raise UserError(f"--data.root: {str(folder)!r} holds no images{passed}; {_HINT}")
-        if stray := trees[split][()]:
-            raise UserError(
-                f"--data.root: {str(folder / min(stray))!r} is not in the folder of a class, {len(stray):,} of "
-                f"{images[split]:,} images are not; {_HINT}"
-            )
+    _check_images(folders, trees, walk)
     if folders["train"] == root:
         _check_deeper_splits(root, trees["train"])
     if config.labels is None:
         _check_depth(trees.values(), str(folders["train"]))
-    _check_empty(folders["train"], trees["train"], config.labels == "path", walk)
+    _check_empty(folders["train"], trees["train"], by_path, walk)
     if deeper := sum(len(names) for tree in trees.values() for parts, names in tree.items() if len(parts) > 1):
-        rule = "each path is a class of its own" if config.labels == "path" else "they belong to that class"
+        rule = "each path is a class of its own" if by_path else "they belong to that class"
         notes.append(f"{deeper:,} images are deeper than right below a class's folder: {rule}")
-    labelled = {s: sorted(_labelled(tree, config.labels == "path"), key=_by_path) for s, tree in trees.items()}
+    labelled = {split: sorted(_labelled(tree, by_path), key=_by_path) for split, tree in trees.items()}
     classes = sorted({name for _, name in labelled["train"]}, key=_natural)
     _check_classes(classes, folders, labelled)
-    for split in ("val", "test"):
-        if split in labelled and (
-            lacking := sorted(set(classes) - {name for _, name in labelled[split]}, key=_natural)
-        ):
+    for split in sorted(set(labelled) - {"train"}):
+        if lacking := sorted(set(classes) - {name for _, name in labelled[split]}, key=_natural):
             some = ", ".join(map(repr, lacking[:3])) + (", …" if len(lacking) > 3 else "")
             notes.append(f"{folders[split].name}/ has no image of {len(lacking):,} of {len(classes):,} classes: {some}")
     if text := walk.passed_text():
@@ -129,7 +116,7 @@ def list_images(config: DataConfig) -> Listing:
     }
     return Listing(
         root, classes, samples["train"],
-        held_out=samples["val"] if "test" in samples and "val" in samples else None,
+        held_out=samples.get("val") if "test" in samples else None,
         test=samples.get("test", samples.get("val")),
         sources={split: f"{folder.name or folder.resolve().name}/" for split, folder in folders.items()},
         notes=tuple(notes),
@@ -163,6 +150,20 @@ def _split_folders(root: Path, walk: Walk) -> dict[str, Path]:
                 "images' folder train/, and those for tests val/ or test/ (a class of such a name goes into train/)"
             )
     return {"train": root}
+
+
+def _check_images(folders: Mapping[str, Path], trees: Mapping[str, Tree], walk: Walk) -> None:
+    """Raise UserError where a split has no images, or some outside of a class's folder."""
+    for split, folder in folders.items():
+        images, stray = _count(trees[split]), trees[split][()]
+        if not images:
+            passed = f" ({text})" if (text := walk.passed_text()) else ""
+            raise UserError(f"--data.root: {str(folder)!r} holds no images{passed}; {_HINT}")
+        if stray:
+            raise UserError(
+                f"--data.root: {str(folder / min(stray))!r} is not in the folder of a class, {len(stray):,} of "
+                f"{images:,} images are not; {_HINT}"
+            )
 
 
 def _check_deeper_splits(root: Path, tree: Tree) -> None:
@@ -226,6 +227,10 @@ def _check_classes(
                     f"--data.root: {str(folders[split])!r} holds a class {name!r} that {train!r} lacks."
                     f"{nearest(name, classes) or ' Give it training images, or move it away.'}"
                 )
+
+
+def _count(tree: Tree) -> int:
+    return sum(map(len, tree.values()))
 
 
 def _labelled(tree: Tree, by_path: bool) -> Iterable[tuple[str, str]]:
