@@ -19,6 +19,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def printable(name: str) -> str:
+    """A file's name as it is; quoted and escaped where it holds line breaks or bytes that are no text."""
+    return name if name.isprintable() else repr(name)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint `" Did you mean 'x'?"` for a misspelt name; empty where no known name is close."""
     by_lower = {other.lower(): other for other in known}

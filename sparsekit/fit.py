@@ -21,7 +21,7 @@ from sparsekit.executors import choose_executor, torchrun
 from sparsekit.files import write_json, write_yaml
 from sparsekit.models import device
 from sparsekit.planning.plan import summarize, table_rows
-from sparsekit.run import directory, finish, progress
+from sparsekit.run import directory, finish, images, progress
 from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
 from sparsekit.run.context import RunContext
 from sparsekit.run.loop import run
@@ -95,9 +95,15 @@ def fit(config: FitConfig) -> dict[str, Any]:
     with StopSignals() as signals:
         with signals.reraise_if_swallowed():
             setup = with_team(prepare(config), ranks)  # no rank waits for another here
+        own = images.digest(setup.data.contents) if ranks.size > 1 else ""
         for rank in ranks.others:
-            if wrong := ranks.ask(f"ready/{rank}", rank):
+            wrong, others = ranks.ask(f"ready/{rank}", rank)
+            if wrong:
                 raise UserError(f"rank {rank}: {wrong}")
+            if others != own:
+                raise UserError(
+                    f"rank {rank}: its images in --data.root are not rank 0's; give every node the same files"
+                )
         with directory.locked(out), Display() as display:
             ranks.tell("run", str(out.absolute()))
             setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
@@ -119,9 +125,9 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
             with signals.reraise_if_swallowed():
                 setup = with_team(prepare(config), ranks)
         except UserError as error:
-            ranks.tell(f"ready/{ranks.rank}", str(error))
+            ranks.tell(f"ready/{ranks.rank}", (str(error), ""))
             raise
-        ranks.tell(f"ready/{ranks.rank}", "")
+        ranks.tell(f"ready/{ranks.rank}", ("", images.digest(setup.data.contents)))
         if out := ranks.ask("run"):
             setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
             with signals.reraise_if_swallowed():
@@ -153,6 +159,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     """Run in the locked run directory, and show the result; returns the summary."""
     config, out, display, signals = setup.config, launch.out, launch.display, launch.signals
     checkpoints = CheckpointStore(out / "checkpoints")
+    display.notes(setup.data.contents.lines())
     with signals.deferred():  # an interrupted read would look like a damaged checkpoint
         fresh = first_progress(setup)
         start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
@@ -206,7 +213,12 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
 
 
 def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: RunProgress) -> Start | None:
-    """Resume from the newest undamaged checkpoint; None without one."""
+    """Resume from the newest undamaged checkpoint; None without one.
+
+    Raises:
+        UserError: the images are not those that the run was started with.
+        RunError: all checkpoints are damaged, or rows of metrics are missing.
+    """
     out, display = launch.out, launch.display
 
     def read(body: dict[str, Any], files: dict[str, StoredFile]) -> tuple[dict[str, Any], RunProgress]:
@@ -221,6 +233,8 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
             display.note(f"{out}: {lacks} to resume from; starting at the beginning")
         return None
     body, at = found
+    if unknown := images.check(out, setup.data.contents):
+        display.warn(unknown)
     if body["metrics"] > directory.size(out / "metrics.jsonl"):
         raise RunError(
             f"{out / 'metrics.jsonl'} lacks rows from before the checkpoint; restore it, or start with another --out"
@@ -232,10 +246,11 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
 
 
 def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:
-    """Start a new run: write config.yaml and plan.json, and show the plan."""
+    """Start a new run: write config.yaml, plan.json and data.json.gz, and show the plan."""
     plan = summarize(setup.config, setup.plan)
     write_yaml(launch.out / "config.yaml", describe(setup.config))
-    write_json(launch.out / "plan.json", plan.to_json())
+    write_json(launch.out / "plan.json", plan.to_json() | {"data": setup.data.contents.to_json()})
+    images.write(launch.out, setup.data.contents)
     launch.display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
     return Start(fresh)
 

@@ -57,6 +57,7 @@ SUMMARY = {
 FILES = {
     "config.yaml",
     "plan.json",
+    "data.json.gz",
     "metrics.jsonl",
     "summary.json",
     "model",

@@ -30,11 +30,14 @@ def plan(arguments: Sequence[str]) -> int:
     """Run `sparsekit plan`; the exit code. Raises UserError where the options are wrong."""
     config = _configure("plan", "Print the plan of a run and its cost, without training.", arguments)
     if config is not None:
+        from sparsekit.data import contents_at_hand
         from sparsekit.display.live import Display
         from sparsekit.planning.plan import make_plan, make_stages, summarize, table_rows
 
         plan = summarize(config, make_plan(config, make_stages(config)))
         display = Display()
+        if contents := contents_at_hand(config.data):
+            display.notes(contents.lines())
         display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
         display.picture(plan)
     return 0

@@ -69,12 +69,17 @@ class DataConfig:
         name: The data set. `digits` comes with sparsekit; the others are read from `--data.root`. `imagefolder` is any
             set of images in one folder a class, as ImageNet is.
         root: Folder of the data set's files, as torchvision lays them out or bare; the MNISTs' `.gz` files, too. For
-            `imagefolder` the folder with `train` and, for the test images, `val` or `validation`; without these, a
+            `imagefolder` the folder with `train` (or `training`) and, for the test images, `test` (`testing`) or `val`
+            (`valid`, `validation`), in any case of letters; where there are both, `val` is held out. Without these, a
             folder of classes, of which test images are cut off too.
+        labels: How an image of `imagefolder` gets its label where folders lie in folders: `folder`, by the folder right
+            below `train`, as torchvision does; `path`, by its whole path below `train`, as Places365 needs. Must be
+            given where a class's folder would hold images in several folders, and none of its own.
         batch_size: Images an optimizer step.
         image_size: Side in pixels to which images are resized; by default 16 for digits, 224 for `imagefolder`, else
             their own.
-        held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always).
+        held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always; an
+            `imagefolder` with `val` and `test`: those of `val`).
         augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
             of the image, flips and colour jitter.
         workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
@@ -84,6 +89,7 @@ class DataConfig:
 
     name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = None
+    labels: Literal["folder", "path"] | None = None
     batch_size: int = 50
     image_size: int | None = None
     held_out: float = 0.1

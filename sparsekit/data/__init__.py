@@ -1,17 +1,37 @@
-"""Data sets: read from files, split, and augmented in batches on the device."""
+"""Data sets: read from files, split, and augmented in batches on the device.
+
+Importing this package does not import torch, so that `sparsekit plan` can list an image folder.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data.folder import FolderData
-from sparsekit.data.images import ImageData, Split
+from sparsekit.data.contents import Contents
 from sparsekit.errors import UserError
+from sparsekit.files import expanded
 
-Data = ImageData | FolderData
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["Data", "FolderData", "ImageData", "Split", "load"]
+    from sparsekit.data.folder import FolderData
+    from sparsekit.data.images import ImageData, Split
+
+    Data: TypeAlias = ImageData | FolderData
+
+__all__ = ["Data", "FolderData", "ImageData", "Split", "contents_at_hand", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """The data sets' types, which import torch."""
+    if name not in ("Data", "FolderData", "ImageData", "Split"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparsekit.data.folder import FolderData
+    from sparsekit.data.images import ImageData, Split
+
+    found = {"Data": ImageData | FolderData, "FolderData": FolderData, "ImageData": ImageData, "Split": Split}
+    return found[name]
 
 
 def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
@@ -26,7 +46,28 @@ def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
         UserError: an option is bad, or files are missing or damaged.
     """
     if config.name == "imagefolder":
+        from sparsekit.data.folder import FolderData
+
         return FolderData.load(config, device, channels_last)
-    if config.kwargs:
-        raise UserError(f"--data.kwargs is for --data.name imagefolder, not for {config.name}; leave it out")
+    for option, value in (("kwargs", config.kwargs), ("labels", config.labels)):
+        if value:
+            raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
+    from sparsekit.data.images import ImageData
+
     return ImageData.load(config, device, channels_last)
+
+
+def contents_at_hand(config: DataConfig) -> Contents | None:
+    """What the data set of `--data` holds, where that can be told without torch and without opening an image.
+
+    Raises:
+        UserError: the folder of images is there, but its layout is not clear.
+    """
+    if config.name == "digits":
+        return Contents.of_published("digits", (400, 397, 1_000), 10, None)
+    if config.name == "imagefolder" and config.root is not None and expanded(config.root).is_dir():
+        from sparsekit.data.folder_labels import list_images
+
+        listing = list_images(config)
+        return Contents(*listing.parts(config.held_out), listing.notes)
+    return None

@@ -9,13 +9,14 @@ added, a fixed class-balanced shuffle: the first 400 are for training, the next 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ class RawData:
     num_classes: int
     held_out: int | None = None
 
+    def record(self) -> dict[str, Any]:
+        """The arrays of each published split with the SHA-256 of their values, for `Contents`."""
+        train = {"train images": _checksum(self.train_images), "train labels": _checksum(self.train_labels)}
+        test = {"test images": _checksum(self.test_images), "test labels": _checksum(self.test_labels)}
+        return {"images": {"train": train, "test": test}, "bytes": {}}
+
 
 def read(name: str, root: str | None) -> RawData:
     """Read a data set from its published files.
@@ -79,6 +86,10 @@ def read(name: str, root: str | None) -> RawData:
         state = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise UserError(f"--data.root: '{root}' {state}; {hint}")
     return (_cifar if name.startswith("cifar") else _mnist)(folder, _TORCHVISION[name], hint)
+
+
+def _checksum(array: Images | Labels) -> str:
+    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
 def _digits() -> RawData:

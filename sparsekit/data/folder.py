@@ -7,7 +7,9 @@ number of workers, which take batches in turns, changes nothing, and a stream ca
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import folder_labels, order
+from sparsekit.data.contents import Contents
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import RunError, UserError, first_line, nearest
@@ -25,6 +28,7 @@ _TRAINING = (
     *("auto_augment", "color_jitter", "color_jitter_prob", "gaussian_blur_prob", "grayscale_prob", "hflip", "vflip"),
     *("ratio", "re_count", "re_mode", "re_prob", "scale", "train_crop_mode"),
 )
+_SIZES = 1_000
 _ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
 
 
@@ -43,9 +47,11 @@ class FolderData:
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
         normalise: Subtracts `mean` and divides by `std`.
+        contents: Where the splits come from, and which images they have.
     """
 
     channels = 3
+    contents: Contents
 
     def __init__(
         self,
@@ -93,9 +99,13 @@ class FolderData:
         Raises:
             UserError: the folders are missing or lack images, or an option does not fit them.
         """
-        train, test, classes = folder_labels.list_images(config)
+        listing = folder_labels.list_images(config)
+        train, held_out, test, classes = listing.train, listing.held_out, listing.test, listing.classes
         labels = torch.tensor([label for _, label in train])
-        kept, held_out = order.cut(labels, len(classes), config.held_out)
+        kept = torch.arange(len(train))
+        if held_out is None:
+            kept, cut = order.cut(labels, len(classes), config.held_out)
+            held_out = [train[i] for i in cut.tolist()]
         if test is None:
             inner, cut = order.cut(labels[kept], len(classes), config.held_out, "test")
             kept, test = kept[inner], [train[i] for i in kept[cut].tolist()]
@@ -110,7 +120,7 @@ class FolderData:
                 raise UserError(f"--data.kwargs: {key!r} is not an argument of timm's loader that can be set.{hint}")
         try:
             data = cls(
-                {"train": [train[i] for i in kept], "held_out": [train[i] for i in held_out], "test": test},
+                {"train": [train[i] for i in kept.tolist()], "held_out": held_out, "test": test},
                 num_classes=len(classes),
                 image_size=config.image_size or 224,
                 batch_size=config.batch_size,
@@ -126,6 +136,8 @@ class FolderData:
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
+        record = partial(_record, listing.root, classes, data._samples)
+        data.contents = Contents(*listing.parts(config.held_out), listing.notes, record)
         return data
 
     def train_batches(
@@ -258,3 +270,21 @@ class FolderData:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _record(root: Path, classes: Sequence[str], samples: Mapping[Split, Sequence[Sample]]) -> dict[str, Any]:
+    """The images of each split, with paths relative to the root, and the sizes of up to `_SIZES` evenly spaced ones.
+
+    Not of all: a file's size may take a millisecond on a network's file system.
+    """
+    start = os.path.join(root, "")
+    images = {split: {path.removeprefix(start): label for path, label in part} for split, part in samples.items()}
+    some = [path for part in images.values() for path in list(part)[:: 1 + len(part) // _SIZES]]
+    return {"classes": list(classes), "images": images, "bytes": {path: _bytes(root / path) for path in some}}
+
+
+def _bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

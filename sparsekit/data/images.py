@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import order
+from sparsekit.data.contents import Contents
 from sparsekit.data.files import Images, RawData, read
 from sparsekit.errors import UserError
 
@@ -38,7 +39,10 @@ class ImageData:
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
         normalise: Normalises images to float32 with mean 0 and standard deviation 1 over the training split.
+        contents: Where the splits come from, and which images they have.
     """
+
+    contents: Contents
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class ImageData:
                 f"give at most {len(train)} for {config.name}"
             )
         images, labels = resized(raw.train_images, size), torch.tensor(raw.train_labels)
-        return cls(
+        data = cls(
             {
                 "train": (images[train], labels[train]),
                 "held_out": (images[held_out], labels[held_out]),
@@ -127,6 +131,11 @@ class ImageData:
             device=device,
             channels_last=channels_last,
         )
+        fraction = None if raw.held_out is not None else config.held_out
+        counts = (len(train), len(held_out), len(raw.test_images))
+        record = raw.record()  # now, so that the arrays need not be kept
+        data.contents = Contents.of_published(config.name, counts, raw.num_classes, fraction, record=lambda: record)
+        return data
 
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparsekit.errors import RunError, first_line
+from sparsekit.data.decode import read_rgb
 from sparsekit.seeds import derive
 
 Sample = tuple[str, int]
@@ -39,7 +39,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
                 path, label = self.samples[index]
-                image = _read(path)
+                image = read_rgb(path)
                 if seed is not None:
                     _seed(seed)
                 yield self.transform(image), label
@@ -80,12 +80,3 @@ def random_states_kept(device: torch.device | None) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None and device is not None:
             torch.cuda.set_rng_state(cuda, device)
-
-
-def _read(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # PIL may raise anything for damaged files
-        reason = f"{type(error).__name__}: {first_line(error)}".replace(f"{path!r}", "it")
-        raise RunError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error

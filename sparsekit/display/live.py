@@ -127,6 +127,11 @@ class Display:
         """Print a line on standard output."""
         self._line(text)
 
+    def notes(self, lines: Sequence[str]) -> None:
+        """Print lines on standard output, and an empty one after them."""
+        for line in (*lines, ""):
+            self._line(line)
+
     def show(self, what: RenderableType) -> None:
         """Print a table or text on standard output."""
         self._print(what)

@@ -18,6 +18,7 @@ import yaml
 from sparsekit.config.options import FREE, flatten
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
+from sparsekit.run import images
 
 
 def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, bool]:
@@ -108,7 +109,9 @@ def _compare(path: Path, plain: dict[str, Any]) -> None:
         ) from error
     new = flatten(yaml.safe_load(yaml.safe_dump(plain)))
     names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    differing = [key for key in names if key not in FREE and key.partition(".")[0] not in FREE]
+    # where the images are listed, they are compared themselves: they may lie elsewhere now
+    free = FREE | {"data.root"} if (path.parent / images.NAME).is_file() else FREE
+    differing = [key for key in names if key not in free and key.partition(".")[0] not in free]
     if differing:
         changes = ", ".join(f"--{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing)
         raise UserError(

@@ -62,6 +62,27 @@ def test_a_command_that_does_not_train_imports_no_heavy_package(
         assert {"gmp", "none"} <= {row["name"] for row in json.loads(out)}
 
 
+def test_a_plan_lists_an_image_folder_without_torch(tmp_path: Path) -> None:
+    for part, count in (("train", 20), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / "pets" / part / name / f"{number}.png").touch()
+    (tmp_path / "pets" / "train" / "cat" / "notes.txt").touch()
+    arguments = ("plan", "--data.name", "imagefolder", "--data.root", "pets")
+    out, err, packages = run(str(COMMAND), *arguments, folder=tmp_path)
+    assert err == ""
+    assert not packages & HEAVY
+    first = out.splitlines()[:4]
+    assert first[0] == "train: 36 images of 2 classes, from train/"
+    assert "4 images" in first[1]
+    assert first[2] == "test: 6 images of 2 classes, from val/"
+    assert first[3] == "passed over: 1 .txt"
+    (tmp_path / "pets" / "valid").mkdir()
+    _, err, _ = run(str(COMMAND), *arguments, folder=tmp_path, code=2)
+    assert "'valid/'" in err
+
+
 def test_a_report_needs_a_plotting_library_and_no_torch(tmp_path: Path) -> None:
     run_directory = write_run(tmp_path / "run")
     folder = tmp_path / "here"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,30 @@ def test_without_a_validation_folder_test_images_are_cut_off(root: Path) -> None
     paths = [path for samples in data._samples.values() for path, _ in samples]
     assert sorted(paths) == sorted(str(p) for p in (root / "train").glob("*/*"))
     assert (data.train_size, data.held_out_size, data.test_size) == (23, 7, 6)
+
+
+def test_validation_images_are_held_out_where_there_are_test_images(root: Path, tmp_path: Path) -> None:
+    for part, folder in (("train", "train"), ("valid", "val"), ("test", "val")):
+        shutil.copytree(root / folder, tmp_path / part)
+    data = load(tmp_path)
+    parts = {name: sorted(path for path, _ in samples) for name, samples in data._samples.items()}
+    named = {"train": "train", "held_out": "valid", "test": "test"}
+    assert parts == {name: sorted(str(p) for p in (tmp_path / part).glob("*/*")) for name, part in named.items()}
+    told = data.contents
+    counts = [(part.images, part.classes) for part in (told.train, told.held_out, told.test)]
+    assert counts == [(36, 3), (18, 3), (18, 3)]
+    assert sum(len(labels) for _, labels in data.evaluation_batches("held_out")) == 18
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_what_is_told_is_what_is_loaded(root: Path, part: str) -> None:
+    data = load(root / part, held_out=0.17)
+    told = data.contents
+    assert [told.train.images, told.held_out.images, told.test.images] == [
+        data.train_size,
+        data.held_out_size,
+        data.test_size,
+    ]
 
 
 def test_images_are_normalised_and_labelled(tmp_path: Path) -> None:
@@ -259,6 +284,7 @@ def test_folders_that_will_not_do(make: Callable[[Path], None], message: str, tm
         ({"kwargs": {"mean": 0.5}}, "--data.kwargs {'mean': 0.5}: timm's transforms refuse them"),
         ({"kwargs": {"interpolation": "sharp"}}, "--data.kwargs"),
         ({"name": "digits", "kwargs": {"re_prob": 0.5}}, "--data.kwargs is for --data.name imagefolder"),
+        ({"name": "digits", "labels": "path"}, "--data.labels is for --data.name imagefolder"),
     ],
 )
 def test_options_that_will_not_do(changes: dict[str, Any], message: str, root: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import ARGUMENTS, rows
 
@@ -77,6 +78,31 @@ def test_two_ranks_train_three_replicas_to_the_bits_of_one_process(alone: Path, 
     who = {(row["replica"], row["rank"]) for row in rows(out, "candidate") if row["segment"] > 0}
     assert who == {(0, 0), (1, 1), (2, 0)}
     assert not any((out / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_other_images_ends_the_run(tmp_path: Path) -> None:
+    """As where a node's copy of the data set is not complete: each rank here reads a folder of its own."""
+    for rank, count in enumerate((8, 7)):
+        for name in "ab":
+            (tmp_path / f"images{rank}" / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", (32, 32), (40 * number, 0, 0))
+                image.save(tmp_path / f"images{rank}" / name / f"{number}.png")
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import os, sys\nfrom sparsekit.cli.main import main\n"
+        "sys.exit(main([*sys.argv[1:], '--data.root', f\"images{os.environ['RANK']}\"]))\n"
+    )
+    data = ["--data.name", "imagefolder", "--data.image_size", "32", "--data.batch_size", "4", "--data.held_out", "0.2"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), "fit"]
+    model = ["--model.name", "test_resnet", "--wandb.mode", "disabled", "--out", "run"]
+    done = subprocess.run(
+        [sys.executable, *launch, *data, *model], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode != 0
+    assert "rank 1: its images in --data.root are not rank 0's" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 LONGER = [*ARGUMENTS, "--epochs", "18"]

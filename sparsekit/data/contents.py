@@ -1,0 +1,79 @@
+"""What a data set holds: where each split comes from, how many images and classes it has, and which images those are.
+
+Does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: its number of images and of classes, and where the images come from."""
+
+    images: int
+    classes: int
+    source: str
+
+    def __str__(self) -> str:
+        images, classes = "image" + "s" * (self.images != 1), "class" + "es" * (self.classes != 1)
+        return f"{self.images:,} {images} of {self.classes:,} {classes}, {self.source}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data set holds.
+
+    Attributes:
+        train: The training split, without the held-out images.
+        held_out: The held-out split.
+        test: The test split.
+        notes: Lines for the user: what was passed over, and what is not as one would think.
+        record: Returns the splits' images as plain data: `images` maps each split to its images, by name, and their
+            labels or checksums; `bytes` holds the sizes of some of their files.
+    """
+
+    train: Part
+    held_out: Part
+    test: Part
+    notes: tuple[str, ...] = ()
+    record: Callable[[], dict[str, Any]] = dict
+
+    @classmethod
+    def of_published(
+        cls,
+        name: str,
+        images: tuple[int, int, int],
+        classes: int,
+        fraction: float | None,
+        record: Callable[[], dict[str, Any]] = dict,
+    ) -> Contents:
+        """The contents of a published data set.
+
+        Args:
+            name: Name of the data set.
+            images: Images to train on, held out, and for tests.
+            classes: Number of classes.
+            fraction: `--data.held_out`; None if the data set itself defines the held-out images.
+            record: Returns the images as plain data.
+        """
+        whole = f"from {name}"
+        held_out = whole if fraction is None else f"cut off the training images by --data.held_out {fraction:g}"
+        train, held, test = images
+        parts = Part(train, classes, whole), Part(held, classes, held_out), Part(test, classes, whole)
+        return cls(*parts, record=record)
+
+    def lines(self) -> list[str]:
+        """The first lines of a run: one a split, then the notes."""
+        return [f"train: {self.train}", f"held out: {self.held_out}", f"test: {self.test}", *self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `data` of plan.json."""
+        parts = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        return {
+            **{split: {"images": p.images, "classes": p.classes, "source": p.source} for split, p in parts.items()},
+            "notes": list(self.notes),
+        }
