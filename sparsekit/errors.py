@@ -14,6 +14,10 @@ class RunError(RuntimeError):
     """The run itself failed (exit code 1). The message says what happened and what is left."""
 
 
+class ReadError(RunError):
+    """A batch could not be read: an image is damaged, or a process that reads images ended. The training is whole."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message that is not blank; its type's name where there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -30,9 +30,9 @@ from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.run.signals import Stopped, StopSignals
 from sparsekit.run.wandb_record import summary_metadata
 from sparsekit.training.prepare import prepare
-from sparsekit.training.ranks import Ranks
+from sparsekit.training.ranks import Ranks, restarted
 from sparsekit.training.setup import Setup
-from sparsekit.training.team import make_team, with_process_group
+from sparsekit.training.team import with_process_group
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Launch:
         out: The run directory.
         resumes: Whether the directory holds a run to resume.
         display: Shows the run to the user.
-        signals: Stop requests by SIGTERM and SIGINT.
+        signals: Stop requests.
         ranks: The processes of this run.
         began: When the call began, in seconds of the monotonic clock.
     """
@@ -87,14 +87,14 @@ def fit(config: FitConfig) -> dict[str, Any]:
     ranks = Ranks.here()
     if not ranks.leads:
         return follow(config, ranks)
-    out, resumes = directory.choose(config.out, config.resume, describe(config))
+    out, resumes = directory.choose(config.out, config.resume or restarted(), describe(config))
     if resumes and (done := directory.finished(out)):
         Display().note(f"{out}: this run is done")
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
         with signals.reraise_if_swallowed():
-            setup = with_team(prepare(config), ranks)  # no rank waits for another here
+            setup = prepare(config, ranks=ranks)  # no rank waits for another here
         own = images.digest(setup.data.contents) if ranks.size > 1 else ""
         for rank in ranks.others:
             wrong, others = ranks.ask(f"ready/{rank}", rank)
@@ -123,7 +123,7 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
     with StopSignals() as signals:
         try:
             with signals.reraise_if_swallowed():
-                setup = with_team(prepare(config), ranks)
+                setup = prepare(config, ranks=ranks)
         except UserError as error:
             ranks.tell(f"ready/{ranks.rank}", (str(error), ""))
             raise
@@ -144,15 +144,6 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
                 except (OSError, SafetensorError) as error:
                     raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
     return {}
-
-
-def with_team(setup: Setup, ranks: Ranks) -> Setup:
-    """The setup with this rank's team, still without its process group; raises UserError if the ranks do not fit."""
-    if ranks.size == 1:
-        return setup
-    config, replicas = setup.config, max(len(segment.replicas) for segment in setup.plan)
-    team = make_team(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, setup.device)
-    return replace(setup, team=team)
 
 
 def _run(setup: Setup, launch: Launch) -> dict[str, Any]:

@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # so that an ASCII terminal shows "?" instead of raising
-    leads = ranks.number() == 0  # bad input is the same on every rank, so one prints it; a failure is each rank's own
+    leads = True  # bad input is the same on every rank, so one prints it; a failure is each rank's own
     try:
+        leads = ranks.number() == 0
         return _dispatch(arguments)
     except (UserError, RunError) as error:
         if debug:

@@ -16,7 +16,7 @@ from sparsekit.sweep.runner import Sweep
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run or resume sweeps. Returns 0 where every run is done, 1 where one failed, 143 or 130 after a signal.
+    """Run or resume sweeps. Returns 0 where every run is done, 1 where one failed, 128 + N after a stop signal N.
 
     Raises:
         UserError: an option or a sweep file is wrong, or every run of one; nothing was started.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader  # type: ignore[attr-defined]
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from sparsekit.data import folder_labels, order
 from sparsekit.data.contents import Contents
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
-from sparsekit.errors import RunError, UserError, first_line, nearest
+from sparsekit.errors import ReadError, RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
 
 _TRAINING = (
@@ -29,6 +30,7 @@ _TRAINING = (
     *("ratio", "re_count", "re_mode", "re_prob", "scale", "train_crop_mode"),
 )
 _SIZES = 1_000
+_READ_AHEAD = 2  # batches that each of torch's workers reads ahead, images as uint8
 _ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
 
 
@@ -136,6 +138,8 @@ class FolderData:
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
+        workers = min(config.workers, _cores(), data.steps_per_epoch)
+        _check_shared_memory(workers, config.batch_size * 3 * data.image_size**2)
         record = partial(_record, listing.root, classes, data._samples)
         data.contents = Contents(*listing.parts(config.held_out), listing.notes, record)
         return data
@@ -264,8 +268,22 @@ class FolderData:
                     error.__traceback__ = None
                     trouble = f"a process that reads images ended: {first_line(error)}"
             if trouble:
-                raise RunError(trouble)
+                raise ReadError(trouble)
             yield images.contiguous(memory_format=self._memory), labels
+
+
+def _check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Raise UserError if `/dev/shm` cannot hold what the workers read ahead; they would hang, or die of SIGBUS."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    needed = workers * _READ_AHEAD * batch_bytes * (int(ranks) if ranks.isdigit() else 1)
+    if not needed or not os.path.isdir("/dev/shm"):
+        return
+    found = os.statvfs("/dev/shm")
+    if (free := found.f_bavail * found.f_frsize) < needed:
+        raise UserError(
+            f"--data.workers {workers} needs {decimal(needed)} of shared memory; /dev/shm has {decimal(free)} free; "
+            "give --data.workers 0 or fewer, a smaller --data.batch_size, or more of it (docker run --shm-size 2g)"
+        )
 
 
 def _cores() -> int:

@@ -30,12 +30,15 @@ class Stream(IterableDataset[tuple[Any, int]]):
 
     def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int) -> None:
         self.samples, self.batch, self.start, self.stop = samples, batch, start, stop
+        # Ctrl-C, GNU timeout, Slurm and systemd signal the whole process group, but the run itself ends its workers
+        self.signals = _handled_signals()
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         first, every = 0, 1
         if worker := get_worker_info():
             first, every = worker.id, worker.num_workers
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, but the run itself ends them
+            for signum in self.signals:
+                signal.signal(signum, signal.SIG_IGN)
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
                 path, label = self.samples[index]
@@ -43,6 +46,11 @@ class Stream(IterableDataset[tuple[Any, int]]):
                 if seed is not None:
                     _seed(seed)
                 yield self.transform(image), label
+
+
+def _handled_signals() -> list[int]:
+    """The signals for which this process has a handler of its own."""
+    return [s for s in signal.valid_signals() - {signal.SIGCHLD} if callable(signal.getsignal(s))]
 
 
 class Seeded:

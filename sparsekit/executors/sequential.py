@@ -8,6 +8,7 @@ from functools import partial
 from math import isfinite
 
 from sparsekit.api import Score, Stage
+from sparsekit.errors import ReadError
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State
 from sparsekit.planning.replicas import Replica
@@ -54,6 +55,10 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         except NonFinite as fault:
             context.setup.team.agree(False)
             log_fault(context, stage, training, fault, at)
+        except ReadError:
+            context.keep(replace(at, snapshots={**at.snapshots, replica.index: training.snapshot()}))
+            context.signals.stop()  # the signal may have ended the worker
+            raise
     return None
 
 

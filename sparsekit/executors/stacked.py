@@ -8,7 +8,7 @@ rounding; dropout and stochastic depth draw different numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 
 from sparsekit._types import Tensors
 from sparsekit.api import Stage
-from sparsekit.errors import first_line
+from sparsekit.errors import ReadError, first_line
 from sparsekit.executors import sequential
 from sparsekit.planning.replicas import Replica
 from sparsekit.run.context import RunContext
@@ -79,7 +79,7 @@ def _train(
     def progress() -> RunProgress:
         return replace(at, snapshots={**at.snapshots, **{t.replica.index: t.snapshot() for t in trainings}})
 
-    for batches in zip(*(training.batches() for training in trainings), strict=True):
+    for batches in _together(context, trainings, progress):
         lockstep.step(trainings, [images for images, _ in batches], [labels for _, labels in batches])
         for training in trainings if trainings[0].due else ():
             try:
@@ -94,6 +94,18 @@ def _train(
         if trainings[0].done < trainings[0].steps:
             context.pause(progress)
     return faults
+
+
+def _together(
+    context: RunContext, trainings: Sequence[Training], progress: Callable[[], RunProgress]
+) -> Iterator[tuple[tuple[Tensor, Tensor], ...]]:
+    """The replicas' batches side by side; commits a checkpoint where one cannot be read."""
+    try:
+        yield from zip(*(training.batches() for training in trainings), strict=True)
+    except ReadError:
+        context.keep(progress())
+        context.signals.stop()  # the signal may have ended the worker
+        raise
 
 
 class Lockstep:

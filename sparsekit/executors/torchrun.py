@@ -126,13 +126,15 @@ def add_results(context: RunContext, at: RunProgress, checkpoints: CheckpointSto
     """Add what another rank's checkpoint holds to the progress, and log that rank's rows.
 
     Raises:
-        RunError: the checkpoint is damaged.
+        RunError: the checkpoint is damaged, or of another segment.
     """
     try:
         body, files = checkpoints.open(checkpoints.folder / manifest)
         other = progress.restore(checkpoints, at.parent, len(context.setup.plan), body, files)
     except Damaged as damage:
         raise RunError(f"checkpoint {manifest} of another rank: {damage}") from damage
+    if other.segment != at.segment or body["ordered"] != at.ordered:
+        raise RunError(f"checkpoint {manifest} of another rank is not of this segment; go on with --resume")
     context.tracker.extend(body["rows"])
     known = {candidate.index for candidate in at.candidates}
     candidates = (*at.candidates, *(c for c in other.candidates if c.index not in known))
@@ -153,7 +155,7 @@ def add_interrupted_results(context: RunContext, at: RunProgress) -> RunProgress
             except Damaged as damage:
                 context.display.warn(f"checkpoint {path.name} is damaged: {damage}")
                 continue
-            if body["ordered"] == at.ordered:
+            if (body["ordered"], body["segment"]) == (at.ordered, at.segment):
                 at = add_results(context, at, checkpoints, path.name)
             break
     return at

@@ -30,7 +30,12 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":
         if (device.index or 0) >= (count := torch.cuda.device_count()):
-            fix = f"start at most {count} ranks on it" if "LOCAL_RANK" in os.environ else "use auto or cpu"
+            fix = "use auto or cpu"
+            if "LOCAL_RANK" in os.environ:
+                fix = (
+                    f"start at most {count} ranks on it (--nproc-per-node), or, where each rank sees only its own GPU "
+                    "or trains replicas of its own, give --device cuda:0"
+                )
             raise UserError(f"--device {name}: this machine has {count} CUDA devices; {fix}")
         torch.cuda.set_device(device)  # collectives use the current device
     return device

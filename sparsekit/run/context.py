@@ -30,7 +30,7 @@ class RunContext:
         display: Shows the run to the user.
         checkpoints: Stores the checkpoints.
         executor: Trains replicas.
-        signals: Stop requests by SIGTERM and SIGINT.
+        signals: Stop requests.
         minutes: Minutes between checkpoints inside a replica.
         header: Returns further entries for a checkpoint's manifest; called for each checkpoint.
     """

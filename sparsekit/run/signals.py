@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: finish the step, commit a checkpoint, exit with 143 or 130. A second signal exits at once."""
+"""Stop signals: finish the step, commit a checkpoint, exit with 128 plus the signal's number. A second exits at once.
+
+They are SIGTERM and SIGINT; SIGUSR1 and SIGUSR2, which clusters send ahead of a job's end; and SIGHUP, when a terminal
+closes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from types import FrameType, TracebackType
 
 from sparsekit.training import ranks
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _ECHO_SECONDS = 10.0
+_REPEAT_SECONDS = 1.0
 
 
 class Stopped(BaseException):
@@ -31,7 +37,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A context manager that handles SIGTERM and SIGINT.
+    """A context manager that handles `STOP_SIGNALS`; one that is ignored, as `nohup` does with SIGHUP, stays ignored.
 
     A signal raises `Stopped` at once, since a resumed run repeats what came after the last checkpoint. Under
     `deferred`, as in a training loop, it only sets `requested`.
@@ -75,8 +81,11 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is not None:
-            if ranks.size() > 1 and time.monotonic() - self._since < _ECHO_SECONDS:
+            passed = time.monotonic() - self._since
+            if ranks.size() > 1 and passed < _ECHO_SECONDS:
                 return  # torchrun forwards a signal that the whole process group has received already
+            if signum == self.requested != signal.SIGINT and passed < _REPEAT_SECONDS:
+                return  # GNU timeout sends its signal to its child, and then to the child's process group
             os._exit(128 + signum)
         self.requested, self._since = signum, time.monotonic()
         if not self._deferring:
@@ -85,8 +94,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._handle)
+            for signum in STOP_SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN or signum in STOP_SIGNALS[:2]:
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(

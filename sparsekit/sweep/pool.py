@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from sparsekit.run.signals import STOP_SIGNALS
+
 _POLL_SECONDS = 0.05
 _ONE_RUN = {"WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_NAME"}
 
@@ -65,7 +67,7 @@ class Pool:
     """Runs commands as child processes, `jobs` at a time.
 
     Attributes:
-        signum: The SIGTERM or SIGINT that this process got while it ran commands. Every child got it too, and no
+        signum: The stop signal that this process got while it ran commands. Every child got it too, and no
             more were started. A second signal is passed on as well, upon which `sparsekit fit` leaves at once.
     """
 
@@ -83,7 +85,7 @@ class Pool:
             environment: Variables of the children, beside those of this process.
         """
         waiting, running = list(commands.items()), dict[int, Child]()
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         try:
             while running or (waiting and self.signum is None):
                 for slot in range(self._jobs):

@@ -70,7 +70,7 @@ class Sweep:
     def run(self, jobs: int) -> Iterator[Child]:
         """Train all other runs, `jobs` at a time; yields each when it ended, by then in `done` or in `failed`.
 
-        After SIGTERM or SIGINT one that is in neither was stopped.
+        After a stop signal one that is in neither was stopped.
         """
         ended = {*self.done, *self.failed}
         runs = {cell.name: cell for cell in self.cells if cell.name not in ended}

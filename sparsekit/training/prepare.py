@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from sparsekit.config.checks import check
@@ -12,19 +15,22 @@ from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
 from sparsekit.models.state import cpu_state_dict
-from sparsekit.planning.plan import check_steps, make_plan, make_stages, start_from_sparsity
+from sparsekit.planning.plan import PlannedSegment, check_steps, make_plan, make_stages, start_from_sparsity
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
+from sparsekit.training.ranks import Ranks
 from sparsekit.training.setup import Setup, forward
+from sparsekit.training.team import Team, make_team
 
 
-def prepare(config: FitConfig, training: bool = True) -> Setup:
+def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None) -> Setup:
     """Check the options, load data and models, and try them out.
 
     Args:
         config: The options.
         training: False if models are only merged and scored.
+        ranks: The processes of this run, for the setup's team, which has no process group yet.
 
     Raises:
         UserError: an option is bad or does not fit the others, the data or the model.
@@ -57,8 +63,17 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
     _try_forward(setup)
     if training:
+        setup = replace(setup, team=_team(config, plan, ranks, device))
         _try_step(setup)
     return setup
+
+
+def _team(config: FitConfig, plan: Sequence[PlannedSegment], ranks: Ranks | None, device: torch.device) -> Team:
+    """This rank's team; raises UserError if the ranks do not fit the replicas."""
+    if ranks is None or ranks.size == 1:
+        return Team()
+    replicas = max(len(segment.replicas) for segment in plan)
+    return make_team(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, device)
 
 
 def _try_step(setup: Setup) -> None:
@@ -66,7 +81,7 @@ def _try_step(setup: Setup) -> None:
     config, o = setup.config, setup.config.optimizer
     fresh = cpu_state_dict(setup.model)
     optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
-    images, labels = next(iter(setup.data.train_batches(0, 1)))
+    images, labels = next(iter(setup.data.train_batches(0, 1, part=(setup.team.member, setup.team.size))))
     setup.model.train()
     try:
         with setup.autocast():

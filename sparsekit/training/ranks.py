@@ -4,20 +4,25 @@ Replicas are exchanged through files in the run directory, so that ranks can wai
 collective, for hours if need be. Only ranks that share one replica use collectives (`team`). When a rank fails,
 torchrun ends the ranks of its node, but not those of other nodes. So each rank has a heartbeat in the store, and a rank
 whose heartbeat stops counts as lost.
+
+torchrun keeps its store when it starts ranks again (`--max-restarts`), so messages of earlier attempts are still in it.
+The ranks of an attempt first agree on a prefix for their messages that no other attempt has.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
-from sparsekit.errors import RunError, first_line
+from sparsekit.errors import RunError, UserError, first_line
 
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 5.0
@@ -52,9 +57,9 @@ class Ranks:
 
         try:
             store, rank, count = next(iter(rendezvous("env://")))
+            ranks = cls(rank, count, _attempts_own(store, rank, count))
         except (RuntimeError, ValueError) as error:
             raise RunError(f"torchrun's ranks do not find one another: {first_line(error)}") from error
-        ranks = cls(rank, count, store)
         threading.Thread(target=ranks.beat, name="ranks", daemon=True).start()
         return ranks
 
@@ -110,11 +115,63 @@ class Ranks:
             raise RunError(f"rank {self.rank} lost touch with the others; go on with --resume") from error
 
 
+def _attempts_own(store: Any, rank: int, size: int) -> Any:
+    """The part of torchrun's store that this attempt alone uses; waits until all of its ranks are there.
+
+    Every rank but the leader leaves a word that is new each time. The leader answers each word with the attempt's
+    prefix, an old word too, until every rank has taken up the prefix.
+
+    Raises:
+        RuntimeError: a rank is not there after five minutes.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    began, word = time.monotonic(), uuid4().hex
+    if rank:
+        store.set(f"sparsekit/hello/{rank}", word)
+    waiting, answered = set(range(1, size)) if rank == 0 else {0}, set[bytes]()
+    own = PrefixStore(word, store)
+    while waiting:
+        for other in list(waiting):
+            if rank == 0 and store.check([hello := f"sparsekit/hello/{other}"]):
+                if (theirs := store.get(hello)) not in answered:
+                    store.set(f"sparsekit/welcome/{theirs.decode()}", word)
+                    answered.add(theirs)
+                waiting -= {other} if own.check([f"here/{other}"]) else set()
+            elif rank and store.check([f"sparsekit/welcome/{word}"]):
+                own = PrefixStore(store.get(f"sparsekit/welcome/{word}").decode(), store)
+                own.set(f"here/{rank}", "")
+                waiting.clear()
+        if waiting and time.monotonic() - began > _LOST_SECONDS:
+            raise RuntimeError(f"rank {min(waiting)} is not there after {_LOST_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS if waiting else 0.0)
+    return own
+
+
 def size() -> int:
-    """Number of ranks that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """Number of ranks that torchrun started; 1 without it. Raises UserError where torchrun's variables are wrong."""
+    if "RANK" not in os.environ:
+        return 1
+    rank, count = _variable("RANK"), _variable("WORLD_SIZE")
+    if rank >= count:
+        raise UserError(f"RANK is {rank} and WORLD_SIZE {count}: ranks are from 0 to {count - 1}; start with torchrun")
+    return count
 
 
 def number() -> int:
-    """This process's rank; 0 without torchrun."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+    """This process's rank; 0 without torchrun. Raises UserError where torchrun's variables are wrong."""
+    return _variable("RANK") if size() > 1 else 0
+
+
+def restarted() -> bool:
+    """Whether torchrun started these ranks again after a failure (`--max-restarts`)."""
+    return "RANK" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def _variable(name: str) -> int:
+    value = os.environ.get(name, "1" if name == "WORLD_SIZE" else "")
+    if not re.fullmatch(r"\d+", value):
+        raise UserError(
+            f"{name} is {value!r}, no number; start with torchrun, which sets it, or unset RANK and WORLD_SIZE"
+        )
+    return int(value)

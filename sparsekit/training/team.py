@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,11 +123,29 @@ def make_team(ranks: Ranks, replicas: int, batch_size: int, sync_batchnorm: bool
     return Team(index, ranks.size // size, member, size, sync_batchnorm=sync_batchnorm and size > 1)
 
 
+def _check_devices(team: Team, ranks: Ranks, device: str) -> None:
+    """Raise UserError where two ranks of a team share a GPU, which NCCL cannot do; ranks of two teams may."""
+    ranks.tell(f"device/{ranks.rank}", device)
+    members = range(team.index * team.size, (team.index + 1) * team.size)
+    devices = [ranks.ask(f"device/{rank}", rank) for rank in members]
+    if len(set(devices)) < team.size:
+        raise UserError(
+            f"--device: {team.size} ranks train one replica, and two of them share a GPU, which NCCL cannot do; start "
+            f"{team.count} ranks (--nproc-per-node), which may share one, or give each rank a GPU of its own"
+        )
+
+
 def with_process_group(team: Team, ranks: Ranks, device: torch.device) -> Team:
-    """The team with its process group. Waits for all ranks: call it only when every rank is sure to call it too."""
+    """The team with its process group. Waits for all ranks: call it only when every rank is sure to call it too.
+
+    Raises:
+        UserError: two of its ranks share a GPU.
+    """
     if team.size == 1:
         return team
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        _check_devices(team, ranks, f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
     dist.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.size)
     groups = [dist.new_group(list(range(i, i + team.size))) for i in range(0, ranks.size, team.size)]
     return replace(team, group=groups[team.index])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
 from resuming import QUIET, contents, fit, strike
 
 from sparsekit.cli.main import main
+from sparsekit.data import ImageData
+from sparsekit.errors import ReadError
 from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.training.replica import Training
@@ -74,6 +78,28 @@ def test_stopped_inside_a_replica_and_resumed_equals_whole(
     assert fit(out, *CASES[case], "--resume") == 0
     assert contents(out) == whole(*CASES[case])
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("executor", ["sequential", "vectorized"])
+@pytest.mark.parametrize("where", [13, pytest.param(42, marks=pytest.mark.slow)])
+def test_a_batch_that_cannot_be_read_costs_nothing_that_was_trained(
+    executor: str, where: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, case = tmp_path / "cut", ["--replicas.executor", executor]
+    with monkeypatch.context() as patch:
+        count, read = itertools.count(), ImageData.train_batches
+
+        def failing(self: ImageData, *arguments: Any, **options: Any) -> Iterator[Any]:
+            for batch in read(self, *arguments, **options):
+                if next(count) == where:
+                    raise ReadError("a process that reads images ended")
+                yield batch
+
+        patch.setattr(ImageData, "train_batches", failing)
+        assert fit(out, *case) == 1
+    assert list((out / "checkpoints").glob("*.json"))
+    assert fit(out, *case, "--resume") == 0
+    assert contents(out) == whole(*case)
 
 
 OUTSIDE = [

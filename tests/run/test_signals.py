@@ -15,7 +15,7 @@ from resuming import contents, fit
 
 from sparsekit.executors import stacked
 from sparsekit.run import loop, progress
-from sparsekit.run.signals import Stopped, StopSignals
+from sparsekit.run.signals import STOP_SIGNALS, Stopped, StopSignals
 
 
 class Struck:
@@ -81,6 +81,23 @@ def test_an_error_after_a_deferred_signal_stays_what_it_is() -> None:
 
     with StopSignals() as signals, pytest.raises(OSError, match=r"^full$"), signals.reraise_if_swallowed():
         full()
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_each_stop_signal_stops(signum: signal.Signals) -> None:
+    with StopSignals(), pytest.raises(Stopped) as stop:
+        os.kill(os.getpid(), signum)
+    assert stop.value.signum == signum
+
+
+def test_nohup_keeps_a_run_from_the_signal_of_a_closing_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def once(function: Callable[..., Any], before: Callable[[], None], after: int = 0) -> Callable[..., Any]:
