@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,14 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from sparsekit._types import Tensors
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
+from sparsekit.models.reparametrized import Readers, is_number
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
+from sparsekit.models.state_dict import StateDict
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
 DEFAULT_NAME = "resnet18"
@@ -71,8 +77,30 @@ def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int)
     source = initial_model(config)
     model = _create(config, num_classes, channels, seed)
     if source is not None:
-        fill(model, source)
+        fill(model, source, classifiers(model) if config.new_head else ())
     return model
+
+
+def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]) -> tuple[Tensors, list[str]]:
+    """Masks of the weights that `--model.init` gave, True keeps, and lines for the user; empty without the option.
+
+    A new classifier's masks keep all.
+
+    Args:
+        config: The options of `--model`.
+        model: The model that they create.
+        prunable: Names of its prunable weights.
+
+    Raises:
+        UserError: a stored mask does not suit its weight.
+    """
+    if (source := initial_model(config)) is None:
+        return {}, []
+    fitted, head = fit_names(source, model), classifiers(model) if config.new_head else ()
+    fresh = [name for name in prunable if _inside(name, head)]
+    notes = [*fitted.notes, *([f"{source.where}: its classifier ({', '.join(head)}) starts anew"] if head else [])]
+    kept = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in fresh}
+    return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
 
 
 def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
@@ -104,37 +132,137 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
     return model.eval()
 
 
-def fill(model: nn.Module, source: SavedModel) -> None:
-    """Copy a saved model's weights into a model of the same architecture.
+def fit_names(source: SavedModel, model: nn.Module) -> SavedModel:
+    """A saved model with its tensors under a model's names: without prefixes, and from timm's older layouts.
+
+    Args:
+        source: The saved model.
+        model: A model of its architecture, perhaps with another classifier.
 
     Raises:
-        UserError: a tensor is missing, unknown, of another shape, or not finite.
+        UserError: the file cannot be read, or holds several models.
     """
-    expected = model.state_dict()
-    where = f"{source.option} {source.path}"
-    for name in expected:
-        if name not in source.names():
-            raise UserError(f"{where} lacks {name}; it is another architecture (see --model.name and --model.kwargs)")
-    for name in source.names():
-        if name not in expected:
-            raise UserError(
-                f"{where} has {name}, which the model lacks; it is another architecture (see --model.name and "
-                "--model.kwargs)"
-            )
+    expected, head, translate = model.state_dict(), classifiers(model), _translation(model)
+    fitted = source.fitted(expected)
+    if translate is None:
+        return fitted
+    names = [name for name in expected if not _inside(name, head)]
+    same = {name for name in fitted.names() if not _inside(name, head)} == set(names)
+    if same and all(fitted.read(name).shape == expected[name].shape for name in names):
+        return fitted
+    tensors = {name: fitted.read(name) for name in fitted.names()}
+    try:
+        translated: Tensors = translate(dict(tensors), model)
+    except Exception:  # it is made for other files, and may raise anything
+        return fitted
+    if not all(name in translated and translated[name].shape == expected[name].shape for name in names):
+        return fitted
+    changed = [name for name in names if translated[name] is not tensors.get(name)]
+    note = f"weights: changed by timm's own filter for older files: {_some(changed)}"
+    readers: Readers = {name: partial(translated.__getitem__, name) for name in translated if name in expected}
+    masks = {name: mask for name, mask in fitted.content.masks.items() if translated.get(name) is tensors[name]}
+    return replace(source, given=StateDict(readers, masks, (*fitted.content.notes, note)))
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of a timm model's classifiers, of which distilled ones have two; empty if it has none."""
+    given = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    modules = dict(model.named_modules())
+    names = tuple(name for name in ((given,) if isinstance(given, str) else given) if name in modules)
+    if not names:
+        head = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+        heads = head if isinstance(head, (tuple, list, nn.ModuleList)) else (head,)
+        names = tuple(name for name, module in modules.items() if any(module is one for one in heads))
+    return names
+
+
+def fill(model: nn.Module, source: SavedModel, new_heads: Sequence[str] = ()) -> None:
+    """Copy a saved model's weights into a model of the same architecture.
+
+    Args:
+        model: The model.
+        source: The saved model.
+        new_heads: Names of classifiers that keep their own weights.
+
+    Raises:
+        UserError: a tensor is missing, unknown, of another shape or kind, or not finite.
+    """
+    source = fit_names(source, model)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not _inside(name, new_heads)}
+    _check_names(source, list(expected), [name for name in source.names() if not _inside(name, new_heads)], model)
     for name, tensor in expected.items():
         found = source.read(name)
         if found.shape != tensor.shape:
-            sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
-            kinds = {1: "grey", 3: "colour"}
-            hint = ""
-            if len(sizes) == 2 and set(sizes) == set(kinds):
-                hint = (
-                    f"; {kinds[sizes[0]]} against {kinds[sizes[1]]} images: give a model of this data's, or other data"
-                )
-            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}{hint}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise UserError(f"{where}: {name} is not finite")
+            raise _other_shape(source, expected, model)
+        if is_number(tensor) and (found.is_complex(), is_number(found)) != (tensor.is_complex(), True):
+            raise UserError(f"{source.where}: {name} is {found.dtype}, the model's {tensor.dtype}; convert it")
+        if is_number(found) and not bool(torch.isfinite(found).all()):
+            raise UserError(f"{source.where}: {name} is not finite")
         tensor.copy_(found)
+
+
+def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[str], model: nn.Module) -> None:
+    """Raise UserError unless a saved model has the expected tensors; the message says how far it is from that."""
+    missing, unknown = (
+        [n for n in one if n not in set(other)] for one, other in ((expected, found), (found, expected))
+    )
+    if not missing and not unknown:
+        return
+    apart = [f"lacks {_some(missing)}"] if missing else []
+    apart += [f"has {_some(unknown)}, which the model lacks"] if unknown else []
+    fits, many, head = len(expected) - len(missing), max(len(expected), len(found)), classifiers(model)
+    if all(_inside(name, head) for name in (*missing, *unknown)):
+        verdict = f"its classifier is another{_remedy(source, 'num_classes')}"
+    else:
+        kind = "another architecture" if 2 * fits < many else "a variant of this one, or saved by other code"
+        verdict = f"{fits} of {many} tensors fit: it is {kind} (see --model.name and --model.kwargs)"
+    raise UserError(f"{source.where} {' and '.join(apart)}; {verdict}")
+
+
+def _other_shape(source: SavedModel, expected: Tensors, model: nn.Module) -> UserError:
+    """The error for a tensor of another shape: other channels, other classes or another architecture."""
+    here = {other: source.read(other).shape for other in expected}
+    differing = [other for other, shape in here.items() if shape != expected[other].shape]
+    head = classifiers(model)
+    body = [other for other in differing if not _inside(other, head)]
+    first = (body or differing)[0]
+    has, needs = tuple(here[first]), tuple(expected[first].shape)
+    said = f"{source.where}: {first} has shape {has}, the model's {needs}"
+    if not body and has and needs:
+        return UserError(f"{said}: {has[0]} classes against {needs[0]}{_remedy(source, 'num_classes')}")
+    if len(body) == 1 and len(has) == len(needs) > 1 and (has[0], has[2:]) == (needs[0], needs[2:]):
+        kinds = {1: " (grey)", 3: " (colour)"}
+        channels = " against ".join(f"{size[1]}{kinds.get(size[1], '')}" for size in (has, needs))
+        return UserError(f"{said}: {channels} channels of images{_remedy(source, 'in_chans')}")
+    more = f"; {len(differing) - 1} more differ" if len(differing) > 1 else ""
+    return UserError(f"{said}{more}; it is another architecture or size (see --model.name and --model.kwargs)")
+
+
+def _remedy(source: SavedModel, size: str) -> str:
+    """What to do about another number of classes or channels."""
+    if source.option != "--model.init":
+        return f"; give the data, or the {size} in --model.kwargs, that it was trained for"
+    if size == "num_classes":
+        return "; give --model.new_head true to take all but the classifier"
+    return "; give a model of this data's channels, or other data"
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a tensor belongs to one of the modules."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _translation(model: nn.Module) -> Callable[[Tensors, nn.Module], Tensors] | None:
+    """Timm's function that changes older files of a model's architecture, from its module; None if it has none."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if not name or not timm.is_model(name):
+        return None
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    return getattr(module, "checkpoint_filter_fn", None)
 
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
