@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import types
 from pathlib import Path
@@ -18,8 +19,10 @@ from tiny import KWARGS, assert_equal
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from sparsekit.cli.main import main
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
+from sparsekit.files import load_tensors
 from sparsekit.models.create import build_model, fit_names
 from sparsekit.models.saved import SavedModel, open_saved_model
 
@@ -116,6 +119,19 @@ def test_a_choice_is_said_in_a_line(words: str, tmp_path: Path) -> None:
     assert_equal(dict(sorted(model.tensors().items())), dict(sorted(TENSORS.items())))
     (note,) = model.notes
     assert all(word in note for word in (str(tmp_path / "m.pt"), *words.split("|"))), note
+
+
+def test_evaluate_and_export_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS).state_dict()
+    torch.save({"state_dict": prefixed("module.", state), "state_dict_ema": state}, tmp_path / "m.pt")
+    given = [str(tmp_path / "m.pt"), "--model.name", "resnet18", "--data.name", "digits", "--data.image_size", "8"]
+    kwargs = ["--model.kwargs", json.dumps({**KWARGS, "num_classes": 10, "in_chans": 1})]
+    for command in (["evaluate"], ["export", "--format", "timm", "-o", str(tmp_path / "out")]):
+        assert main([command[0], *given, *kwargs, *command[1:]]) == 0
+        assert "weights: state_dict_ema" in capsys.readouterr().out
+    assert_equal(
+        dict(sorted(load_tensors(tmp_path / "out" / "model.safetensors").items())), dict(sorted(state.items()))
+    )
 
 
 def test_where_there_is_no_choice_nothing_is_said(tmp_path: Path) -> None:
