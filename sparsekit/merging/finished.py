@@ -61,7 +61,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     every = _under_same_names([*sources, parent] if parent else sources, model)
     sources, parent = every[: len(sources)], every[-1] if parent else None
     if model:
-        _check_architecture(model.state_dict(), sources[0])
+        create.check_fit(model, sources[0])
     copies = {} if model else tied(sources)
     prunable = setup.prunable if setup else _prunable(model, sources[0], copies)
     overlap = compare_masks(sources, prunable)
@@ -166,16 +166,6 @@ def _prunable(model: nn.Module | None, first: SavedModel, copies: Mapping[str, s
         return masks.prunable_names(model)
     matrices = [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
     return [name for name in matrices if name not in copies]
-
-
-def _check_architecture(expected: dict[str, Any], first: SavedModel) -> None:
-    """Raise UserError unless a saved model has the names and shapes of a state dict."""
-    names = set(first.names())
-    for name in (*expected, *names):
-        if name not in expected or name not in names or first.read(name).shape != expected[name].shape:
-            raise UserError(
-                f"{first.path} is another architecture than its name says: {name} does not fit (--model.name)"
-            )
 
 
 def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:

@@ -103,8 +103,8 @@ def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]
     return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
 
 
-def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
-    """Load the teacher given by `--distill`, in evaluation mode and without gradients.
+def open_teacher(path: str, num_classes: int, channels: int) -> tuple[nn.Module, list[str]]:
+    """Load the teacher given by `--distill`, in evaluation mode and without gradients; with lines for the user.
 
     Raises:
         UserError: there is no model, or its channels or classes differ from the data's.
@@ -118,7 +118,8 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
                 f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
             )
     config = ModelConfig(source.name, kwargs=source.kwargs)
-    return load_model(source, config, num_classes, channels).requires_grad_(False)
+    model = load_model(source, config, num_classes, channels).requires_grad_(False)
+    return model, fit_names(source, model).notes
 
 
 def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:
@@ -188,17 +189,33 @@ def fill(model: nn.Module, source: SavedModel, new_heads: Sequence[str] = ()) ->
         UserError: a tensor is missing, unknown, of another shape or kind, or not finite.
     """
     source = fit_names(source, model)
+    check_fit(model, source, new_heads)
+    for name, tensor in model.state_dict().items():
+        if not _inside(name, new_heads):
+            found = source.read(name)
+            if is_number(found) and not bool(torch.isfinite(found).all()):
+                raise UserError(f"{source.where}: {name} is not finite")
+            tensor.copy_(found)
+
+
+def check_fit(model: nn.Module, source: SavedModel, new_heads: Sequence[str] = ()) -> None:
+    """Raise UserError unless a saved model has the tensors of a model, of the same shapes and kinds of numbers.
+
+    Args:
+        model: The model; its values do not matter.
+        source: The saved model, under the model's names.
+        new_heads: Names of classifiers that may be missing or others.
+    """
     expected = {name: tensor for name, tensor in model.state_dict().items() if not _inside(name, new_heads)}
     _check_names(source, list(expected), [name for name in source.names() if not _inside(name, new_heads)], model)
+    shapes = {}
     for name, tensor in expected.items():
         found = source.read(name)
-        if found.shape != tensor.shape:
-            raise _other_shape(source, expected, model)
+        shapes[name] = found.shape
         if is_number(tensor) and (found.is_complex(), is_number(found)) != (tensor.is_complex(), True):
             raise UserError(f"{source.where}: {name} is {found.dtype}, the model's {tensor.dtype}; convert it")
-        if is_number(found) and not bool(torch.isfinite(found).all()):
-            raise UserError(f"{source.where}: {name} is not finite")
-        tensor.copy_(found)
+    if any(shape != expected[name].shape for name, shape in shapes.items()):
+        raise _other_shape(source, shapes, expected, model)
 
 
 def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[str], model: nn.Module) -> None:
@@ -219,9 +236,8 @@ def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[st
     raise UserError(f"{source.where} {' and '.join(apart)}; {verdict}")
 
 
-def _other_shape(source: SavedModel, expected: Tensors, model: nn.Module) -> UserError:
-    """The error for a tensor of another shape: other channels, other classes or another architecture."""
-    here = {other: source.read(other).shape for other in expected}
+def _other_shape(source: SavedModel, here: dict[str, torch.Size], expected: Tensors, model: nn.Module) -> UserError:
+    """The error for tensors of other shapes: other channels, other classes or another architecture."""
     differing = [other for other, shape in here.items() if shape != expected[other].shape]
     head = classifiers(model)
     body = [other for other in differing if not _inside(other, head)]
@@ -240,11 +256,11 @@ def _other_shape(source: SavedModel, expected: Tensors, model: nn.Module) -> Use
 
 def _remedy(source: SavedModel, size: str) -> str:
     """What to do about another number of classes or channels."""
-    if source.option != "--model.init":
+    if source.option == "MODEL":
         return f"; give the data, or the {size} in --model.kwargs, that it was trained for"
-    if size == "num_classes":
+    if source.option == "--model.init" and size == "num_classes":
         return "; give --model.new_head true to take all but the classifier"
-    return "; give a model of this data's channels, or other data"
+    return "; give a model made for this data, or other data"
 
 
 def _some(names: Sequence[str]) -> str:

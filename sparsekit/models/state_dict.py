@@ -146,7 +146,7 @@ def _unpickle(file: Path, where: str) -> object:
             what = named[1] if named else "more than tensors"
             raise UserError(
                 f"{where} is not a plain state dict: it holds {what}, and nothing but tensors and plain "
-                "values is unpickled; save model.state_dict(), or a safetensors file"
+                "values is unpickled; save a state dict of plain tensors, or a safetensors file"
             ) from error
 
 
@@ -174,7 +174,8 @@ def _choose(found: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
     """
     path, left, known = list[str](), list[str](), (*_AVERAGED, *_TRAINED)
     while isinstance(found, Mapping) and len(path) < _DEEPEST and (parts := _models(found)):
-        key = next((key for key in known if key in parts), None)
+        whole = max((_size(found[part]) for part in parts if part in _TRAINED), default=0)  # some average no buffers
+        key = next((key for key in known if key in parts and (key in _TRAINED or _size(found[key]) >= whole)), None)
         if key is None and len(parts) > 1:
             raise UserError(f"{where} holds several models: {', '.join(parts)}; save the state dict of one")
         key = key or parts[0]
@@ -205,6 +206,13 @@ def _is_model(key: str, value: object, depth: int) -> bool:
     if any(isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items()):
         return True
     return any(isinstance(name, str) and _is_model(name, item, depth - 1) for name, item in value.items())
+
+
+def _size(part: object, depth: int = _DEEPEST) -> int:
+    """Number of tensors in a part and in the parts in it."""
+    if not isinstance(part, Mapping) or not depth:
+        return int(isinstance(part, Tensor))
+    return sum(_size(item, depth - 1) for item in part.values())
 
 
 def _mapped(name: str, tensor: Tensor, where: str) -> Tensor:

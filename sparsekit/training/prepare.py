@@ -45,7 +45,10 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
         Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
-    teacher = config.distill.model and open_teacher(config.distill.model, data.num_classes, data.channels)
+    teacher = None
+    if config.distill.model:
+        teacher, more = open_teacher(config.distill.model, data.num_classes, data.channels)
+        notes += more
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None

@@ -198,6 +198,24 @@ def test_without_exclusion_the_new_head_starts_dense_and_is_pruned_as_any_layer(
     assert not pruned_parent.masks["fc.weight"].all()
 
 
+def test_a_run_of_other_classes_gives_its_masks_but_the_heads(sparse_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seven"
+    shutil.copytree(sparse_run, out)
+    stored = {}
+    for file in (out / "masks.safetensors", out / "model" / "model.safetensors"):
+        tensors = load_tensors(file)
+        stored = {name: t[:7].clone() if name.startswith("fc.") else t for name, t in tensors.items()}
+        save_tensors(file, stored)
+    parent = first_progress(tiny_setup(model=from_(out, new_head=True), sparsity=0.6)).parent
+    kept = load_tensors(sparse_run / "masks.safetensors")
+    assert parent.masks["fc.weight"].shape == (10, 8)
+    assert bool(parent.masks["fc.weight"].all())
+    for name, mask in parent.masks.items():
+        if name != "fc.weight":
+            assert torch.equal(mask, kept[name])
+            assert torch.equal(parent.tensors[name], stored[name])
+
+
 def test_a_file_that_prune_made_starts_a_run_with_its_masks_and_says_what_it_chose(tmp_path: Path) -> None:
     model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
     for module in model.modules():

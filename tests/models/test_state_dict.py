@@ -106,6 +106,8 @@ def test_what_other_scripts_save_is_found_by_its_content(name: str, tmp_path: Pa
 
 CHOICES = {
     "state_dict_ema|moving average|not taken: state_dict": {"state_dict": OTHER, "state_dict_ema": TENSORS},
+    "state_dict|not taken: ema": {"state_dict": TENSORS, "ema": {"shadow": {"conv.weight": OTHER["conv.weight"]}}},
+    "ema.shadow|moving average|not taken: state_dict": {"state_dict": OTHER, "ema": {"decay": 0.9, "shadow": TENSORS}},
     "model|not taken: teacher": {"model": TENSORS, "teacher": OTHER},
     "a.net": {"a": {"net": TENSORS}},
     "model.|not taken: criterion.weight": {"state_dict": prefixed("model.") | {"criterion.weight": torch.ones(3)}},
@@ -155,7 +157,7 @@ def cycle() -> dict[str, Any]:
 NO_MODEL: dict[str, object] = {
     "student, teacher|save the state dict of one": {"student": TENSORS, "teacher": OTHER},
     "model., teacher.|save the state dict of one": prefixed("model.") | prefixed("teacher."),
-    "torch.nn.modules.linear.Linear|state_dict()": {"model": nn.Linear(2, 2)},
+    "torch.nn.modules.linear.Linear|state dict": {"model": nn.Linear(2, 2)},
     "mkdir|unpickled": {"state_dict": TENSORS, "args": Payload()},
     "'epoch' is int|state_dict()": TENSORS | {"epoch": 3},
     "state dict": [TENSORS],
