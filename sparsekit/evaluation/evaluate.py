@@ -19,8 +19,9 @@ from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, recalibrate_bat
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
-from sparsekit.models.create import fit_names, load_model
+from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
+from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import InputConfig, fit_names, load_model
+from sparsekit.models.create import InputConfig, load_model
+from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, sizes, without_sizes
 
 IMAGES = 1_000

@@ -25,6 +25,7 @@ from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, compare_masks, tied
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
+from sparsekit.models.fill import check_fit, fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 from sparsekit.models.state import State
 from sparsekit.models.state_dict import without_wrappers
@@ -61,7 +62,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     every = _under_same_names([*sources, parent] if parent else sources, model)
     sources, parent = every[: len(sources)], every[-1] if parent else None
     if model:
-        create.check_fit(model, sources[0])
+        check_fit(model, sources[0])
     copies = {} if model else tied(sources)
     prunable = setup.prunable if setup else _prunable(model, sources[0], copies)
     overlap = compare_masks(sources, prunable)
@@ -152,7 +153,7 @@ def _shapes(known: tuple[SavedModel, ModelConfig] | None) -> nn.Module | None:
 def _under_same_names(sources: Sequence[SavedModel], model: nn.Module | None) -> list[SavedModel]:
     """The models with their tensors under the architecture's names; of an unknown one, under the shortest names."""
     if model:
-        return [create.fit_names(source, model) for source in sources]
+        return [fit_names(source, model) for source in sources]
     names = [list(source.names()) for source in sources]
     if all(set(each) == set(names[0]) for each in names):
         return [*sources]

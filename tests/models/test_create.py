@@ -20,7 +20,7 @@ from tiny import ARGUMENTS, KWARGS, assert_equal, differ, rows, tiny_setup
 from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
-from sparsekit.models.create import InputConfig, build_model, classifiers, save_model
+from sparsekit.models.create import InputConfig, build_model, save_model
 
 TINY = ModelConfig(kwargs=KWARGS)
 INPUTS = InputConfig(1, 8, (0.3,), (0.4,))
@@ -107,62 +107,6 @@ def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     assert done.stderr.startswith("sparsekit: error: --model.pretrained: no weights for 'resnet18': ")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-# --- other models' weights ---------------------------------------------------------------------------
-
-SMALL = {"num_classes": 10, "in_chans": 1, **KWARGS}
-UNFIT = {
-    "7 classes against 10|--model.new_head": ("resnet18", {**SMALL, "num_classes": 7}),
-    "fc.weight|classifier|--model.new_head": ("resnet18", {**SMALL, "num_classes": 0}),
-    "conv1.weight|3 (colour) against 1 (grey)": ("resnet18", {**SMALL, "in_chans": 3}),
-    "4 against 1 (grey) channels": ("resnet18", {**SMALL, "in_chans": 4}),
-    "another architecture|lacks conv1.weight|has cls_token|0 of|--model.name": ("test_vit", {"num_classes": 10}),
-    "layer1.1.conv1.weight|80 of|saved by other code|--model.kwargs": ("resnet18", {**SMALL, "layers": [2, 2, 1, 1]}),
-    "layer1.0.conv1.weight|more differ|--model.kwargs": ("resnet18", {**SMALL, "channels": [4, 8, 8, 8]}),
-}
-
-
-@pytest.mark.parametrize("words", UNFIT)
-def test_weights_that_do_not_fit_are_told_apart(words: str, tmp_path: Path) -> None:
-    name, arguments = UNFIT[words]
-    torch.save(timm.create_model(name, **arguments).state_dict(), tmp_path / "m.pt")
-    with pytest.raises(UserError) as caught:
-        build_model(ModelConfig("resnet18", init=str(tmp_path / "m.pt"), kwargs=KWARGS), 10, 1, 0)
-    assert all(word in str(caught.value) for word in ("--model.init", str(tmp_path), *words.split("|"))), caught.value
-    assert ("another architecture" in str(caught.value)) == ("architecture" in words or "more differ" in words)
-
-
-def test_values_that_mean_something_else_do_not_become_weights(tmp_path: Path) -> None:
-    state = timm.create_model("resnet18", **SMALL).state_dict()
-    for wrong, words in ((torch.complex64, "complex64"), (torch.int64, "int64")):
-        torch.save(state | {"bn1.bias": state["bn1.bias"].to(wrong)}, tmp_path / "m.pt")
-        with pytest.raises(UserError, match=rf"bn1\.bias is torch\.{words}.*convert"):
-            build_model(ModelConfig("resnet18", init=str(tmp_path / "m.pt"), kwargs=KWARGS), 10, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "heads"),
-    [
-        ("test_resnet", ("fc",)),
-        ("test_vit", ("head",)),
-        ("test_convnext", ("head.fc",)),
-        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
-        ("levit_128s", ("head.linear", "head_dist.linear")),
-        ("cifar_resnet20", ("fc",)),
-    ],
-)
-def test_a_new_head_replaces_every_classifier_and_nothing_else(
-    name: str, heads: tuple[str, ...], tmp_path: Path
-) -> None:
-    old = timm.create_model(name, num_classes=5)
-    assert classifiers(old) == heads
-    torch.save(old.state_dict(), tmp_path / "m.pt")
-    config = ModelConfig(name, init=str(tmp_path / "m.pt"), new_head=True)
-    new, fresh = build_model(config, 4, 3, 1).state_dict(), build_model(ModelConfig(name), 4, 3, 1).state_dict()
-    for key, tensor in new.items():
-        inside = key.startswith(tuple(f"{head}." for head in heads))
-        assert torch.equal(tensor, fresh[key] if inside else old.state_dict()[key]), key
 
 
 # --- saving -----------------------------------------------------------------------------------------

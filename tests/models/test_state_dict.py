@@ -23,7 +23,8 @@ from sparsekit.cli.main import main
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
 from sparsekit.files import load_tensors
-from sparsekit.models.create import build_model, fit_names
+from sparsekit.models.create import build_model
+from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, open_saved_model
 
 TENSORS = {"conv.weight": torch.randn(2, 1, 3, 3), "bn.running_var": torch.rand(2), "fc.weight": torch.randn(3, 2)}
