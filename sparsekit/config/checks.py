@@ -51,6 +51,8 @@ def check(config: FitConfig) -> None:
     check_wandb(config.wandb)
     if config.model.init is not None and config.model.pretrained:
         raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
+    if config.model.new_head and config.model.init is None:
+        raise UserError("--model.new_head is true, but no model is given whose head it replaces; give --model.init")
     mappings = {"model.kwargs": config.model.kwargs, "optimizer.kwargs": o.kwargs, "data.kwargs": d.kwargs}
     for option, kwargs in mappings.items():
         for key in kwargs:

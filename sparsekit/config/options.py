@@ -52,12 +52,15 @@ class ModelConfig:
         init: Start from a trained model: a run directory, a directory that timm saved, or a file of its weights. Its
             zeros stay masked; methods that regrow weights may take them back. The architecture is its own, where
             `--model.name` is not given and it says so.
+        new_head: Take all of `--model.init` but its classifier, which starts dense and random: for data of other
+            classes.
         kwargs: Further keyword arguments of `timm.create_model`, such as `{drop_path_rate: 0.1}`.
     """
 
     name: str | None = None
     pretrained: bool = False
     init: str | None = None
+    new_head: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
 from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
+from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     Args:
         source: The model.
         config: The options of `sparsekit evaluate`.
-        report: Called with a line of progress after each kind of corruption.
+        report: Called with lines for the user: what was chosen in files, and after each kind of corruption.
 
     Returns:
         The content of evaluation.json.
@@ -67,11 +68,11 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
-    evaluator = _evaluator(source, config, data, device, dtype)
+    evaluator = _evaluator(source, config, data, device, dtype, report)
     published = Published.open(config.corruption_files, data.num_classes) if config.corruption_files else None
     dense = None
     if config.dense:
-        other = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype)
+        other = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype, report)
         dense = other.predictions(data.raw_batches("test"))[1]
     variants: dict[str, Any] = {}
     if config.batchnorm != "recalibrated":
@@ -159,11 +160,19 @@ def _corrupted(images: Tensor, corruption: Corruption | None) -> Tensor:
 
 
 def _evaluator(
-    source: SavedModel, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype
+    source: SavedModel,
+    config: EvaluateConfig,
+    data: Data,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report | None,
 ) -> Evaluator:
     known = architecture(source, config.model if source.name is None else ArchitectureConfig())
     channels, classes = sizes(source, known, (data.channels, data.num_classes))
     model = load_model(source, replace(known, kwargs=without_sizes(known.kwargs)), classes, channels)
+    if report:
+        for note in fit_names(source, model).notes:
+            report(note)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     mean, std = source.statistics or (data.mean, data.std)

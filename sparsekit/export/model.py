@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import InputConfig, load_model
+from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, sizes, without_sizes
 
 IMAGES = 1_000
@@ -31,6 +33,7 @@ class ExportModel:
         inputs: Size and normalisation of its images.
         images: Up to 1,000 normalised test images, or 64 random ones, float32 [N, C, S, S].
         real: Whether the images come from a data set.
+        notes: Lines for the user about the model's file.
     """
 
     source: SavedModel
@@ -39,6 +42,7 @@ class ExportModel:
     inputs: InputConfig
     images: Tensor
     real: bool
+    notes: Sequence[str] = ()
 
     @property
     def described(self) -> Path | None:
@@ -77,7 +81,9 @@ def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataC
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = first_line(error)
         raise UserError(f"{source.path} cannot take images of {tuple(images.shape[1:])}: {reason}") from error
-    return ExportModel(source, config, model, inputs, images.contiguous(), dataset is not None)
+    return ExportModel(
+        source, config, model, inputs, images.contiguous(), dataset is not None, fit_names(source, model).notes
+    )
 
 
 def _inputs(source: SavedModel, model: nn.Module, channels: int) -> InputConfig:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate
 from sparsekit.errors import RunError
+from sparsekit.models.reparametrized import is_number
 
 
 def average(candidates: Sequence[Candidate], coefficients: Sequence[float], names: Sequence[str]) -> Tensors:
     """The weighted mean of each named tensor, one tensor in memory at a time.
 
-    Sums in float64, in the candidates' order. Integer tensors are not averaged: they come from the first candidate
-    with a coefficient other than 0.
+    Sums in float64, in the candidates' order; of complex numbers both parts. Integer tensors are not averaged: they
+    come from the first candidate with a coefficient other than 0.
 
     Raises:
         RunError: the coefficients do not match the candidates, are not finite, or do not sum up to 1.
@@ -29,9 +31,11 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
     averaged = {}
     for name in names:
         first = used[0][0].read(name)
-        if not first.is_floating_point() or len(used) == 1:
+        if not is_number(first) or len(used) == 1:
             averaged[name] = first.clone()  # a tensor that was read keeps its whole memory-mapped file in memory
             continue
+        parts = torch.view_as_real if first.is_complex() else _as_it_is
+        first = parts(first)
         # The same two buffers for every tensor: temporaries allocated between the results would fragment the heap, and
         # memory would grow with the number of candidates.
         if scratch.shape[1] < first.numel():
@@ -39,6 +43,11 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
         total, addend = scratch[:, : first.numel()].view(2, *first.shape)
         total.copy_(first).mul_(used[0][1])
         for candidate, weight in used[1:]:
-            total += addend.copy_(candidate.read(name)).mul_(weight)
-        averaged[name] = total.to(first.dtype, copy=True)
+            total += addend.copy_(parts(candidate.read(name))).mul_(weight)
+        mean = total.to(first.dtype, copy=True)
+        averaged[name] = mean if parts is _as_it_is else torch.view_as_complex(mean)
     return averaged
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

@@ -6,11 +6,12 @@ Tensors are read one at a time: apart from the soup, no whole model is in memory
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
@@ -21,11 +22,13 @@ from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
 from sparsekit.merging.merge import check_soup
-from sparsekit.merging.overlap import Overlap, compare_masks
+from sparsekit.merging.overlap import Overlap, compare_masks, tied
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
+from sparsekit.models.fill import check_fit, fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
 from sparsekit.models.state import State
+from sparsekit.models.state_dict import without_wrappers
 from sparsekit.plugins.registry import name_of
 from sparsekit.pruning import masks
 from sparsekit.training.prepare import prepare
@@ -54,19 +57,24 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
         raise UserError(f"--merge {name} takes no more than {most} model{'s' * (most > 1)}, not {len(sources)}")
     known = _architecture(sources, config)
     setup = _setup(known, config, data) if data else None
-    prunable = setup.prunable if setup else _prunable(known, sources[0])
+    model = setup.model if setup else _shapes(known)
+    parent = open_saved_model("--parent", config.parent) if config.parent else None
+    every = _under_same_names([*sources, parent] if parent else sources, model)
+    sources, parent = every[: len(sources)], every[-1] if parent else None
+    if model:
+        check_fit(model, sources[0])
+    copies = {} if model else tied(sources)
+    prunable = setup.prunable if setup else _prunable(model, sources[0], copies)
     overlap = compare_masks(sources, prunable)
     _check_masks(overlap, config, sources)
-    parent = open_saved_model("--parent", config.parent) if config.parent else None
     if parent:
         compare_masks([sources[0], parent], ())
-    if setup:
-        _check_architecture(setup.model.state_dict(), sources[0])
     context = FinishedMergeContext(setup, overlap.union, name, parent)
     candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
     soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
     check_soup(type(config.merge).__name__, soup, candidates)
     tensors, kept = _apply_masks(soup.tensors, overlap.union, config)
+    tensors |= {name: tensors[other].clone() for name, other in copies.items()}
     if setup and len(soup.ingredients) > 1:
         tensors = setup.recalibrated(context.state(tensors, kept)).tensors
     masks.check(tensors, kept, "the soup")
@@ -77,7 +85,8 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
         _write(out, tensors, kept, result, sources, known, setup)
     except OSError as error:
         raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
-    return _table(result, out, overlap, setup, sources[0])
+    notes = [("model", note) for source in sources for note in source.notes]
+    return [*notes, *_table(result, out, overlap, setup, sources[0])]
 
 
 # --- before ------------------------------------------------------------------------------------------
@@ -130,27 +139,34 @@ def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, da
     )
 
 
-def _prunable(known: tuple[SavedModel, ModelConfig] | None, first: SavedModel) -> Sequence[str]:
-    """Names of the Conv and Linear weights; of an unknown architecture, of all tensors `…weight` with 2+ dimensions."""
+def _shapes(known: tuple[SavedModel, ModelConfig] | None) -> nn.Module | None:
+    """The architecture's model without values; None of an unknown one."""
     if known is None:
-        return [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
+        return None
     channels, classes = sizes(known[0], known[1])
     with torch.device("meta"):  # only shapes are needed
-        model = create.build_model(
+        return create.build_model(
             ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0
         )
-    _check_architecture(model.state_dict(), first)
-    return masks.prunable_names(model)
 
 
-def _check_architecture(expected: dict[str, Any], first: SavedModel) -> None:
-    """Raise UserError unless a saved model has the names and shapes of a state dict."""
-    names = set(first.names())
-    for name in (*expected, *names):
-        if name not in expected or name not in names or first.read(name).shape != expected[name].shape:
-            raise UserError(
-                f"{first.path} is another architecture than its name says: {name} does not fit (--model.name)"
-            )
+def _under_same_names(sources: Sequence[SavedModel], model: nn.Module | None) -> list[SavedModel]:
+    """The models with their tensors under the architecture's names; of an unknown one, under the shortest names."""
+    if model:
+        return [fit_names(source, model) for source in sources]
+    names = [list(source.names()) for source in sources]
+    if all(set(each) == set(names[0]) for each in names):
+        return [*sources]
+    shortest = without_wrappers(min(names, key=lambda each: sum(map(len, each)) / len(each)))
+    return [source.fitted(shortest) for source in sources]
+
+
+def _prunable(model: nn.Module | None, first: SavedModel, copies: Mapping[str, str]) -> Sequence[str]:
+    """Names of the Conv and Linear weights; of an unknown architecture, of all tensors `…weight` with 2+ dimensions."""
+    if model:
+        return masks.prunable_names(model)
+    matrices = [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
+    return [name for name in matrices if name not in copies]
 
 
 def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:

@@ -13,6 +13,7 @@ from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import FileCandidate, read_tensors
+from sparsekit.models.reparametrized import is_number
 from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
@@ -86,7 +87,7 @@ def check_soup(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
                 f"merge {name}: {key} has shape {tuple(tensor.shape)} and {tensor.dtype}, the candidates' "
                 f"{tuple(reference.shape)} and {reference.dtype}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if is_number(tensor) and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"merge {name}: {key} of the soup is not finite")
     if not soup.ingredients:
         raise RunError(f"merge {name}: the soup names no ingredient")

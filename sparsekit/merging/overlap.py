@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
+from sparsekit.models.reparametrized import is_number
 from sparsekit.models.saved import SavedModel
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
@@ -101,6 +102,19 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
     return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
 
 
+def tied(sources: Sequence[SavedModel]) -> dict[str, str]:
+    """Names of matrices that equal an earlier one in every model, as tied ones do, with the earlier one's name."""
+    first: dict[tuple[torch.Size, object], str] = {}
+    found = {}
+    for name in sources[0].names():
+        tensor = sources[0].read(name)
+        if tensor.dim() > 1 and is_number(tensor):
+            other = first.setdefault((tensor.shape, tensor.sum().item()), name)
+            if other != name and all(torch.equal(source.read(name), source.read(other)) for source in sources):
+                found[name] = other
+    return found
+
+
 def _check(
     tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, source: SavedModel, first: SavedModel
 ) -> None:
@@ -110,7 +124,7 @@ def _check(
         raise UserError(f"{where} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}")
     if tensor.dtype != dtype:
         raise UserError(f"{where} is {tensor.dtype}, in {first.path} {dtype}; convert one of them")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if is_number(tensor) and not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{where} is not finite; leave this model out")
 
 

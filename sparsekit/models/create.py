@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from sparsekit._types import Tensors
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
+from sparsekit.models.fill import classifiers, fill, fit_names, inside
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
@@ -70,13 +73,37 @@ def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int)
     """
     source = initial_model(config)
     model = _create(config, num_classes, channels, seed)
+    if config.new_head and not classifiers(model):
+        raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
     if source is not None:
-        fill(model, source)
+        fill(model, source, classifiers(model) if config.new_head else ())
     return model
 
 
-def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
-    """Load the teacher given by `--distill`, in evaluation mode and without gradients.
+def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]) -> tuple[Tensors, list[str]]:
+    """Masks of the weights that `--model.init` gave, True keeps, and lines for the user; empty without the option.
+
+    A new classifier's masks keep all.
+
+    Args:
+        config: The options of `--model`.
+        model: The model that they create.
+        prunable: Names of its prunable weights.
+
+    Raises:
+        UserError: a stored mask does not suit its weight.
+    """
+    if (source := initial_model(config)) is None:
+        return {}, []
+    fitted, head = fit_names(source, model), classifiers(model) if config.new_head else ()
+    fresh = [name for name in prunable if inside(name, head)]
+    notes = [*fitted.notes, *([f"{source.where}: its classifier ({', '.join(head)}) starts anew"] if head else [])]
+    kept = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in fresh}
+    return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
+
+
+def open_teacher(path: str, num_classes: int, channels: int) -> tuple[nn.Module, list[str]]:
+    """Load the teacher given by `--distill`, in evaluation mode and without gradients; with lines for the user.
 
     Raises:
         UserError: there is no model, or its channels or classes differ from the data's.
@@ -90,7 +117,8 @@ def open_teacher(path: str, num_classes: int, channels: int) -> nn.Module:
                 f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
             )
     config = ModelConfig(source.name, kwargs=source.kwargs)
-    return load_model(source, config, num_classes, channels).requires_grad_(False)
+    model = load_model(source, config, num_classes, channels).requires_grad_(False)
+    return model, fit_names(source, model).notes
 
 
 def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:
@@ -102,39 +130,6 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
     model = _create(config, num_classes, channels, 0)
     fill(model, source)
     return model.eval()
-
-
-def fill(model: nn.Module, source: SavedModel) -> None:
-    """Copy a saved model's weights into a model of the same architecture.
-
-    Raises:
-        UserError: a tensor is missing, unknown, of another shape, or not finite.
-    """
-    expected = model.state_dict()
-    where = f"{source.option} {source.path}"
-    for name in expected:
-        if name not in source.names():
-            raise UserError(f"{where} lacks {name}; it is another architecture (see --model.name and --model.kwargs)")
-    for name in source.names():
-        if name not in expected:
-            raise UserError(
-                f"{where} has {name}, which the model lacks; it is another architecture (see --model.name and "
-                "--model.kwargs)"
-            )
-    for name, tensor in expected.items():
-        found = source.read(name)
-        if found.shape != tensor.shape:
-            sizes = [shape[1] for shape in (found.shape, tensor.shape) if len(shape) == 4]
-            kinds = {1: "grey", 3: "colour"}
-            hint = ""
-            if len(sizes) == 2 and set(sizes) == set(kinds):
-                hint = (
-                    f"; {kinds[sizes[0]]} against {kinds[sizes[1]]} images: give a model of this data's, or other data"
-                )
-            raise UserError(f"{where}: {name} has shape {tuple(found.shape)}, the model's {tuple(tensor.shape)}{hint}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise UserError(f"{where}: {name} is not finite")
-        tensor.copy_(found)
 
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:

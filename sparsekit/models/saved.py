@@ -7,12 +7,11 @@ and masks on demand. Files are not trusted: no code in them ever runs.
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +19,9 @@ from sparsekit._types import Tensor, Tensors
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
+
+if TYPE_CHECKING:
+    from sparsekit.models.state_dict import StateDict
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
@@ -39,6 +41,7 @@ class SavedModel:
         kwargs: The architecture's arguments of `timm.create_model`, without `DATA_ARGS`.
         card: The content of config.json; empty without one.
         run: The options of the sparsekit run that trained it, as plain data; empty for other models.
+        given: Its tensors; None reads the file.
     """
 
     option: str
@@ -48,15 +51,21 @@ class SavedModel:
     kwargs: dict[str, Any] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    given: StateDict | None = None
+
+    @property
+    def where(self) -> str:
+        """The option and the path, for messages."""
+        return f"{self.option} {self.path}"
 
     def names(self) -> Sequence[str]:
-        """Names of its tensors; raises UserError if the file cannot be read."""
-        return self._reader[0]
+        """Names of its tensors; raises UserError if the file cannot be read, or holds no plain weights."""
+        return list(self.content.readers)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor to the CPU; raises UserError if the file is damaged."""
         with self._guarded():
-            return self._reader[1](name)
+            return self.content.readers[name]()
 
     def tensors(self) -> Tensors:
         """Read all tensors to the CPU; raises UserError if the file is damaged."""
@@ -112,32 +121,33 @@ class SavedModel:
 
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
-        """The file of masks in the model's directory, if there is one."""
+        """The masks in the model's directory, else those that stood beside weights in its file, if there are any."""
+        from sparsekit.models.state_dict import StateDict  # not at the top of the file, as it imports torch
+
         file = self.path / "masks.safetensors"
-        return SavedModel(self.option, file, file) if file.is_file() else None
+        if file.is_file():
+            return SavedModel(self.option, file, file)
+        masks = self.content.masks
+        return SavedModel(self.option, self.path, self.file, given=StateDict(masks)) if masks else None
 
     @cached_property
-    def _reader(self) -> tuple[Sequence[str], Callable[[str], Tensor]]:
-        from safetensors import safe_open  # not at the top of the file, as it imports torch
+    def content(self) -> StateDict:
+        """Its plain tensors; raises UserError if the file cannot be read, or holds no plain weights."""
+        from sparsekit.models.state_dict import open_state_dict  # not at the top of the file, as it imports torch
 
-        from sparsekit.models import sparse_file
-
+        if self.given is not None:
+            return self.given
         with self._guarded():
-            if _looks_like_pickle(self.file):
-                tensors = _state_dict(self, self.file)
-                return list(tensors), lambda name: tensors[name].detach().to("cpu", copy=True).contiguous()
-            with safe_open(str(self.file), framework="pt") as file:
-                if sparse_file.is_sparse(file.metadata()):
-                    dense = sparse_file.load(self.file)
-                    return list(dense), dense.__getitem__
-                names = sorted(file.keys())
-        return names, self._read_one
+            return open_state_dict(self.file, f"{self.option} {self.file}")
 
-    def _read_one(self, name: str) -> Tensor:
-        from safetensors import safe_open
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user about what was chosen in its file."""
+        return [f"{self.path}: {note}" for note in self.content.notes]
 
-        with safe_open(str(self.file), framework="pt") as file:  # an open file would keep pages in memory
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+    def fitted(self, expected: Collection[str]) -> SavedModel:
+        """The same model with its tensors under the names that a model expects, as `StateDict.fitted` finds them."""
+        return replace(self, given=self.content.fitted(expected, self.where))
 
     def _guarded(self) -> _Guard:
         return _Guard(self.option, self.file)
@@ -157,11 +167,6 @@ class _Guard:
             return
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{self.option} {self.file}: {error.strerror}") from error
-        if isinstance(error, pickle.UnpicklingError):
-            raise UserError(
-                f"{self.option} {self.file} is not a plain state dict of tensors, and nothing else is unpickled; save "
-                "model.state_dict(), or a safetensors file"
-            ) from error
         from safetensors import SafetensorError
 
         if isinstance(
@@ -276,35 +281,6 @@ def _mapping(option: str, path: Path, parse: Callable[[str], Any], error: type[E
     if not isinstance(found, dict):
         raise UserError(f"{option} {path} holds no options")
     return found
-
-
-def _looks_like_pickle(file: Path) -> bool:
-    """Whether a file was written by `torch.save`: a zip archive, or a bare pickle before torch 1.6."""
-    with file.open("rb") as opened:
-        head = opened.read(4)
-    return head[:2] == b"PK" or head[:1] == b"\x80"
-
-
-def _state_dict(source: SavedModel, file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a state dict; nothing but tensors is unpickled."""
-    import torch
-
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files from before torch 1.6 cannot be memory-mapped
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(_is_entry(*item) for item in found.items()):
-        raise UserError(f"{source.option} {file} is not a state dict; save model.state_dict()")
-    return found
-
-
-def _is_entry(name: object, value: object) -> bool:
-    import torch
-
-    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 class Lazy(Mapping[str, Tensor]):

@@ -131,7 +131,7 @@ def start_from_sparsity(stages: tuple[Stage, ...], kept: int, total: int) -> tup
     if round(budget.sparsity * total) < total - kept:
         raise UserError(
             f"--sparsity is {budget.sparsity:g}, but {sparsity:.2%} of the prunable weights of --model.init are 0; "
-            "give more, or start from a denser model"
+            f"give {math.ceil(1e4 * sparsity) / 1e4:g} or more, or start from a denser model"
         )
     plan = tuple(
         replace(segment, sparsity=sparsity) if round(segment.sparsity * total) < total - kept else segment

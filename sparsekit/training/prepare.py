@@ -12,7 +12,7 @@ from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.data import load
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
+from sparsekit.models.create import build_model, initial_masks, open_teacher, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
 from sparsekit.models.state import cpu_state_dict
 from sparsekit.planning.plan import PlannedSegment, check_steps, make_plan, make_stages, start_from_sparsity
@@ -42,7 +42,7 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     data = load(config.data, device, config.channels_last)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
-    initial = source.masks(prunable) if (source := initial_model(config.model)) else {}
+    initial, notes = initial_masks(config.model, model, prunable)
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
@@ -51,13 +51,19 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
         Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
-    teacher = config.distill.model and open_teacher(config.distill.model, data.num_classes, data.channels)
+    teacher = None
+    if config.distill.model:
+        teacher, more = open_teacher(config.distill.model, data.num_classes, data.channels)
+        notes += more
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
     # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
-    setup = Setup(config, plan, data, model, tuple(prunable), device, dtype, compiled, initial=initial, teacher=teacher)
+    setup = Setup(
+        config, plan, data, model, tuple(prunable), device, dtype, compiled,
+        initial=initial, teacher=teacher, notes=tuple(notes),
+    )  # fmt: skip
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]

@@ -15,6 +15,7 @@ import timm
 import torch
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
+from torch.nn.utils import prune
 
 from sparsekit.cli import main
 from sparsekit.config.options import DataConfig, ModelConfig
@@ -25,7 +26,9 @@ from sparsekit.evaluation.scores import score_model
 from sparsekit.files import load_tensors, save_tensors
 from sparsekit.fit import fit
 from sparsekit.merging.finished_context import FinishedMergeContext
+from sparsekit.merging.overlap import compare_masks
 from sparsekit.methods.oneshot import OneShot
+from sparsekit.models.saved import open_saved_model
 from sparsekit.pruning import masks
 
 Capture = pytest.CaptureFixture[str]
@@ -303,6 +306,85 @@ def test_merges_that_do_not_compare_with_the_parent_need_none(
 
 
 # --- bad input ---------------------------------------------------------------------------------------
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def test_models_before_prune_remove_are_averaged_as_they_compute(tmp_path: Path) -> None:
+    """One of them has its pruning undone, and comes in a wrapper: the same weights in another form."""
+    states, effective, kept = [], [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+        for module in (model[0], model[2]):
+            prune.random_unstructured(module, "weight", 0.9)
+        kept.append({f"{i}.weight": model[i].weight_mask.bool() for i in (0, 2)})
+        if seed == 2:
+            for module in (model[0], model[2]):
+                prune.remove(module, "weight")
+        states.append(model.state_dict())
+        effective.append({f"{i}.{n}": getattr(model[i], n).detach() for i in (0, 2) for n in ("weight", "bias")})
+    for index, state in enumerate(states):
+        torch.save(prefixed("module.", state) if index == 2 else state, tmp_path / f"{index}.pt")
+    paths = [tmp_path / f"{index}.pt" for index in range(3)]
+    assert merge(*paths, "--merge", "uniform", "--masks", "union", "-o", tmp_path / "soup") == 0
+    soup, masks = (load_tensors(tmp_path / "soup" / f"{name}.safetensors") for name in ("model", "masks"))
+    expected = by_hand(effective, [1 / 3] * 3)
+    assert close(dict(sorted(soup.items())), dict(sorted(expected.items())))
+    for name, mask in masks.items():
+        assert torch.equal(mask, kept[0][name] | kept[1][name] | kept[2][name])
+
+
+def test_of_complex_tensors_both_parts_are_averaged(tmp_path: Path) -> None:
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append({"a.weight": torch.randn(4, 3, dtype=torch.complex64), "n": torch.tensor(seed)})
+        torch.save(states[-1], tmp_path / f"{seed}.pt")
+    paths = [tmp_path / f"{seed}.pt" for seed in range(2)]
+    assert merge(*paths, "--merge", "uniform", "-o", tmp_path / "soup") == 0
+    soup = load_tensors(tmp_path / "soup" / "model.safetensors")
+    for part in ("real", "imag"):
+        found, (a, b) = getattr(soup["a.weight"], part), (getattr(state["a.weight"], part) for state in states)
+        torch.testing.assert_close(found, (a + b) / 2)
+    assert int(soup["n"]) == 0
+    bad = states[1] | {"a.weight": states[1]["a.weight"] * float("nan")}
+    torch.save(bad, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"a\.weight is not finite"):
+        compare_masks([open_saved_model("MODEL", paths[0]), open_saved_model("MODEL", tmp_path / "bad.pt")], ())
+
+
+def test_tied_tensors_stay_tied_and_count_once(tmp_path: Path) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = torch.nn.ModuleDict({"embed": torch.nn.Linear(4, 6, bias=False), "out": torch.nn.Linear(4, 6)})
+        model["out"].weight = model["embed"].weight
+        torch.save(model.state_dict(), tmp_path / f"{seed}.pt")
+    paths = [tmp_path / f"{seed}.pt" for seed in range(2)]
+    assert merge(*paths, "--merge", "uniform", "--prune-again", "0.5", "-o", tmp_path / "soup") == 0
+    soup = load_tensors(tmp_path / "soup" / "model.safetensors")
+    assert torch.equal(soup["embed.weight"], soup["out.weight"])
+    assert int((soup["out.weight"] == 0).sum()) == 12
+    assert json.loads((tmp_path / "soup" / "merge.json").read_text())["prunable"] == 24
+    states = [state_dict(path)["out.weight"] for path in paths]
+    assert torch.allclose(soup["out.weight"], (states[0] + states[1]) / 2 * (soup["out.weight"] != 0))
+
+
+def test_known_architectures_take_prefixed_files_and_a_prefixed_parent(tmp_path: Path, capsys: Capture) -> None:
+    states = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        states.append(timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS).state_dict())
+    torch.save(states[0], tmp_path / "0.pt")
+    torch.save({"state_dict": prefixed("model.", states[1]) | {"loss.weight": torch.ones(3)}}, tmp_path / "1.pt")
+    torch.save({"state_dict_ema": prefixed("module.", states[2])}, tmp_path / "2.pt")
+    given = [*MODEL, "--parent", tmp_path / "2.pt", "-o", tmp_path / "soup"]
+    assert merge(tmp_path / "0.pt", tmp_path / "1.pt", "--merge", "uniform", *given) == 0
+    assert "not taken: loss.weight" in capsys.readouterr().out
+    soup = load_tensors(tmp_path / "soup" / "model.safetensors")
+    assert close(dict(sorted(soup.items())), dict(sorted(by_hand(states[:2], [0.5, 0.5]).items())))
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
-from tiny import ARGUMENTS, KWARGS, assert_equal, rows, tiny_config, tiny_setup, trained
+from PIL import Image
+from tiny import ARGUMENTS, KWARGS, assert_equal, optimizer, pruned, rows, tiny_config, tiny_setup, trained
 from torch import nn
+from torch.nn.utils import prune
 
 from sparsekit.api import Budget, Stage
 from sparsekit.cli import main
-from sparsekit.config.options import DistillConfig, ModelConfig
+from sparsekit.config.options import DataConfig, DistillConfig, MasksConfig, ModelConfig
 from sparsekit.errors import UserError
 from sparsekit.executors.stacked import Lockstep
 from sparsekit.files import load_tensors, save_tensors
@@ -116,6 +119,7 @@ def test_a_plan_is_raised_to_what_is_masked_already_and_no_further() -> None:
     [
         ("--sparsity 0.4 --model.init RUN", "--sparsity is 0.4|50.00|denser"),
         ("--model.init nothing", "--model.init nothing|nothing is there|run directory"),
+        ("--model.new_head true", "--model.new_head is true|--model.init"),
         ("--model.init RUN --model.pretrained true", "--model.init|--model.pretrained"),
         ("--model.init RUN/metrics.jsonl --model.name resnet18", "--model.init|damaged"),
         ("--distill nothing", "--distill nothing|nothing is there"),
@@ -139,6 +143,94 @@ def test_what_cannot_be_started_from_is_one_line(
     assert err.count("\n") == 1
     assert all(word in err for word in words.split("|")), err
     assert not (tmp_path / "out").exists()
+
+
+# --- --model.new_head --------------------------------------------------------------------------------
+
+
+def images(root: Path, classes: int) -> DataConfig:
+    """A folder of noisy images with tints, one a class."""
+    random = np.random.default_rng(classes)
+    for part, count in (("train", 10), ("val", 4)):
+        for label in range(classes):
+            (root / part / f"c{label}").mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 128, (10, 10, 3)) + np.array([0, 20, 40]) * label
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / f"c{label}" / f"{number}.png")
+    return DataConfig("imagefolder", str(root), batch_size=8, image_size=8, held_out=0.2, workers=0)
+
+
+def test_a_sparse_backbone_is_transferred_to_other_classes_with_a_dense_head(tmp_path: Path) -> None:
+    """`--masks.exclude` keeps the head out of the pruning, and 90 % are then what the backbone has."""
+    masking = MasksConfig(exclude=[r"^fc\."])
+    pretrained, out = tmp_path / "pretrained", tmp_path / "run"
+    common = {"sparsity": 0.9, "epochs": 2, "masks": masking, "optimizer": optimizer(lr=0.01)}
+    fit(tiny_config(OneShot(dense=0.5), out=pretrained, data=images(tmp_path / "three", 3), **common))
+    data = images(tmp_path / "four", 4)
+    with pytest.raises(UserError, match=r"3 classes against 4.*--model\.new_head true"):
+        fit(tiny_config(OneShot(), out=out, data=data, model=from_(pretrained), **common))
+    fit(tiny_config(OneShot(), out=out, data=data, model=from_(pretrained, new_head=True), **common))
+    before, after = (load_tensors(run / "masks.safetensors") for run in (pretrained, out))
+    weights = load_tensors(out / "model" / "model.safetensors")
+    assert masks.sparsity(after) == pytest.approx(0.9, abs=1e-4)
+    assert_equal(before, after)
+    assert all(not weights[name][~mask].any() for name, mask in before.items())
+    assert weights["fc.weight"].shape == (4, 8)
+    assert bool((weights["fc.weight"] != 0).all())
+    assert {row["sparsity"] for row in rows(out, "segment")} == {masks.sparsity(before)}
+    assert timm.create_model(f"local-dir:{out / 'model'}", pretrained=True).num_classes == 4
+
+
+def test_without_exclusion_the_new_head_starts_dense_and_is_pruned_as_any_layer(sparse_run: Path) -> None:
+    setup = tiny_setup(model=from_(sparse_run, new_head=True), sparsity=0.6)
+    stored, parent = load_tensors(sparse_run / "masks.safetensors"), first_progress(setup).parent
+    assert bool(parent.masks["fc.weight"].all())
+    assert_equal(
+        {n: m for n, m in parent.masks.items() if n != "fc.weight"},
+        {n: stored[n] for n in parent.masks if n != "fc.weight"},
+    )
+    assert not torch.equal(
+        parent.tensors["fc.weight"], load_tensors(sparse_run / "model" / "model.safetensors")["fc.weight"]
+    )
+    assert any("fc" in note and "anew" in note for note in setup.notes)
+    pruned_parent, _ = pruned(setup, parent, len(setup.plan) - 1)
+    assert masks.sparsity(pruned_parent.masks) == pytest.approx(0.6, abs=1e-4)
+    assert not pruned_parent.masks["fc.weight"].all()
+
+
+def test_a_run_of_other_classes_gives_its_masks_but_the_heads(sparse_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seven"
+    shutil.copytree(sparse_run, out)
+    stored = {}
+    for file in (out / "masks.safetensors", out / "model" / "model.safetensors"):
+        tensors = load_tensors(file)
+        stored = {name: t[:7].clone() if name.startswith("fc.") else t for name, t in tensors.items()}
+        save_tensors(file, stored)
+    parent = first_progress(tiny_setup(model=from_(out, new_head=True), sparsity=0.6)).parent
+    kept = load_tensors(sparse_run / "masks.safetensors")
+    assert parent.masks["fc.weight"].shape == (10, 8)
+    assert bool(parent.masks["fc.weight"].all())
+    for name, mask in parent.masks.items():
+        if name != "fc.weight":
+            assert torch.equal(mask, kept[name])
+            assert torch.equal(parent.tensors[name], stored[name])
+
+
+def test_a_file_that_prune_made_starts_a_run_with_its_masks_and_says_what_it_chose(tmp_path: Path) -> None:
+    model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            prune.random_unstructured(module, "weight", 0.5)
+    named = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": named, "state_dict_ema": named}, tmp_path / "m.ckpt")
+    setup = tiny_setup(OneShot(), model=from_(tmp_path / "m.ckpt", name="resnet18", kwargs=KWARGS))
+    parent = first_progress(setup).parent
+    for name, mask in parent.masks.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        assert torch.equal(mask, module.weight_mask.bool())
+        assert torch.equal(parent.tensors[name], module.weight.detach())
+    (note,) = setup.notes
+    assert "state_dict_ema" in note
 
 
 # --- --distill ---------------------------------------------------------------------------------------
