@@ -31,12 +31,15 @@ def plan(arguments: Sequence[str]) -> int:
     config = _configure("plan", "Print the plan of a run and its cost, without training.", arguments)
     if config is not None:
         from sparsekit.display.live import Display
-        from sparsekit.planning.plan import make_plan, make_stages, summarize, table_rows
+        from sparsekit.planning.plan import make_plan, make_stages, nothing_to_merge, summarize, table_rows
 
-        plan = summarize(config, make_plan(config, make_stages(config)))
+        segments = make_plan(config, make_stages(config))
+        plan = summarize(config, segments)
         display = Display()
         display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
         display.picture(plan)
+        for line in nothing_to_merge(config, segments):
+            display.note(line)
     return 0
 
 

@@ -27,6 +27,7 @@ class Overlap:
         paths: The models.
         union: Masks of the weights that any of the models keeps, True keeps.
         total: Number of prunable weights.
+        fresh: Whether a model has a layer of zeros that no mask covers.
         both: `both[i][j]` is the number of weights that models i and j both keep; `both[i][i]` those of model i.
     """
 
@@ -34,6 +35,7 @@ class Overlap:
     union: Tensors
     total: int
     both: tuple[tuple[int, ...], ...]
+    fresh: bool = False
 
     @property
     def differing(self) -> int:
@@ -82,15 +84,18 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
         _same_names(first, other)
     both = [[0] * count for _ in sources]
     union = {name: torch.zeros(first.read(name).shape, dtype=torch.bool) for name in prunable}
+    fresh = False
     for name in first.names():
         reference = first.read(name)
         shape, dtype = reference.shape, reference.dtype
         del reference
         kept = []
         for source in sources:
-            _check(source.read(name), name, shape, dtype, source, first)
+            tensor = source.read(name)
+            _check(tensor, name, shape, dtype, source, first)
             if name in union:
                 mask = source.masks([name])[name]
+                fresh |= bool(mask.any()) and not bool(tensor.any())
                 union[name] |= mask
                 kept.append(np.packbits(mask.numpy()))
         for i, j in itertools.combinations_with_replacement(range(len(kept)), 2):
@@ -98,7 +103,7 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
             both[i][j] += common
             both[j][i] = both[i][j]
     total = sum(mask.numel() for mask in union.values())
-    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
+    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both), fresh)
 
 
 def _check(

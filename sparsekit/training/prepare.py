@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import nn
+
+from sparsekit._types import Tensors
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.data import load
+from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
+from sparsekit.models.saved import SavedModel
 from sparsekit.models.state import cpu_state_dict
-from sparsekit.planning.plan import check_steps, make_plan, make_stages, start_from_sparsity
-from sparsekit.pruning import masks
+from sparsekit.planning.plan import check_steps, make_plan, make_stages, nothing_to_merge, start_from_sparsity
+from sparsekit.pruning import allocation, coverage, masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
 from sparsekit.training.setup import Setup, forward
@@ -36,22 +42,31 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     data = load(config.data, device, config.channels_last)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
+    shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
     initial = source.masks(prunable) if (source := initial_model(config.model)) else {}
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:
         check_steps(config, stages, data.steps_per_epoch)
-    if config.masks.pattern is not None:
-        shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
-        Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
+    pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
+    if pattern:
+        pattern.check(shapes, config.sparsity, config.masks.exclude)
+    _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
+    notes, warnings = _of_weights(config, model, prunable, source, initial)
+    notes += nothing_to_merge(config, plan)
     teacher = config.distill.model and open_teacher(config.distill.model, data.num_classes, data.channels)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
+    if teacher and (zero := masks.empty(coverage.matrices(teacher))):
+        warnings.append(f"--distill {config.distill.model}: {listed(zero)} holds only zeros; was the teacher trained?")
     # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
-    setup = Setup(config, plan, data, model, tuple(prunable), device, dtype, compiled, initial=initial, teacher=teacher)
+    setup = Setup(
+        config, plan, data, model, tuple(prunable), device, dtype, compiled,
+        initial=initial, teacher=teacher, notes=tuple(notes), warnings=tuple(warnings),
+    )  # fmt: skip
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
@@ -59,6 +74,45 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     if training:
         _try_step(setup)
     return setup
+
+
+def _check_floor(
+    floor: float, shapes: Mapping[str, tuple[int, ...]], sparsity: float, share: float, initial: Tensors
+) -> None:
+    """Raise UserError where `--masks.floor` does not suit the sparsity, or the model of `--model.init` is below it."""
+    allocation.check_floor(("--masks.floor", "--sparsity"), shapes, floor, sparsity, share)
+    for name, count in allocation.floors(shapes, floor, share).items() if initial else ():
+        if (kept := masks.kept({name: initial[name]})) < count:
+            raise UserError(
+                f"--masks.floor {floor:g} asks for {count:,} weights of {name}, but --model.init keeps {kept:,}; lower "
+                "the floor, or start from another model"
+            )
+
+
+def _of_weights(
+    config: FitConfig, model: nn.Module, prunable: list[str], source: SavedModel | None, initial: Tensors
+) -> tuple[list[str], list[str]]:
+    """Notes and warnings about which weights are pruned, and about those that are 0 at the start."""
+    covered = coverage.coverage(model, prunable)
+    notes, warnings = [str(covered)], []
+    if covered.small:
+        warnings.append(
+            f"--sparsity {config.sparsity:g} prunes {percent(covered.share * config.sparsity, 2)} of the model, "
+            "most of whose weights cannot be pruned; choose another --model.name if that is too little"
+        )
+    weights, others = {name: model.get_parameter(name).detach() for name in prunable}, coverage.matrices(model)
+    if source:
+        where = f"{source.option} {source.path}"
+        left_out = source.masks([name for name in others if name not in initial])
+        more, wrong = coverage.of_zeros(where, weights, initial, left_out)
+        return notes + more, warnings + wrong
+    zeros = sum(int((weight == 0).sum()) for weight in weights.values()) if config.model.pretrained else 0
+    if zeros > 0.01 * covered.prunable:
+        warnings.append(
+            f"--model.pretrained: {zeros:,} of {covered.prunable:,} prunable weights are 0 and are trained again; "
+            "--model.init keeps zeros"
+        )
+    return notes, warnings
 
 
 def _try_step(setup: Setup) -> None:
