@@ -261,7 +261,7 @@ def test_a_layer_that_loses_its_last_weight_is_named_where_it_happens_and_at_the
     assert all(part in line for line in told for part in ("80.00 %", "--masks.floor"))
     assert ("empty layers" in out) == bool(empty)
     page = (tmp_path / "run/report.html").read_text()
-    assert ("layer2.0.conv1.weight: no weight is left" in page) == bool(empty)
+    assert ("layer2.0.conv1.weight: all weights are 0" in page) == bool(empty)
     kept = load_tensors(tmp_path / "run/masks.safetensors")
     assert int(kept["layer2.0.conv1.weight"].sum()) == floor
     assert masks.kept(kept) == 12_560 - round(0.8 * 12_560)

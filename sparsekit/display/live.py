@@ -139,10 +139,10 @@ class Display:
         console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
     def emptied(self, layers: Sequence[str], sparsity: float) -> None:
-        """Warn of layers that have no weight left at this sparsity of the model, 0 to 1; of each once."""
+        """Warn of layers whose weights are all 0 at this sparsity of the model, 0 to 1; of each once."""
         if new := [name for name in layers if name not in self._emptied]:
             self._emptied.update(new)
-            self.warn(f"{listed(new)}: no weight is left at {percent(sparsity, 2)} sparsity; {FLOOR}")
+            self.warn(f"{listed(new)}: all weights are 0 at {percent(sparsity, 2)} sparsity; {FLOOR}")
 
     def finish(self, summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> None:
         """Show the summary; `wandb` has the URL of the W&B run and the folders for `wandb sync`."""

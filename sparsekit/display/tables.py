@@ -87,7 +87,7 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
         "prunable_share",
     )
     if known.get("layers.empty"):
-        table.add_row("empty layers", Text(f"{listed(known['layers.empty'])}: no weight is left; {FLOOR}", "yellow"))
+        table.add_row("empty layers", Text(empty_layers(known["layers.empty"]), "yellow"))
     add("nonzero", lambda a, n: f"{a:,} of {n:,} parameters", "nonzero", "parameters")
     add("model size", decimal, "model_bytes")
     add("time", lambda s, n: f"{duration(s)}, {n} segment{'s' * (n != 1)}", "wall_seconds", "segments")
@@ -100,6 +100,11 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     if folders := [shlex.quote(location) for location in wandb if location not in urls]:
         table.add_row("W&B", f"offline; to upload: wandb sync {' '.join(folders)}")
     return table
+
+
+def empty_layers(names: Sequence[str]) -> str:
+    """A line that names layers whose weights are all 0, and the fix."""
+    return f"{listed(names)}: all weights are 0; {FLOOR}"
 
 
 def run_title(method: object, merge: object, merged: bool | None) -> str:

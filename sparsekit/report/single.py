@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from sparsekit.display.tables import FLOOR, NAMES, cell, run_title
-from sparsekit.display.text import duration, listed, percent
+from sparsekit.display.tables import NAMES, cell, empty_layers, run_title
+from sparsekit.display.text import duration, percent
 from sparsekit.report import evaluation_charts, plots
 from sparsekit.report.runs import Run
 from sparsekit.report.svg import Chart
@@ -52,8 +52,7 @@ def view(run: Run) -> dict[str, Any]:
         "run": run,
         "badge": badge(run),
         "title": run_title(run.config["method"], run.config["merge"], run.summary.get("merged")),
-        "empty": run.summary.get("layers.empty")
-        and f"{listed(run.summary['layers.empty'])}: no weight is left; {FLOOR}",
+        "empty": empty_layers(empty) if (empty := run.summary.get("layers.empty")) else "",
         "lost": [str(row["segment"] + 1) for row in run.contests if row["soup.lost"]],
         "cards": cards(run),
         "training": _there(plots.progress(run), plots.soup(run), plots.geometry(run), plots.layers(run)),
