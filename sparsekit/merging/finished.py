@@ -268,8 +268,9 @@ def _table(
     lines.append(("sparsity", f"{percent(result['sparsity'], 2)} of the prunable weights"))
     lines.append(("nonzero", f"{result['nonzero']:,} of {result['prunable']:,} prunable weights"))
     if empty := result["layers.empty"]:
-        fresh = "; no masks say that it was pruned, so it counts as dense" if overlap.fresh else ""
-        lines.append(("empty", f"{listed(empty)} holds only zeros{fresh}"))
+        lines.append(("empty", f"{listed(empty)}: all weights are 0; --floor 1 keeps some under --prune-again"))
+    if overlap.fresh:
+        lines.append(("zeros", f"only zeros in {listed(overlap.fresh)}; without a stored mask that counts as dense"))
     if not overlap.same:
         lines.append(("masks", "they differed: what any model keeps was kept"))
     norms = any(name.endswith("running_var") for name in first.names())

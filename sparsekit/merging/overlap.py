@@ -27,7 +27,7 @@ class Overlap:
         paths: The models.
         union: Masks of the weights that any of the models keeps, True keeps.
         total: Number of prunable weights.
-        fresh: Whether a model has a layer of zeros that no mask covers.
+        fresh: The layers of zeros that no mask covers, each with its model.
         both: `both[i][j]` is the number of weights that models i and j both keep; `both[i][i]` those of model i.
     """
 
@@ -35,7 +35,7 @@ class Overlap:
     union: Tensors
     total: int
     both: tuple[tuple[int, ...], ...]
-    fresh: bool = False
+    fresh: tuple[str, ...] = ()
 
     @property
     def differing(self) -> int:
@@ -84,7 +84,7 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
         _same_names(first, other)
     both = [[0] * count for _ in sources]
     union = {name: torch.zeros(first.read(name).shape, dtype=torch.bool) for name in prunable}
-    fresh = False
+    fresh: list[str] = []
     for name in first.names():
         reference = first.read(name)
         shape, dtype = reference.shape, reference.dtype
@@ -95,7 +95,8 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
             _check(tensor, name, shape, dtype, source, first)
             if name in union:
                 mask = source.masks([name])[name]
-                fresh |= bool(mask.any()) and not bool(tensor.any())
+                if bool(mask.any()) and not bool(tensor.any()):
+                    fresh.append(f"{name} of {source.path}")
                 union[name] |= mask
                 kept.append(np.packbits(mask.numpy()))
         for i, j in itertools.combinations_with_replacement(range(len(kept)), 2):
@@ -103,7 +104,7 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
             both[i][j] += common
             both[j][i] = both[i][j]
     total = sum(mask.numel() for mask in union.values())
-    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both), fresh)
+    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both), tuple(fresh))
 
 
 def _check(

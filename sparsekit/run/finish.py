@@ -65,7 +65,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
         "model_sparsity": pruned / sizes["parameters"],
-        "merged": measured["merges.count"] > 0 or setup.config.merge.average_from is not None,
+        "merged": "merges.count" in measured or setup.config.merge.average_from is not None,
         "layers.empty": masks.empty({name: saved[name] for name in result.state.masks}),
         **sizes,
         "model_bytes": sizes["bytes.disk"],
@@ -115,13 +115,13 @@ def merges(out: Path) -> dict[str, Any]:
 
     Returns:
         `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy`, the test accuracy of the
-        last candidates' ensemble, if it was measured. Only `merges.count`, 0, without such a merge.
+        last candidates' ensemble, if it was measured. Empty without such a merge.
     """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if '"merge"' in line]
     judged = [row for row in rows if "soup.lost" in row]
     if not judged:
-        return {"merges.count": 0}
+        return {}
     lost = sum(row["soup.lost"] for row in judged)
     values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
     ensemble = judged[-1].get("ensemble.test_accuracy")

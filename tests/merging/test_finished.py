@@ -178,14 +178,10 @@ def test_a_head_of_zeros_is_no_mask_whatever_it_is_merged_with(
     torch.save(fresh, tmp_path / "fresh.pt")
     assert merge(tmp_path / "fresh.pt", tmp_path / "fresh.pt", "-o", tmp_path / "soup") == 0
     out = capsys.readouterr().out
-    assert re.search(r"empty +4\.weight .*dense", out), out
+    assert re.search(r"zeros +.*4\.weight of .*fresh\.pt.*dense", out), out
+    assert re.search(r"empty +4\.weight: .*", out), out
     assert load_tensors(tmp_path / "soup" / "masks.safetensors")["4.weight"].all()
-    again = masks_of(tmp_path / "soup")
-    assert masks.empty(again) == []
-
-
-def masks_of(path: Path) -> dict[str, Tensor]:
-    return open_saved_model("MODEL", path).masks(["4.weight"])
+    assert masks.empty(open_saved_model("MODEL", tmp_path / "soup").masks(["4.weight"])) == []
 
 
 def test_masks_that_differ_are_refused_with_their_overlap(plain: list[Path], tmp_path: Path, capsys: Capture) -> None:
