@@ -156,9 +156,9 @@ class PruningStep(Stage):
         extra: The method's own tensors, under the names that `PruningMethod.extra` gave them.
         generator: A CPU generator seeded by (seed, segment).
         select: `select(scores, regrow=False)` returns masks that keep the highest scores, exactly as many as the
-            segment's sparsity, `--masks.allocation` and `--masks.pattern` demand; ties keep the lower index. With
-            `regrow=True` currently masked weights can be kept too. Raises RunError on a NaN score of a weight that can
-            be kept, and with `lamp` on negative or infinite scores.
+            segment's sparsity, `--masks.allocation`, `--masks.pattern` and `--masks.floor` demand; ties keep the lower
+            index. With `regrow=True` currently masked weights can be kept too. Raises RunError on a NaN score of a
+            weight that can be kept, and with `lamp` on negative or infinite scores.
         gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
             with respect to the effective weights of the parent, including masked ones; CPU tensors.
     """
@@ -207,7 +207,8 @@ class PruningMethod(ABC):
         """Divide the budget into segments.
 
         The epochs add up to `budget.epochs`, and the last segment's sparsity is `budget.sparsity`. Raises ValueError
-        with a message for the user if the options allow no valid plan.
+        with a message for the user if the options allow no valid plan. The sparsity may fall only if
+        `masks` is defined too.
         """
 
     def scores(self, step: PruningStep) -> Tensors:

@@ -156,6 +156,8 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
         start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
     for note in setup.notes:
         display.note(note)
+    for warning in setup.warnings:
+        display.warn(warning)
     signals.stop()
     with signals.reraise_if_swallowed():  # an interrupted trial of vmap would look like a model that it cannot handle
         executor, why = choose_executor(setup)

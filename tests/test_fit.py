@@ -31,21 +31,25 @@ from tiny import (
 )
 from torch import nn
 
-from sparsekit import Budget, MergeStrategy, PruningMethod, Segment
+from sparsekit import Budget, MergeStrategy, PruningMethod, PruningStep, Segment, Tensors
 from sparsekit.cli import main
-from sparsekit.config.options import FitConfig, MasksConfig, ModelConfig, ReplicasConfig
+from sparsekit.config.options import EvaluationConfig, FitConfig, MasksConfig, ModelConfig, ReplicasConfig
 from sparsekit.data import ImageData
+from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import sequential
+from sparsekit.files import load_tensors
 from sparsekit.fit import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
+from sparsekit.merges.none import NoMerge
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.bimp import BIMP
 from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.state import State, effective
+from sparsekit.pruning import masks
 from sparsekit.run.progress import first_progress
 from sparsekit.training.prepare import prepare
 from sparsekit.training.replica import Training
@@ -227,6 +231,58 @@ def test_other_options(tmp_path: Path, changes: dict[str, Any]) -> None:
     out = tmp_path / "run"
     config = tiny_config(OneShot(), out=out, epochs=2, **changes)
     check_run(out, config, fit(config))
+
+
+# --- what a run says of its layers ----------------------------------------------------------------------
+
+
+class Favouring(OneShot):
+    """Keeps nothing of one layer, unless it must."""
+
+    def scores(self, step: PruningStep) -> Tensors:
+        return {n: w.abs() * (1e-9 if n == "layer2.0.conv1.weight" else 1.0) for n, w in step.weights.items()}
+
+
+@pytest.mark.parametrize(("floor", "empty"), [(0.0, ["layer2.0.conv1.weight"]), (3.0, [])])
+def test_a_layer_that_loses_its_last_weight_is_named_where_it_happens_and_at_the_end(
+    floor: float, empty: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(
+        Favouring(), NoMerge(), tmp_path / "run", epochs=2, sparsity=0.8, masks=MasksConfig(floor=floor),
+        evaluation=EvaluationConfig(report=True),
+    )  # fmt: skip
+    summary = fit(config)
+    assert summary["layers.empty"] == json.loads((tmp_path / "run/summary.json").read_text())["layers.empty"] == empty
+    out, err = capsys.readouterr()
+    told = [line for line in err.splitlines() if line.startswith("warning") and "layer2.0.conv1.weight" in line]
+    assert len(told) == len(empty)
+    assert all(part in line for line in told for part in ("80.00 %", "--masks.floor"))
+    assert ("empty layers" in out) == bool(empty)
+    page = (tmp_path / "run/report.html").read_text()
+    assert ("layer2.0.conv1.weight: all weights are 0" in page) == bool(empty)
+    kept = load_tensors(tmp_path / "run/masks.safetensors")
+    assert int(kept["layer2.0.conv1.weight"].sum()) == floor
+    assert masks.kept(kept) == 12_560 - round(0.8 * 12_560)
+    assert f"prunable: 12,560 of 12,890 parameters ({percent(12_560 / 12_890, 2)})" in out
+    assert (summary["prunable"], summary["prunable_share"]) == (12_560, 12_560 / 12_890)
+
+
+def test_a_run_that_merges_nothing_says_so_from_the_start_to_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ReplicasConfig(1)
+    config = tiny_config(
+        OneShot(), out=tmp_path / "run", epochs=2, replicas=alone, evaluation=EvaluationConfig(report=True)
+    )
+    summary = fit(config)
+    assert (summary["merged"], summary["merge"]) == (False, "uniform")
+    out = capsys.readouterr().out
+    assert "--merge uniform has nothing to merge" in out
+    assert "uniform  done" not in out
+    assert "oneshot, nothing merged" in out
+    page = (tmp_path / "run/report.html").read_text()
+    assert "oneshot, nothing merged" in page
+    assert "oneshot + uniform" not in page
 
 
 # --- the same again ------------------------------------------------------------------------------------

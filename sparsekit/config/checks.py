@@ -16,6 +16,19 @@ def check_device(device: str) -> None:
         raise UserError(f"--device is {device}; give auto, cpu, cuda or cuda:N")
 
 
+def check_floor(options: tuple[str, str], floor: float, sparsity: float) -> None:
+    """Raise UserError where a floor is neither a whole number nor a fraction, or more than the sparsity leaves."""
+    if not (0.0 <= floor < 1.0 or (floor < math.inf and floor == int(floor) >= 1)):
+        raise UserError(
+            f"{options[0]} is {floor:g}; give a number of weights, 1 or more, or a fraction of a layer below 1"
+        )
+    if floor < 1.0 and floor > 1.0 - sparsity + 1e-12:
+        raise UserError(
+            f"{options[0]} {floor:g} keeps that fraction of every layer, but {options[1]} {sparsity:g} leaves "
+            f"{1.0 - sparsity:.4g} of all weights; lower one of them"
+        )
+
+
 def check(config: FitConfig) -> None:
     """Raise UserError, with the option, the value and the fix, where an option has a value that it may not have."""
     o, d, r, t = config.optimizer, config.data, config.replicas, config.distill
@@ -47,6 +60,7 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    check_floor(("--masks.floor", "--sparsity"), config.masks.floor, config.sparsity)
     check_device(config.device)
     check_wandb(config.wandb)
     if config.model.init is not None and config.model.pretrained:
@@ -61,7 +75,12 @@ def check(config: FitConfig) -> None:
     if config.masks.pattern is not None:
         from sparsekit.config.nm_pattern import Pattern  # only now: it imports numpy
 
-        Pattern.parse(config.masks.pattern)
+        nm = Pattern.parse(config.masks.pattern)
+        if 1.0 > config.masks.floor > nm.share:
+            raise UserError(
+                f"--masks.floor {config.masks.floor:g} keeps more of a layer than the {nm.share:g} of "
+                f"--masks.pattern {nm}; lower it"
+            )
     for pattern in config.masks.exclude:
         try:
             re.compile(pattern)

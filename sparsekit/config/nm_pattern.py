@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 from sparsekit.errors import UserError
 
@@ -41,18 +44,54 @@ class Pattern:
         moved = (shape[0], *shape[2:], shape[1])
         return np.moveaxis(rows.reshape(moved), -1, 1).reshape(-1)
 
-    def check(self, shapes: Mapping[str, Sequence[int]], sparsity: float) -> None:
-        """Raise UserError where a layer cannot follow the pattern, or the target sparsity does not reach it."""
-        for name, shape in shapes.items():
-            if shape[1] % self.m:
-                raise UserError(
-                    f"--masks.pattern {self}: {name} has input channels: {shape[1]}, no multiple of {self.m}; "
-                    f"leave it out with --masks.exclude '[^{name}$]'"
-                )
-        least = 1.0 - self.n / self.m
-        if sparsity < least - 1e-12:
-            raise UserError(f"--masks.pattern {self} needs --sparsity {least:g} or more, not {sparsity:g}")
+    @property
+    def share(self) -> float:
+        """The largest part of a layer that the pattern keeps, 0 to 1."""
+        return self.n / self.m
+
+    def check(self, shapes: Mapping[str, Sequence[int]], sparsity: float, exclude: Sequence[str] = ()) -> None:
+        """Check that every layer can follow the pattern, and that the target sparsity reaches it.
+
+        Args:
+            shapes: The layers' shapes.
+            sparsity: The target, 0 to 1.
+            exclude: What `--masks.exclude` leaves out already, for the message.
+
+        Raises:
+            UserError: the message names every layer that does not fit, and the `--masks.exclude` that leaves them out.
+        """
+        wrong = {name: shape[1] for name, shape in shapes.items() if shape[1] % self.m}
+        least = 1.0 - self.share
+        needs = f"needs --sparsity {least:g} or more, not {sparsity:g}" if sparsity < least - 1e-12 else ""
+        if wrong:
+            counts = ", ".join(
+                f"{channels} in {names[0] if len(names) == 1 else f'{len(names)} layers'}"
+                for channels in sorted(set(wrong.values()))
+                for names in [[name for name, found in wrong.items() if found == channels]]
+            )
+            some = (
+                f"leave them out with --masks.exclude {_value([*exclude, _only(list(wrong))])}"
+                if len(wrong) < len(shapes)
+                else "choose another"
+            )
+            raise UserError(
+                f"--masks.pattern {self} does not fit {len(wrong)} of {len(shapes)} layers, whose input channels "
+                f"({counts}) are no multiple of {self.m}; {some}{f'; it also {needs}' if needs else ''}"
+            )
+        if needs:
+            raise UserError(f"--masks.pattern {self} {needs}")
 
     def holds(self, mask: Array) -> bool:
         """Whether a mask follows the pattern."""
         return bool((self.blocks(mask.reshape(-1), mask.shape).sum(axis=1) <= self.n).all())
+
+
+def _only(names: Sequence[str]) -> str:
+    """One regular expression that finds these parameters and no others."""
+    suffix = r"\.weight" if all(name.endswith(".weight") for name in names) else ""
+    return f"^({'|'.join(re.escape(name).removesuffix(suffix) for name in names)}){suffix}$"
+
+
+def _value(patterns: Sequence[str]) -> str:
+    """A list of regular expressions as an option's value in a shell."""
+    return shlex.quote(yaml.safe_dump(patterns, default_flow_style=True, width=math.inf).strip())

@@ -136,11 +136,14 @@ class MasksConfig:
         allocation: How sparsity is shared out between layers; by default as the method prefers, mostly `global`.
         pattern: `n:m` keeps at most n of every m weights that follow one another along the input channels, as `2:4`.
         exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
+        floor: What every layer keeps at least: so many weights, 1 or more, or a fraction of the layer below 1. 0 lets a
+            layer lose all.
     """
 
     allocation: Literal["global", "uniform", "erk", "lamp"] | None = None
     pattern: str | None = None
     exclude: list[str] = field(default_factory=list)
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,7 @@ class MergeConfig:
         masks: What to do where the models' zeros differ: refuse, or keep what any of them keeps.
         prune_again: Prune the merged model by magnitude to this sparsity, from 0 to below 1; also `--prune-again`.
         allocation: How `--prune-again` shares sparsity out between layers.
+        floor: What every layer keeps at least under `--prune-again`: so many weights, 1 or more, or a fraction below 1.
         parent: The model that all were trained from, for merges that compare with it; a directory or file, too.
         batchnorm: BatchNorm statistics of a merged model: measured again where there is data, or averaged.
         model: The architecture, where the models do not say it themselves.
@@ -288,6 +292,7 @@ class MergeConfig:
     masks: Literal["same", "union"] = "same"
     prune_again: float | None = None
     allocation: Literal["global", "uniform", "erk", "lamp"] = "global"
+    floor: float = 0.0
     parent: str | None = None
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
     model: ArchitectureConfig = field(default_factory=ArchitectureConfig)

@@ -27,7 +27,7 @@ from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mappin
 from sparsekit.config.options import FitConfig, is_text, option_types
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, discover, name_of
-from sparsekit.plugins.signatures import options_of
+from sparsekit.plugins.signatures import options_of, unclear
 
 DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
@@ -234,6 +234,9 @@ def _expanded(argv: Sequence[str], given: Given) -> list[str]:
         if chosen[kind] and (kind not in filed or name != name_of(kind, base)):
             classes.append(f"--{kind}={plugin_yaml.text(plugin_yaml.spec_of(kind, name, {}))}")
         plugins = discover().of(kind).get(name, ())
+        if len(plugins) == 1 and unclear(plugins[0]):
+            with suppress(UserError):  # it is imported a little later anyway, and what is wrong is said then
+                plugins[0].load()
         given.plugins[kind] = name, list(options_of(plugins[0])) if len(plugins) == 1 else []
     return [*classes, *(argument for kind in GROUPS for argument in own[kind]), *others]
 

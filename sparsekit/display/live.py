@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from sparsekit.display import plan_picture
-from sparsekit.display.tables import plan_table, summary_table
-from sparsekit.display.text import duration, percent
+from sparsekit.display.tables import FLOOR, plan_table, summary_table
+from sparsekit.display.text import duration, listed, percent
 from sparsekit.planning.plan import PlanSummary
 
 _PLAIN_SECONDS = 10.0
@@ -45,6 +45,7 @@ class Display:
         self._heading = ""
         self._segment = 0
         self._replicas = 0
+        self._emptied: set[str] = set()
         self._start = self._last_line = clock()
 
     def plan(self, rows: Sequence[Mapping[str, Any]], critical_epochs: float, total_epochs: float) -> None:
@@ -141,6 +142,12 @@ class Display:
         # If both go to one terminal, only the console of the live line can print above that line.
         console = self._out if self._live and self._err.is_terminal else self._err
         console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+    def emptied(self, layers: Sequence[str], sparsity: float) -> None:
+        """Warn of layers whose weights are all 0 at this sparsity of the model, 0 to 1; of each once."""
+        if new := [name for name in layers if name not in self._emptied]:
+            self._emptied.update(new)
+            self.warn(f"{listed(new)}: all weights are 0 at {percent(sparsity, 2)} sparsity; {FLOOR}")
 
     def finish(self, summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> None:
         """Show the summary; `wandb` has the URL of the W&B run and the folders for `wandb sync`."""

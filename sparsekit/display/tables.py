@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from sparsekit.display.text import duration, percent
+from sparsekit.display.text import duration, listed, percent
 
 NAMES = {
     "accuracy": "accuracy",
@@ -23,6 +23,8 @@ NAMES = {
     "brier": "Brier",
 }
 """Titles of scalar metrics, in the order in which they are shown."""
+FLOOR = "--masks.floor 1, or a fraction such as 0.01, keeps that much of every layer"
+"""How layers are kept from losing all their weights."""
 VARIANTS = {"saved": "as saved", "recalibrated": "BatchNorm recalibrated"}
 
 
@@ -63,7 +65,7 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
             table.add_row(name, Text(line(*(known[key] for key in keys))))
 
     if "status" in known:
-        name = " + ".join(str(known[key]) for key in ("method", "merge") if key in known)
+        name = run_title(known.get("method"), known.get("merge"), known.get("merged"))
         table.add_row(name, Text(known["status"], "" if known["status"] == "done" else "yellow"))
     mean, best = "candidates.mean_accuracy", "candidates.best_accuracy"
     if "test.accuracy" in known:
@@ -78,6 +80,14 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
     add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
     add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
+    add(
+        "prunable",
+        lambda n, share: f"{n:,} weights, {percent(share, 2)} of all parameters",
+        "prunable",
+        "prunable_share",
+    )
+    if known.get("layers.empty"):
+        table.add_row("empty layers", Text(empty_layers(known["layers.empty"]), "yellow"))
     add("nonzero", lambda a, n: f"{a:,} of {n:,} parameters", "nonzero", "parameters")
     add("model size", decimal, "model_bytes")
     add("time", lambda s, n: f"{duration(s)}, {n} segment{'s' * (n != 1)}", "wall_seconds", "segments")
@@ -90,6 +100,19 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     if folders := [shlex.quote(location) for location in wandb if location not in urls]:
         table.add_row("W&B", f"offline; to upload: wandb sync {' '.join(folders)}")
     return table
+
+
+def empty_layers(names: Sequence[str]) -> str:
+    """A line that names layers whose weights are all 0, and the fix."""
+    return f"{listed(names)}: all weights are 0; {FLOOR}"
+
+
+def run_title(method: object, merge: object, merged: bool | None) -> str:
+    """What a run was: its method and its merge, which is not named where it never had anything to merge."""
+    alone = merged is False and merge != "none"
+    return (
+        f"{method}, nothing merged" if alone else " + ".join(str(part) for part in (method, merge) if part is not None)
+    )
 
 
 def _lost(lost: int, count: int, margin: float) -> str:

@@ -1,6 +1,8 @@
-"""Percentages and durations as text."""
+"""Percentages, durations and lists as text."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -16,3 +18,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in one line: the first ones, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

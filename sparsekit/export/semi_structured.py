@@ -37,6 +37,7 @@ def layers(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear)
         and module.weight.shape[0] % _ROWS == 0
         and module.weight.shape[1] % _COLUMNS == 0
+        and bool(module.weight.any())  # a layer of zeros was not pruned to a pattern
         and bool(((module.weight != 0).reshape(-1, 4).sum(1) <= 2).all())
     ]
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
+from sparsekit.config.checks import check_floor
 from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
-from sparsekit.display.text import percent
+from sparsekit.display.text import listed, percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
@@ -30,7 +31,7 @@ from sparsekit.models.saved import SavedModel, architecture, open_saved_model, s
 from sparsekit.models.state import State
 from sparsekit.models.state_dict import without_wrappers
 from sparsekit.plugins.registry import name_of
-from sparsekit.pruning import masks
+from sparsekit.pruning import allocation, masks
 from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
@@ -170,7 +171,7 @@ def _prunable(model: nn.Module | None, first: SavedModel, copies: Mapping[str, s
 
 
 def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:
-    """Raise UserError if masks differ without `--masks union`, or `--prune-again` is invalid or too low."""
+    """Raise UserError if masks differ without `--masks union`, or `--prune-again` or `--floor` does not suit them."""
     if not overlap.same and config.masks == "same":
         print(overlap.table())
         raise UserError(
@@ -185,6 +186,11 @@ def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedM
     sparsity = masks.sparsity(overlap.union) if overlap.union else 0.0
     if again is not None and masks.kept(overlap.union) < overlap.total - round(again * overlap.total):
         raise UserError(f"--prune-again is {again:g}, but the models are {sparsity:.2%} sparse already; give more")
+    if config.floor and again is None:
+        raise UserError("--floor is for --prune-again alone; give both, or neither")
+    options, shapes = ("--floor", "--prune-again"), {name: mask.shape for name, mask in overlap.union.items()}
+    check_floor(options, config.floor, again or 0.0)
+    allocation.check_floor(options, shapes, config.floor, again or 0.0)
 
 
 # --- after -------------------------------------------------------------------------------------------
@@ -199,7 +205,7 @@ def _apply_masks(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple
     kept = union
     if config.prune_again is not None:
         scores = {name: tensors[name].abs() for name in union}
-        kept = masks.select(scores, union, config.prune_again, config.allocation)
+        kept = masks.select(scores, union, config.prune_again, config.allocation, floor=config.floor)
     for name, mask in kept.items():
         tensors[name].masked_fill_(~mask, 0)
     return tensors, kept
@@ -215,6 +221,7 @@ def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tens
         "sparsity": masks.sparsity(kept) if kept else 0.0,
         "nonzero": sum(int(torch.count_nonzero(tensors[key])) for key in kept),
         "prunable": sum(mask.numel() for mask in kept.values()),
+        "layers.empty": masks.empty({name: tensors[name] for name in kept}),
     }
 
 
@@ -276,6 +283,10 @@ def _table(
             lines.append(("lost", f"{lost}: {reason}"))
     lines.append(("sparsity", f"{percent(result['sparsity'], 2)} of the prunable weights"))
     lines.append(("nonzero", f"{result['nonzero']:,} of {result['prunable']:,} prunable weights"))
+    if empty := result["layers.empty"]:
+        lines.append(("empty", f"{listed(empty)}: all weights are 0; --floor 1 keeps some under --prune-again"))
+    if overlap.fresh:
+        lines.append(("zeros", f"only zeros in {listed(overlap.fresh)}; without a stored mask that counts as dense"))
     if not overlap.same:
         lines.append(("masks", "they differed: what any model keeps was kept"))
     norms = any(name.endswith("running_var") for name in first.names())

@@ -28,6 +28,7 @@ class Overlap:
         paths: The models.
         union: Masks of the weights that any of the models keeps, True keeps.
         total: Number of prunable weights.
+        fresh: The layers of zeros that no mask covers, each with its model.
         both: `both[i][j]` is the number of weights that models i and j both keep; `both[i][i]` those of model i.
     """
 
@@ -35,6 +36,7 @@ class Overlap:
     union: Tensors
     total: int
     both: tuple[tuple[int, ...], ...]
+    fresh: tuple[str, ...] = ()
 
     @property
     def differing(self) -> int:
@@ -83,15 +85,19 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
         _same_names(first, other)
     both = [[0] * count for _ in sources]
     union = {name: torch.zeros(first.read(name).shape, dtype=torch.bool) for name in prunable}
+    fresh: list[str] = []
     for name in first.names():
         reference = first.read(name)
         shape, dtype = reference.shape, reference.dtype
         del reference
         kept = []
         for source in sources:
-            _check(source.read(name), name, shape, dtype, source, first)
+            tensor = source.read(name)
+            _check(tensor, name, shape, dtype, source, first)
             if name in union:
                 mask = source.masks([name])[name]
+                if bool(mask.any()) and not bool(tensor.any()):
+                    fresh.append(f"{name} of {source.path}")
                 union[name] |= mask
                 kept.append(np.packbits(mask.numpy()))
         for i, j in itertools.combinations_with_replacement(range(len(kept)), 2):
@@ -99,7 +105,7 @@ def compare_masks(sources: Sequence[SavedModel], prunable: Sequence[str]) -> Ove
             both[i][j] += common
             both[j][i] = both[i][j]
     total = sum(mask.numel() for mask in union.values())
-    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both))
+    return Overlap(tuple(s.path for s in sources), union, total, tuple(tuple(row) for row in both), tuple(fresh))
 
 
 def tied(sources: Sequence[SavedModel]) -> dict[str, str]:

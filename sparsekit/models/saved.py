@@ -74,6 +74,9 @@ class SavedModel:
     def masks(self, names: Sequence[str]) -> Tensors:
         """Bool masks of the named weights, True keeps: those stored with the model, else False where a weight is 0.
 
+        A layer that holds only zeros has no mask unless one is stored: it may be one that starts at zero, such as a new
+        head, and is still to be trained.
+
         Raises:
             UserError: a stored mask does not suit its weight.
         """
@@ -82,7 +85,8 @@ class SavedModel:
         stored, masks = self._stored_masks, {}
         for name in names:
             nonzero = self.read(name) != 0
-            masks[name] = mask = stored.read(name) if stored and name in stored.names() else nonzero
+            inferred = nonzero if bool(nonzero.any()) else torch.ones_like(nonzero)
+            masks[name] = mask = stored.read(name) if stored and name in stored.names() else inferred
             if mask.dtype is not torch.bool or mask.shape != nonzero.shape or bool((nonzero & ~mask).any()):
                 raise UserError(f"{self.option} {self.path}: masks.safetensors does not suit {name}; remove it")
         return masks

@@ -6,11 +6,13 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
-from sparsekit.api import Budget, Schedule, Segment, Stage
+from sparsekit.api import Budget, PruningMethod, Schedule, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig
 from sparsekit.errors import UserError
 from sparsekit.planning.replicas import Replica, replicas_of
+from sparsekit.plugins.registry import name_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
 _POINTS = 40
@@ -112,6 +114,8 @@ def make_stages(config: FitConfig) -> tuple[Stage, ...]:
     except ValueError as error:
         raise UserError(str(error)) from error
     check_plan(f"method {type(config.method).__name__}", plan, budget)
+    if type(config.method).masks is PruningMethod.masks:
+        check_rising(f"method {type(config.method).__name__}", plan)
     return tuple(Stage(budget, plan, index) for index in range(len(plan)))
 
 
@@ -160,6 +164,16 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
         raise UserError(f"{name}: its last segment has sparsity {plan[-1].sparsity:g}, not {budget.sparsity:g}")
 
 
+def check_rising(name: str, plan: tuple[Segment, ...]) -> None:
+    """Raise UserError where the sparsity falls, for a method whose masks never take a pruned weight back."""
+    for number, (before, after) in enumerate(pairwise(plan), 2):
+        if after.sparsity < before.sparsity - 1e-9:
+            raise UserError(
+                f"{name}: segment {number} has sparsity {after.sparsity:g} after {before.sparsity:g}, but its masks "
+                "take nothing back; let the plan rise, or define masks() with step.select(scores, regrow=True)"
+            )
+
+
 def segment_steps(stages: tuple[Stage, ...], steps_per_epoch: int) -> list[int]:
     """Optimizer steps of each segment, rounded so that they add up to the steps of the whole budget."""
     ends = [round(stage.end * steps_per_epoch) for stage in stages]
@@ -199,6 +213,16 @@ def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int
         PlannedSegment(stage, tuple(replicas_of(config, stage)), count)
         for stage, count in zip(stages, steps, strict=True)
     )
+
+
+def nothing_to_merge(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
+    """A line for the user where a merge is chosen and no segment trains more than one replica; else none."""
+    merge = config.merge
+    if merge.max_replicas == 1 or merge.average_from is not None or any(len(each.replicas) > 1 for each in plan):
+        return []
+    name = name_of("merge", f"{type(merge).__module__}.{type(merge).__qualname__}")
+    why = f"--replicas.count {config.replicas.count}, --replicas.start {config.replicas.start:g}"
+    return [f"--merge {name} has nothing to merge: no segment trains two replicas ({why})"]
 
 
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:

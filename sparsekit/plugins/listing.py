@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 
 from sparsekit.plugins.registry import Plugin, discover
-from sparsekit.plugins.signatures import fault_of, options_of, summary_of
+from sparsekit.plugins.signatures import fault_of, options_of, summary_of, unclear
 
 
 def row(plugin: Plugin) -> dict[str, str]:
@@ -34,6 +34,8 @@ def help_of(plugin: Plugin) -> str:
 
 def options_text(plugin: Plugin, indent: int) -> list[str]:
     """One line per option: name, type and default, indented by `indent` spaces."""
+    if unclear(plugin) and not options_of(plugin):
+        return [f"{' ' * indent}its options: sparsekit fit --{plugin.kind}.help {plugin.name}"]
     return [
         f"{' ' * indent}--{plugin.kind}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
         for o in options_of(plugin).values()

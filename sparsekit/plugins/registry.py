@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Literal
 
@@ -141,12 +142,27 @@ _Files = Iterator[tuple[entrypoints.CaseSensitiveConfigParser, entrypoints.Distr
 
 def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
     for parser, owner in files:
+        notes.extend(
+            f"{owner.name} {owner.version}: plugins of the entry point group {group!r} are not found.{meant}"
+            for group in parser.sections()
+            if group not in GROUPS.values() and (meant := _meant(group))
+        )
         for kind, group in GROUPS.items():
             for name, value in parser.items(group, raw=True) if group in parser else ():
                 target, flaw = _target(name, value, owner)
                 if flaw:
                     notes.append(f"{owner.name} {owner.version}: {flaw}")
                 yield Plugin(name, kind, target, owner.name.replace("_", "-"), owner.version or "?", flaw)
+
+
+@lru_cache(maxsize=1024)
+def _meant(group: str) -> str:
+    """Which group a misspelt one is most likely meant to be; empty for groups of other programs."""
+    letters = re.sub(r"\W|_", "", group.lower())
+    if not get_close_matches(letters[: len("sparsekit")], ["sparsekit"], cutoff=0.85):
+        return ""
+    near = get_close_matches(group.lower(), GROUPS.values(), 1, 0.8)
+    return f" Did you mean {near[0]!r}?" if near else f" Groups are {' and '.join(GROUPS.values())}."
 
 
 def _target(name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:

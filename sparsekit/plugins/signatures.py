@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.machinery
+import inspect
 import re
 import sys
 from dataclasses import dataclass
@@ -34,18 +36,26 @@ def summary_of(plugin: Plugin) -> str:
 
 
 def options_of(plugin: Plugin) -> dict[str, Option]:
-    """The options of the class's own or inherited constructor by name; empty if no constructor is found."""
-    found = _class_of(plugin)
-    for _ in range(_DEPTH):
-        for item in found.node.body if found else ():
-            if found and isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                return _options(found.module, item.args)
-        if found and any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
-            return _fields(found.module, found.node)
-        base = next((base.id for base in found.node.bases if isinstance(base, ast.Name)), "") if found else ""
-        parent = _resolve(found.module, base) if found and base else None
-        found = parent if isinstance(parent, _Class) else None
-    return {}
+    """The options of the class's own or inherited constructor by name; empty if no constructor is found.
+
+    Where the source does not say what the class inherits, they are those of the class itself, once it is imported.
+    """
+    try:
+        found = _class_of(plugin)
+        return (_constructor(found) if found else None) or {}
+    except _Unclear:
+        return _signature(plugin)
+
+
+def unclear(plugin: Plugin) -> bool:
+    """Whether the source does not say which options the class inherits, as from a base that is loaded at run time."""
+    try:
+        found = _class_of(plugin)
+        if found:
+            _constructor(found)
+    except _Unclear:
+        return True
+    return False
 
 
 def fault_of(plugin: Plugin) -> str:
@@ -67,6 +77,67 @@ class _Class:
 
     module: str
     node: ast.ClassDef
+
+
+class _Unclear(Exception):
+    """A base class cannot be found in the source."""
+
+
+def _constructor(found: _Class, depth: int = 0) -> dict[str, Option] | None:
+    """The options of a class's own or inherited constructor; None without one; raises _Unclear."""
+    for item in found.node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _options(found.module, item.args)
+    if depth > _DEPTH:
+        raise _Unclear
+    own = None
+    if any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list):
+        own = _fields(found.module, found.node)
+    for base in found.node.bases:
+        parent = _base(found.module, base)
+        inherited = _constructor(parent, depth + 1) if parent else None
+        if own is not None:
+            own = {**(inherited or {}), **own}
+        elif inherited is not None:
+            return inherited
+    return own
+
+
+def _base(module: str, node: ast.expr) -> _Class | None:
+    """The definition of a base class; None for Python's own; raises _Unclear if the source does not give it."""
+    node = node.value if isinstance(node, ast.Subscript) else node
+    name = ast.unparse(node)
+    if isinstance(node, ast.Name) and hasattr(builtins, name):
+        return None
+    found = _resolve(module, name) if isinstance(node, ast.Name) else False
+    tree = _parsed(module) if isinstance(node, ast.Attribute) else None
+    for item in ast.walk(tree) if tree else ():
+        if isinstance(item, (ast.Import, ast.ImportFrom)):
+            within = f"{_absolute(module, item)}." if isinstance(item, ast.ImportFrom) else ""
+            for alias in item.names:
+                rest = name.removeprefix(f"{alias.asname or alias.name}.")
+                if rest != name and "." not in rest:
+                    found = _resolve(f"{within}{alias.name}", rest)
+    if not isinstance(found, _Class):
+        raise _Unclear
+    return found
+
+
+def _signature(plugin: Plugin) -> dict[str, Option]:
+    """The options of a class that is imported already; empty if it is not."""
+    module, _, name = plugin.target.partition(":")
+    cls = getattr(sys.modules.get(module), name, None)
+    if not isinstance(cls, type) or cls.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    return {
+        p.name: Option(
+            p.name,
+            "" if p.annotation is p.empty else p.annotation if isinstance(p.annotation, str)
+            else inspect.formatannotation(p.annotation),
+            "" if p.default is p.empty else repr(p.default),
+        )
+        for p in inspect.signature(cls).parameters.values()
+    }  # fmt: skip
 
 
 def _options(module: str, arguments: ast.arguments) -> dict[str, Option]:

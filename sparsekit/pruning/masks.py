@@ -21,6 +21,11 @@ from sparsekit.pruning import allocation, top_k
 
 Arrays = dict[str, Array]
 
+KINDS = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose weights can be pruned."""
+CENTRED = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
+"""Convolutions that centre their weights in every forward pass, which would make masked weights nonzero."""
+
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     """Parameter names of the Conv and Linear weights in the model's order, without those that a pattern matches.
@@ -32,14 +37,11 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     Raises:
         UserError: a pattern matches no such weight, no weight is left, or two layers share a weight.
     """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    # these centre their weights in every forward pass, which would make masked weights nonzero
-    centred = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
     every = dict(model.named_parameters(remove_duplicate=False))  # reparametrized weights are not among them
     names = [
         f"{path}.weight" if path else "weight"
         for path, m in model.named_modules()
-        if isinstance(m, kinds) and not isinstance(m, centred)
+        if isinstance(m, KINDS) and not isinstance(m, CENTRED)
     ]
     names = [name for name in names if name in every]
     matrices, once = {id(every[name]) for name in names}, dict(model.named_parameters())
@@ -61,8 +63,13 @@ def full(weights: Mapping[str, Tensor]) -> Tensors:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None) -> Tensors:
+def select(
+    scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None, floor: float = 0.0
+) -> Tensors:
     """Masks that keep the highest scores, exactly N − round(sparsity · N) of the N weights; ties keep the first.
+
+    With a floor each layer first keeps its f_l highest scores, f_l by `allocation.floors`; the others compete for what
+    is left of the N − round(sparsity · N).
 
     Args:
         scores: The weights' scores by name, of any sign, infinities allowed; for `lamp` finite and 0 or more.
@@ -71,9 +78,10 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
         rule: `global` compares scores across layers, `lamp` does so after normalising them within each layer,
             `uniform` and `erk` keep a fixed number of weights in each layer.
         pattern: Prune weights that break this pattern first.
+        floor: Fewest weights of a layer to keep, as `--masks.floor` says; one with fewer in `among` keeps those.
 
     Raises:
-        RunError: a score is NaN or invalid for `lamp`, or `among` has too few weights.
+        RunError: a score is NaN or invalid for `lamp`, `among` has too few weights, or the floor takes more than stay.
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     flat = {name: _numpy(score) for name, score in scores.items()}
@@ -83,16 +91,20 @@ def select(scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern:
     first = alive
     if pattern is not None:
         first = {n: _fitting(pattern, _checked(n, flat[n], alive[n]), alive[n], shapes[n]) for n in scores}
+    total, living = allocation.kept_total(shapes, sparsity), _counts(alive)
+    least = {
+        n: min(c, living[n]) for n, c in allocation.floors(shapes, floor, pattern.share if pattern else 1.0).items()
+    }
+    if sum(least.values()) > total:
+        raise RunError(f"--masks.floor {floor:g} keeps {sum(least.values())} weights, but only {total} are to stay")
     if rule in ("global", "lamp"):
-        kept = _top(flat, alive, first, allocation.kept_total(shapes, sparsity), "the model")
+        kept = _top(flat, alive, first, total, "the model") if not floor else _floored(flat, alive, first, total, least)
     else:
-        available = {name: int(np.count_nonzero(mask)) for name, mask in first.items()}
-        if sum(available.values()) < allocation.kept_total(shapes, sparsity):  # the pattern leaves too few
-            available = {name: int(np.count_nonzero(mask)) for name, mask in alive.items()}
-        counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available)
-        kept = {}
-        for name in scores:
-            kept |= _top({name: flat[name]}, {name: alive[name]}, {name: first[name]}, counts[name], name)
+        available = _counts(first)
+        if sum(available.values()) < total:  # the pattern leaves too few
+            available = living
+        counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available, least)
+        kept = _top_of_each(flat, alive, first, counts)
     return {name: torch.from_numpy(kept[name].reshape(shapes[name])).to(among[name].device) for name in scores}
 
 
@@ -152,6 +164,26 @@ def _top(scores: Arrays, alive: Arrays, first: Arrays, count: int, where: str) -
     return {name: np.logical_or(first[name], added[name]) for name in scores}
 
 
+def _top_of_each(scores: Arrays, alive: Arrays, first: Arrays, counts: Mapping[str, int]) -> Arrays:
+    """`_top` of every layer alone."""
+    kept: Arrays = {}
+    for n in scores:
+        kept |= _top({n: scores[n]}, {n: alive[n]}, {n: first[n]}, counts[n], n)
+    return kept
+
+
+def _floored(scores: Arrays, alive: Arrays, first: Arrays, count: int, least: Mapping[str, int]) -> Arrays:
+    """`_top`, but each layer keeps its `least` highest scores before all layers compete for the rest of `count`."""
+    safe = _top_of_each(scores, alive, first, least)
+    others, firsts = ({n: np.greater(of[n], safe[n]) for n in scores} for of in (alive, first))
+    rest = _top(scores, others, firsts, count - sum(least.values()), "the model")
+    return {name: np.logical_or(safe[name], rest[name]) for name in scores}
+
+
+def _counts(arrays: Arrays) -> dict[str, int]:
+    return {name: int(np.count_nonzero(array)) for name, array in arrays.items()}
+
+
 def sparsity(masks: Mapping[str, Tensor]) -> float:
     """Fraction of the prunable weights that are masked, 0 to 1."""
     total = sum(mask.numel() for mask in masks.values())
@@ -168,6 +200,11 @@ def check(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], where: str
     for name, mask in masks.items():
         if np.greater(_numpy(tensors[name]) != 0, _numpy(mask)).any():  # NaN is not 0 either
             raise RunError(f"{where}: {name} has masked weights that are not 0")
+
+
+def empty(masks: Mapping[str, Tensor]) -> list[str]:
+    """Names of the layers of which nothing is kept, or, given weights, of those that hold only zeros."""
+    return [name for name, mask in masks.items() if not bool(mask.any())]
 
 
 def digest(masks: Mapping[str, Tensor]) -> str:

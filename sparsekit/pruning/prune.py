@@ -16,7 +16,7 @@ from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import MasksConfig
 from sparsekit.errors import RunError
 from sparsekit.models.state import State, effective, has_dense_weights, pruned_optimizer_state
-from sparsekit.pruning import masks
+from sparsekit.pruning import allocation, masks
 from sparsekit.seeds import derive
 
 _BLOCK = 1 << 15
@@ -58,12 +58,12 @@ def prune(
         masks=parent.masks,
         extra=parent.extra,
         generator=torch.Generator().manual_seed(derive(seed, "prune", stage.index)),
-        select=partial(_select, parent.masks, stage.segment.sparsity, rule, pattern),
+        select=partial(_select, parent.masks, stage.segment.sparsity, rule, pattern, config.floor),
         gradients=gradients or _no_gradients,
     )
     chosen = method.masks(step)
     maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
-    _check(type(method).__name__, maker, chosen, parent.weights, stage, pattern)
+    _check(type(method).__name__, maker, chosen, parent.weights, stage, pattern, config.floor)
     if has_dense_weights(method):
         pruned = replace(parent, masks=chosen)
         before, after = effective(method, parent).weights, effective(method, pruned).weights
@@ -102,16 +102,30 @@ def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
 
 
 def _select(
-    old: Tensors, sparsity: float, rule: str, pattern: Pattern | None, scores: Tensors, regrow: bool = False
+    old: Tensors,
+    sparsity: float,
+    rule: str,
+    pattern: Pattern | None,
+    floor: float,
+    scores: Tensors,
+    regrow: bool = False,
 ) -> Tensors:
-    return masks.select(scores, masks.full(old) if regrow else old, sparsity, rule, pattern)
+    return masks.select(scores, masks.full(old) if regrow else old, sparsity, rule, pattern, floor)
 
 
 def _no_gradients(batches: int = 1) -> Tensors:
     raise RunError("gradients need data, which is not available here")
 
 
-def _check(name: str, maker: str, chosen: Tensors, weights: Tensors, stage: Stage, pattern: Pattern | None) -> None:
+def _check(
+    name: str,
+    maker: str,
+    chosen: Tensors,
+    weights: Tensors,
+    stage: Stage,
+    pattern: Pattern | None,
+    floor: float,
+) -> None:
     where = f"method {name}, segment {stage.index + 1}: {maker}()"
     if not isinstance(chosen, dict):
         raise RunError(f"{where} must return masks by parameter name, got {type(chosen).__name__}")
@@ -131,6 +145,13 @@ def _check(name: str, maker: str, chosen: Tensors, weights: Tensors, stage: Stag
             )
         if pattern and stage.segment.sparsity == stage.budget.sparsity and not pattern.holds(mask.numpy()):
             raise RunError(f"{where}: {key} breaks --masks.pattern {pattern}; choose masks with step.select")
+    least = allocation.floors({n: mask.shape for n, mask in chosen.items()}, floor, pattern.share if pattern else 1.0)
+    for key, count in least.items() if floor else ():
+        if (kept := masks.kept({key: chosen[key]})) < count:
+            raise RunError(
+                f"{where} keeps {kept} weights of {key}, fewer than the {count} of --masks.floor {floor:g}; choose "
+                "masks with step.select"
+            )
     total = sum(mask.numel() for mask in chosen.values())
     pruned = total - masks.kept(chosen)
     if pruned != round(stage.segment.sparsity * total):

@@ -35,7 +35,8 @@ _COSTS = ("flops.dense", "flops.sparse", "bytes.dense", "bytes.compressed", "byt
           "images.critical", "latency.seconds", "parameters", "nonzero", "wall_seconds")  # fmt: skip
 _SCORES = ("test.loss", "test.ece", "test.worst_class_accuracy", "model_sparsity", "candidates.count")
 _CANDIDATES = dict.fromkeys(("candidates.mean_accuracy", "candidates.best_accuracy"), _NUMBER)
-_SUMMARY = {"status": str, **dict.fromkeys((*_COSTS, *_SCORES), _MAYBE)}
+_NEWER = {"layers.empty?": [str], "merged?": bool, "prunable?": int, "prunable_share?": _NUMBER}
+_SUMMARY = {"status": str, **_NEWER, **dict.fromkeys((*_COSTS, *_SCORES), _MAYBE)}
 _DONE = {"test.accuracy": _NUMBER, "sparsity": _NUMBER}
 _SEVERITIES = {...: [{"accuracy": _NUMBER}] * 5}
 _VARIANT = {

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from sparsekit.display.tables import NAMES, cell
+from sparsekit.display.tables import NAMES, cell, empty_layers, run_title
 from sparsekit.display.text import duration, percent
 from sparsekit.report import evaluation_charts, plots
 from sparsekit.report.runs import Run
@@ -30,6 +30,7 @@ CARDS = {
 COSTS = {
     "flops.dense": "FLOPs an image, dense",
     "flops.sparse": "FLOPs an image, sparse (theoretical)",
+    "prunable": "prunable weights",
     "parameters": "parameters",
     "nonzero": "nonzero",
     "bytes.dense": "size, dense",
@@ -50,6 +51,8 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "badge": badge(run),
+        "title": run_title(run.config["method"], run.config["merge"], run.summary.get("merged")),
+        "empty": empty_layers(empty) if (empty := run.summary.get("layers.empty")) else "",
         "lost": [str(row["segment"] + 1) for row in run.contests if row["soup.lost"]],
         "cards": cards(run),
         "training": _there(plots.progress(run), plots.soup(run), plots.geometry(run), plots.layers(run)),
@@ -104,6 +107,8 @@ def costs(run: Run) -> list[tuple[str, str, str]]:
     """Operations, bytes, images and time."""
     dense, sparse = run.summary.get("flops.dense"), run.summary.get("flops.sparse")
     of_dense = {"flops.sparse": f" ({percent(sparse / dense)} of dense)"} if dense and sparse is not None else {}
+    if "prunable_share" in run.summary:
+        of_dense["prunable"] = f" ({percent(run.summary['prunable_share'], 2)} of all parameters)"
     return [(key, name, text + of_dense.get(key, "")) for key, name, text in entries(run, COSTS)]
 
 

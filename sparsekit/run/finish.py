@@ -14,6 +14,7 @@ from sparsekit.evaluation import cost, evaluate
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
 from sparsekit.models.create import InputConfig, save_model
 from sparsekit.pruning import masks
+from sparsekit.pruning.coverage import coverage
 from sparsekit.run.loop import Result
 from sparsekit.training.setup import Setup
 
@@ -23,7 +24,7 @@ NOT_REPRODUCIBLE = ("wall_seconds", "out", "latency.seconds")
 
 def initial_summary(setup: Setup, out: Path) -> dict[str, Any]:
     """The entries of summary.json that are known before training, with the status `failed`."""
-    plain = describe(setup.config)
+    plain, covered = describe(setup.config), coverage(setup.model, setup.prunable)
     return {
         "status": "failed",
         "method": plain["method"]["name"],
@@ -31,6 +32,8 @@ def initial_summary(setup: Setup, out: Path) -> dict[str, Any]:
         "seed": setup.config.seed,
         "target_sparsity": setup.config.sparsity,
         "segments": len(setup.plan),
+        "prunable": covered.prunable,
+        "prunable_share": covered.share,
         "out": str(out),
     }
 
@@ -62,6 +65,8 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
         "model_sparsity": pruned / sizes["parameters"],
+        "merged": "merges.count" in measured or setup.config.merge.average_from is not None,
+        "layers.empty": masks.empty({name: saved[name] for name in result.state.masks}),
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "test.accuracy": result.test.accuracy,

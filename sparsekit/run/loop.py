@@ -62,6 +62,7 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
         }
         context.tracker.log("segment", values, step=at.step, segment=stage.index)
     sparsity = masks.sparsity(at.parent.masks)
+    context.display.emptied(masks.empty(at.parent.masks), sparsity)
     context.display.start_segment(stage.index, len(stage.plan), sparsity, len(segment.replicas))
     return replace(segment, stage=replace(stage, relative_change=at.change or 0.0)), at
 
@@ -102,6 +103,8 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
     context.tracker.log("merge", values, step=step, segment=stage.index)
     context.display.merged(held_out.accuracy, accuracies, len(soup.ingredients), bool(values.get("soup.lost")))
     tested = tuple(candidate.tested for candidate in candidates if candidate.tested is not None)
+    # not by the masks alone: training may leave nothing of the weights that they keep
+    context.display.emptied(masks.empty(effective(setup.method, merged).weights), masks.sparsity(merged.masks))
     return replace(at, parent=merged, step=step, candidates=(), tested=tested)
 
 

@@ -10,7 +10,7 @@ from sparsekit._types import Tensor, Tensors
 from sparsekit.api import PruningMethod, Schedule, Stage, TrainingStep
 from sparsekit.errors import RunError, UserError
 from sparsekit.models.state import has_dense_weights
-from sparsekit.planning.plan import check_plan
+from sparsekit.planning.plan import check_plan, check_rising
 from sparsekit.testing.cases import COMMON_RULES
 from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, not_finite, revived
 from sparsekit.testing.method_case import MethodCase, budget, plan_of
@@ -26,7 +26,8 @@ FRACTIONS = [i / 200 for i in range(201)]
 
 def plans_add_up(case: MethodCase) -> None:
     """A plan's epochs sum up to the budget's, its last sparsity is the budget's, every sparsity lies in [0, 1) and no
-    segment's epochs are negative; a budget that the options do not suit is refused with a ValueError that says why.
+    segment's epochs are negative; the sparsity never falls where masks() is not defined; a budget that the options do
+    not suit is refused with a ValueError that says why.
     """
     method, planned = case.make(), 0
     for epochs in EPOCHS:
@@ -36,6 +37,8 @@ def plans_add_up(case: MethodCase) -> None:
                 planned += 1
                 try:
                     check_plan("plan()", plan, given)
+                    if case.cls.masks is PruningMethod.masks:
+                        check_rising("plan()", plan)
                 except UserError as error:
                     raise Broken(f"for {epochs:g} epochs and sparsity {sparsity:g}: {error}") from error
     need(planned > 0, f"every budget was refused, from {EPOCHS[0]:g} to {EPOCHS[-1]:g} epochs, at any sparsity")

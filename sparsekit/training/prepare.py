@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from sparsekit._types import Tensors
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.data import load
+from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import build_model, initial_masks, open_teacher, resolve_model
+from sparsekit.models.create import build_model, initial_masks, initial_model, open_teacher, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
+from sparsekit.models.fill import classifiers, fit_names, inside
 from sparsekit.models.state import cpu_state_dict
-from sparsekit.planning.plan import PlannedSegment, check_steps, make_plan, make_stages, start_from_sparsity
-from sparsekit.pruning import masks
+from sparsekit.planning.plan import (
+    PlannedSegment,
+    check_steps,
+    make_plan,
+    make_stages,
+    nothing_to_merge,
+    start_from_sparsity,
+)
+from sparsekit.pruning import allocation, coverage, masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
 from sparsekit.training.ranks import Ranks
@@ -42,15 +53,19 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     data = load(config.data, device, config.channels_last)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
+    shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
     initial, notes = initial_masks(config.model, model, prunable)
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:
         check_steps(config, stages, data.steps_per_epoch)
-    if config.masks.pattern is not None:
-        shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
-        Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
+    pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
+    if pattern:
+        pattern.check(shapes, config.sparsity, config.masks.exclude)
+    _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
+    more, warnings = _of_weights(config, model, prunable, initial)
+    notes += more + nothing_to_merge(config, plan)
     teacher = None
     if config.distill.model:
         teacher, more = open_teacher(config.distill.model, data.num_classes, data.channels)
@@ -58,11 +73,13 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
+    if teacher and (zero := masks.empty(coverage.matrices(teacher))):
+        warnings.append(f"--distill {config.distill.model}: {listed(zero)} holds only zeros; was the teacher trained?")
     # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
     setup = Setup(
         config, plan, data, model, tuple(prunable), device, dtype, compiled,
-        initial=initial, teacher=teacher, notes=tuple(notes),
+        initial=initial, teacher=teacher, notes=tuple(notes), warnings=tuple(warnings),
     )  # fmt: skip
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
@@ -80,6 +97,45 @@ def _team(config: FitConfig, plan: Sequence[PlannedSegment], ranks: Ranks | None
         return Team()
     replicas = max(len(segment.replicas) for segment in plan)
     return make_team(ranks, replicas, config.data.batch_size, config.replicas.sync_batchnorm, device)
+
+
+def _check_floor(
+    floor: float, shapes: Mapping[str, tuple[int, ...]], sparsity: float, share: float, initial: Tensors
+) -> None:
+    """Raise UserError where `--masks.floor` does not suit the sparsity, or the model of `--model.init` is below it."""
+    allocation.check_floor(("--masks.floor", "--sparsity"), shapes, floor, sparsity, share)
+    for name, count in allocation.floors(shapes, floor, share).items() if initial else ():
+        if (kept := masks.kept({name: initial[name]})) < count:
+            raise UserError(
+                f"--masks.floor {floor:g} asks for {count:,} weights of {name}, but --model.init keeps {kept:,}; lower "
+                "the floor, or start from another model"
+            )
+
+
+def _of_weights(
+    config: FitConfig, model: nn.Module, prunable: list[str], initial: Tensors
+) -> tuple[list[str], list[str]]:
+    """Notes and warnings about which weights are pruned, and about those that are 0 at the start."""
+    covered = coverage.coverage(model, prunable)
+    notes, warnings = [str(covered)], []
+    if covered.small:
+        warnings.append(
+            f"--sparsity {config.sparsity:g} prunes {percent(covered.share * config.sparsity, 2)} of the model, "
+            "most of whose weights cannot be pruned; choose another --model.name if that is too little"
+        )
+    weights, others = {name: model.get_parameter(name).detach() for name in prunable}, coverage.matrices(model)
+    if source := initial_model(config.model):
+        head = classifiers(model) if config.model.new_head else ()
+        left_out = [name for name in others if name not in initial and not inside(name, head)]
+        more, wrong = coverage.of_zeros(source.where, weights, initial, fit_names(source, model).masks(left_out))
+        return notes + more, warnings + wrong
+    zeros = sum(int((weight == 0).sum()) for weight in weights.values()) if config.model.pretrained else 0
+    if zeros > 0.01 * covered.prunable:
+        warnings.append(
+            f"--model.pretrained: {zeros:,} of {covered.prunable:,} prunable weights are 0 and are trained again; "
+            "--model.init keeps zeros"
+        )
+    return notes, warnings
 
 
 def _try_step(setup: Setup) -> None:

@@ -40,7 +40,8 @@ class Setup:
         team: The ranks that train the same replicas as this one.
         initial: Masks of the weights that `--model.init` gave, True keeps; empty without it.
         teacher: The model given by `--distill`, on the device, in evaluation mode.
-        notes: Lines for the user about the files of weights.
+        notes: Lines for the user about the files of weights, and about which weights are pruned.
+        warnings: Lines about weights that may not be treated as the user expects.
     """
 
     config: FitConfig
@@ -55,6 +56,7 @@ class Setup:
     initial: Tensors = field(default_factory=dict)
     teacher: nn.Module | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def method(self) -> PruningMethod:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -15,7 +18,7 @@ from torch import Tensor
 from sparsekit.cli.main import main
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.errors import UserError
-from sparsekit.pruning.masks import full, lamp, select
+from sparsekit.pruning.masks import full, lamp, prunable_names, select
 
 TWO_OF_FOUR = Pattern(2, 4)
 
@@ -118,8 +121,11 @@ def test_impossible_patterns_are_refused_before_anything_is_made(
 ) -> None:
     out = tmp_path / "out"
     assert main([*FIT, "--out", str(out), "--masks.pattern", "2:4", "--sparsity", "0.5"]) == 2
-    assert "no multiple of 4; leave it out with --masks.exclude '[^conv1.weight$]'" in capsys.readouterr().err
-    exclude = ["--masks.exclude", "[^conv1.weight$]"]
+    err = capsys.readouterr().err
+    assert all(
+        part in err for part in ("--masks.pattern 2:4", "1 of 14 layers", "(1 in conv1.weight)", "no multiple of 4")
+    )
+    exclude = shlex.split(err[err.index("--masks.exclude") :])
     assert main([*FIT, "--out", str(out), "--masks.pattern", "2:4", "--sparsity", "0.4", *exclude]) == 2
     assert "--masks.pattern 2:4 needs --sparsity 0.5 or more, not 0.4" in capsys.readouterr().err
     assert not out.exists()
@@ -136,3 +142,48 @@ def test_a_run_ends_with_exactly_two_of_four(method: str, tmp_path: Path) -> Non
         blocks = mask.movedim(1, -1).reshape(-1, 4).sum(1)
         assert (blocks == 2).all(), name
         assert (weights[name].movedim(1, -1).reshape(-1, 4) != 0).sum(1).max() <= 2
+
+
+MODELS = ["vit_tiny_patch16_224", "regnety_004", "mobilenetv2_100", "convnext_atto"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_message_names_every_layer_and_its_exclusion_can_be_copied(name: str) -> None:
+    model = timm.create_model(name, num_classes=10)
+    shapes = {n: tuple(model.get_parameter(n).shape) for n in prunable_names(model)}
+    wrong = {n for n, shape in shapes.items() if shape[1] % 4}
+    assert wrong
+    with pytest.raises(UserError) as caught:
+        TWO_OF_FOUR.check(shapes, 0.4, ["^head", "it's"])
+    text = str(caught.value)
+    assert all(part in text for part in (f"{len(wrong)} of {len(shapes)}", "--sparsity 0.5 or more, not 0.4"))
+    value = next(word for word in shlex.split(text[text.index("--masks.exclude") :]) if word.startswith("["))
+    head, quoted, pattern = yaml.safe_load(value.rstrip(";"))  # what was excluded before stays so
+    assert (head, quoted) == ("^head", "it's")
+    assert set(prunable_names(model)) - set(prunable_names(model, [pattern])) == wrong
+    TWO_OF_FOUR.check({n: shapes[n] for n in prunable_names(model, [pattern])}, 0.5)
+
+
+def test_a_pattern_that_fits_no_layer_asks_for_another() -> None:
+    with pytest.raises(UserError, match=r"--masks.pattern 2:4 does not fit 1 of 1 layers.*choose another"):
+        TWO_OF_FOUR.check({"a.weight": (8, 3)}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--masks.floor -1", "--masks.floor is -1|1 or more|fraction"),
+        ("--masks.floor 1.5", "--masks.floor is 1.5|1 or more|fraction"),
+        ("--masks.floor 0.2 --sparsity 0.9", "--masks.floor 0.2|--sparsity 0.9|0.1"),
+        ("--masks.floor 0.6 --sparsity 0.3 --masks.pattern 2:4", "--masks.floor 0.6|0.5|--masks.pattern 2:4"),
+        ("--masks.floor 9999", "--masks.floor 9999|242,400|24,240"),
+    ],
+)
+def test_a_floor_that_cannot_be_kept_is_refused_before_anything_is_made(
+    arguments: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*FIT, "--out", str(out), *arguments.split()]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in words.split("|")), err
+    assert not out.exists()

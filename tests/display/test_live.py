@@ -68,6 +68,31 @@ def test_a_plan_fits_80_columns_and_says_what_it_costs(terminal: bool) -> None:
     assert "replica-epochs: 60 along the critical path, 438.5 in total" in lines
 
 
+def test_a_layer_that_lost_all_its_weights_is_told_once_and_in_the_last_table() -> None:
+    screen = Screen(False)
+    for layers in (["a", "b"], ["a", "b"], ["b", "c"]):
+        screen.display.emptied(layers, 0.98)
+    lines = screen.err.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all(part in lines[0] for part in ("warning", "a, b", "98.00 %", "--masks.floor"))
+    assert lines[1].startswith("warning: c: ")
+    screen.display.finish(SUMMARY | {"layers.empty": ["a", "c"]})
+    (line,) = [line for line in screen.text.splitlines() if line.startswith("empty layers")]
+    assert all(part in line for part in ("a, c", "--masks.floor"))
+    assert "empty layers" not in Screen(False).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [({"merged": False}, "gmp, nothing merged"), ({"merged": True}, "gmp + uniform"),
+     ({"merged": False, "merge": "none"}, "gmp + none"), ({}, "gmp + uniform")],
+)  # fmt: skip
+def test_a_run_that_merged_nothing_is_not_named_after_its_merge(changes: dict[str, Any], title: str) -> None:
+    screen = Screen(False)
+    screen.display.finish(SUMMARY | changes)
+    assert re.split(r"  +", screen.text.splitlines()[1]) == [title, "done"]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_last_table_cuts_no_path(terminal: bool) -> None:
     screen = Screen(terminal)

@@ -245,6 +245,9 @@ def test_only_linear_layers_that_follow_the_pattern_are_packed(half_vit: Path) -
     with torch.no_grad():
         export_model.model.blocks[0].mlp.fc1.weight[3, 4:7] = 1.0  # type: ignore[index,union-attr]
     assert semi_structured.layers(export_model.model) == [name for name in blocks if name != "blocks.0.mlp.fc1"]
+    with torch.no_grad():
+        export_model.model.blocks[0].mlp.fc2.weight.zero_()  # type: ignore[index,union-attr]
+    assert semi_structured.layers(export_model.model) == [name for name in blocks if "0.mlp" not in name]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")

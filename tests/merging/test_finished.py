@@ -160,6 +160,32 @@ def test_united_masks_keep_what_any_keeps_and_are_pruned_again(
     assert all(torch.equal(saved[name], again[name] != 0) for name in names)
 
 
+def test_pruning_again_keeps_the_floor_of_every_layer(plain: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    small = state_dict(plain[0])
+    small["0.weight"] = 1e-4 * small["0.weight"]  # its 72 weights would go first
+    torch.save(small, tmp_path / "small.pt")
+    for floor, kept in (("0", 0), ("5", 5)):
+        given = ["--prune-again", "0.95", "--floor", floor]
+        assert merge(tmp_path / "small.pt", *given, "-o", tmp_path / floor) == 0
+        soup = load_tensors(tmp_path / floor / "model.safetensors")
+        assert int((soup["0.weight"] != 0).sum()) == kept
+        assert int((soup["4.weight"] != 0).sum()) == 2952 - round(0.95 * 2952) - kept
+        assert ("empty" in capsys.readouterr().out) == (not kept)
+
+
+def test_a_head_of_zeros_is_no_mask_whatever_it_is_merged_with(
+    plain: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    fresh = state_dict(plain[0]) | {"4.weight": torch.zeros(10, 288)}
+    torch.save(fresh, tmp_path / "fresh.pt")
+    assert merge(tmp_path / "fresh.pt", tmp_path / "fresh.pt", "-o", tmp_path / "soup") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"zeros +.*4\.weight of .*fresh\.pt.*dense", out), out
+    assert re.search(r"empty +4\.weight: .*", out), out
+    assert load_tensors(tmp_path / "soup" / "masks.safetensors")["4.weight"].all()
+    assert masks.empty(open_saved_model("MODEL", tmp_path / "soup").masks(["4.weight"])) == []
+
+
 def test_masks_that_differ_are_refused_with_their_overlap(plain: list[Path], tmp_path: Path, capsys: Capture) -> None:
     other = state_dict(plain[0])
     other["4.weight"][:5] = 0.0
@@ -411,6 +437,9 @@ def test_known_architectures_take_prefixed_files_and_a_prefixed_parent(tmp_path:
         ("A B -o NEW --merge grredy", "grredy"),
         ("A B -o NEW --prune-again 0.1", "--prune-again is 0.1|sparse already"),
         ("A B -o NEW --prune-again 1", "--prune-again is 1"),
+        ("A A -o NEW --prune-again 0.99 --floor 40", "--floor 40|80 of the 2,952|--prune-again 0.99 leaves 30"),
+        ("A A -o NEW --floor 4", "--floor|--prune-again"),
+        ("A A -o NEW --prune-again 0.9 --floor=-4", "--floor is -4|1 or more"),
         ("FLAT FLAT -o NEW --prune-again 0.5", "--prune-again|no matrix"),
         ("A B -o NEW --masks unoin", "--masks|union"),
         ("A B -o NEW --model.name resnet18", "--model.name"),

@@ -86,6 +86,78 @@ def test_a_dense_model_starts_with_nothing_masked_and_a_bare_state_dict_needs_it
         tiny_setup(model=from_(tmp_path / "dense.pt", name="resnet50"))
 
 
+def saved(path: Path, *zero: str, sparse: str = "") -> Path:
+    """A model with some layers of zeros only, and half of another's weights 0, as timm saves it."""
+    model = timm.create_model("resnet18", num_classes=10, in_chans=1, **KWARGS)
+    with torch.no_grad():
+        for name in zero:
+            model.get_parameter(name).zero_()
+        if sparse:
+            model.get_parameter(sparse).flatten()[::2] = 0.0
+    timm.models.save_for_hf(model, path, model_args={**KWARGS, "in_chans": 1}, safe_serialization=True)
+    return path
+
+
+def test_a_layer_of_zeros_in_a_model_without_masks_is_new_and_is_trained(tmp_path: Path) -> None:
+    """A head that starts at zero, as for fine-tuning, and a convolution that does, as in an adapter."""
+    new = ("layer2.0.conv2.weight", "fc.weight")
+    setup = tiny_setup(OneShot(), model=from_(saved(tmp_path / "dense", *new)), epochs=2)
+    parent, stage = first_progress(setup).parent, setup.plan[0].stage
+    assert masks.sparsity(parent.masks) == stage.segment.sparsity == 0.0
+    assert trained(setup, parent, stage).tensors["fc.weight"].any()
+    assert any(all(part in line for part in ("--model.init", *new)) for line in setup.notes)
+    assert setup.warnings == ()
+
+
+def test_a_layer_of_zeros_beside_real_zeros_is_told_since_it_may_have_been_pruned(tmp_path: Path) -> None:
+    sparse = "layer1.0.conv1.weight"
+    setup = tiny_setup(OneShot(), model=from_(saved(tmp_path / "x", "fc.weight", sparse=sparse)))
+    kept = first_progress(setup).parent.masks
+    assert (masks.sparsity({"": kept["fc.weight"]}), masks.sparsity({"": kept[sparse]})) == (0.0, 0.5)
+    (warning,) = setup.warnings
+    assert all(part in warning for part in ("--model.init", "fc.weight", "masks.safetensors"))
+    assert any(f"{kept[sparse].numel() // 2:,} of" in line and sparse in line for line in setup.notes)
+
+
+def test_a_layer_that_stored_masks_empty_stays_empty(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "x", "fc.weight")
+    save_tensors(folder / "masks.safetensors", {"fc.weight": torch.zeros(10, 8, dtype=torch.bool)})
+    setup = tiny_setup(OneShot(), model=from_(folder))
+    assert masks.empty(first_progress(setup).parent.masks) == ["fc.weight"]
+    assert setup.warnings == ()
+
+
+def test_zeros_of_layers_that_are_left_out_are_told_with_their_number(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "x", sparse="fc.weight")
+    setup = tiny_setup(OneShot(), model=from_(folder), masks=MasksConfig(exclude=["^fc"]))
+    (warning,) = setup.warnings
+    assert all(part in warning for part in ("--model.init", "fc.weight (40)", "trained again"))
+
+
+def test_a_teacher_with_an_untrained_head_is_told(tmp_path: Path) -> None:
+    setup = tiny_setup(distill=DistillConfig(str(saved(tmp_path / "x", "fc.weight"))))
+    (warning,) = setup.warnings
+    assert all(part in warning for part in ("--distill", "fc.weight", "zeros"))
+
+
+def test_zeros_that_pretrained_weights_bring_are_told(tmp_path: Path) -> None:
+    name = f"local-dir:{saved(tmp_path / 'x', sparse='layer3.0.conv2.weight')}"
+    (warning,) = tiny_setup(model=ModelConfig(name, pretrained=True)).warnings
+    assert all(part in warning for part in ("--model.pretrained", "288 of 12,560", "--model.init"))
+
+
+@pytest.mark.parametrize(("floor", "fits"), [(1.0, False), (0.0, True)])
+def test_a_floor_above_what_the_first_model_keeps_is_refused(floor: float, fits: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "x", "fc.weight")
+    save_tensors(folder / "masks.safetensors", {"fc.weight": torch.zeros(10, 8, dtype=torch.bool)})
+    config = {"model": from_(folder), "masks": MasksConfig(floor=floor)}
+    if fits:
+        tiny_setup(**config)  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=r"--masks\.floor 1 .*fc\.weight.*--model\.init keeps 0"):
+        tiny_setup(**config)  # type: ignore[arg-type]
+
+
 def test_a_kept_weight_that_happens_to_be_0_is_not_pruned_in_a_run_with_masks(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)

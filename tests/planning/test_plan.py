@@ -1,6 +1,7 @@
 """From options to a checked plan: rows, learning-rate bounds, costs and optimizer steps."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsekit.api import Budget, PruningMethod, Segment, Stage
+from sparsekit._types import Tensors
+from sparsekit.api import Budget, MergeStrategy, PruningMethod, PruningStep, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig, ReplicasConfig
 from sparsekit.errors import UserError
 from sparsekit.merges.none import NoMerge
@@ -22,6 +24,7 @@ from sparsekit.planning.plan import (
     make_budget,
     make_plan,
     make_stages,
+    nothing_to_merge,
     segment_steps,
     summarize,
     table_rows,
@@ -115,6 +118,46 @@ def test_what_a_method_refuses_is_bad_input() -> None:
         make_stages(config(Planned(ValueError("no plan of such a kind"))))
     with pytest.raises(UserError, match=r"--method\.retrain lrw"):
         make_stages(config(IMP(dense=0.1, retrain="lrw")))
+
+
+class Falling(GMP):
+    """A plan that prunes less at its end."""
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        third = budget.epochs / 3
+        return Segment(0.2, third), Segment(0.95, third), Segment(budget.sparsity, third)
+
+
+class Regrowing(Falling):
+    """The same, with masks of its own."""
+
+    def masks(self, step: PruningStep) -> Tensors:
+        return step.select(self.scores(step), regrow=True)
+
+
+def test_a_sparsity_that_falls_is_refused_unless_the_method_has_masks_of_its_own() -> None:
+    falling = config(Falling())
+    with pytest.raises(UserError, match=r"^method Falling: segment 3 has sparsity 0\.9 after 0\.95.*regrow=True"):
+        make_stages(falling)
+    make_stages(replace(falling, sparsity=0.95))
+    make_stages(replace(falling, method=Regrowing()))
+
+
+@pytest.mark.parametrize(
+    ("merge", "replicas", "told"),
+    [
+        (Uniform(), ReplicasConfig(3), False),
+        (Uniform(), ReplicasConfig(1), True),
+        (Uniform(), ReplicasConfig(3, start=0.99), True),
+        (NoMerge(), ReplicasConfig(1), False),
+    ],
+)
+def test_a_plan_in_which_nothing_is_merged_says_so(merge: MergeStrategy, replicas: ReplicasConfig, told: bool) -> None:
+    given = config(merge=merge, replicas=replicas)
+    lines = nothing_to_merge(given, make_plan(given, make_stages(given)))
+    assert len(lines) == told
+    parts = ("--merge uniform", f"--replicas.count {replicas.count}", f"--replicas.start {replicas.start:g}")
+    assert all(part in line for line in lines for part in parts)
 
 
 def test_a_plan_names_the_method_that_broke_it() -> None:

@@ -259,3 +259,85 @@ def test_check_goes_through_every_rule(site: Path, capfd: pytest.CaptureFixture[
     assert first == "merge 'fine' of sound 1.2"
     assert [line.split() for line in rules] == [["pass", rule.__name__] for rule in MERGE_RULES]
     assert last == f"  {len(rules)} of {len(rules)} rules pass"
+
+
+# --- what is not found at first sight ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "meant"),
+    [
+        ("sparsekit.method", "sparsekit.methods"),
+        ("sparsekit_methods", "sparsekit.methods"),
+        ("sparsekit-merges", "sparsekit.merges"),
+        ("Sparsekit.Methods", "sparsekit.methods"),
+        ("sparskit.merges", "sparsekit.merges"),
+        ("sparsekit.plugins", "sparsekit.methods and sparsekit.merges"),
+        ("sparsekit", "sparsekit.methods and sparsekit.merges"),
+    ],
+)
+def test_a_misspelt_group_is_told_with_its_distribution(site: Path, capsys: Capture, group: str, meant: str) -> None:
+    distribution(site, "misspelt", f"[{group}]\nmine = made_up:Thing\n[console_scripts]\nx = made_up:main\n")
+    code, out, err = run(capsys, "plugins", "list")
+    assert code == 0
+    assert "mine" not in out
+    (line,) = err
+    assert all(part in line for part in ("misspelt 1.2", repr(group), meant)), line
+
+
+@pytest.mark.parametrize("group", ["pytest11", "methods", "sparse.methods", "mkdocs.plugins", "spark.methods"])
+def test_the_groups_of_other_programs_are_none_of_our_business(site: Path, capsys: Capture, group: str) -> None:
+    distribution(site, "other", f"[{group}]\nmine = made_up:Thing\n")
+    assert run(capsys, "plugins", "list")[2] == []
+
+
+HEIRS = {
+    "entry point": """
+from importlib.metadata import entry_points
+(Base,) = (e.load() for e in entry_points(group="sparsekit.methods") if e.name == "gmp")
+class Heir(Base):
+    '''An heir.'''
+""",
+    "module": """
+import sparsekit.methods.gmp as its
+class Heir(its.GMP):
+    '''An heir.'''
+""",
+    "package": """
+from sparsekit.methods import gmp
+class Heir(gmp.GMP):
+    '''An heir.'''
+""",
+    "mixin": """
+from sparsekit.methods.gmp import GMP
+class Mixin:
+    '''No constructor.'''
+class Heir(Mixin, GMP):
+    '''An heir.'''
+""",
+}
+
+
+@pytest.mark.parametrize("how", HEIRS)
+def test_inherited_options_show_in_the_help_however_the_base_was_found(site: Path, capsys: Capture, how: str) -> None:
+    distribution(site, "heir", entry("heir", "made_up_heir:Heir"), {"made_up_heir": HEIRS[how]})
+    code, out, _ = run(capsys, "fit", "--method.help", "heir")
+    assert code == 0
+    assert all(f"--method.{name}: float = " in out for name in ("start", "end", "interval", "initial"))
+    code, _, err = run(capsys, "plan", "--method", "heir", "--method.strat", "0.2")
+    assert code == 2
+    assert "--method.start" in err[0]
+    assert run(capsys, "plan", "--method", "heir", "--method.start", "0.2")[0] == 0
+
+
+def test_a_listing_says_where_to_find_options_that_the_source_does_not_tell(site: Path, capsys: Capture) -> None:
+    distribution(site, "heir", entry("heir", "made_up_heir:Heir"), {"made_up_heir": HEIRS["entry point"]})
+    assert "--method.help heir" in run(capsys, "plugins", "list")[1]
+    assert "made_up_heir" not in sys.modules
+
+
+def test_the_fields_of_inherited_dataclasses_are_options_too(site: Path) -> None:
+    source = "from dataclasses import dataclass\n@dataclass\nclass Base:\n    one: int = 1\n"
+    source += "@dataclass\nclass Heir(Base):\n    two: int = 2\n"
+    distribution(site, "fields", "", {"made_up_fields": source})
+    assert list(options_of(Plugin("x", "method", "made_up_fields:Heir", "fields", "1"))) == ["one", "two"]

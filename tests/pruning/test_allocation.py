@@ -1,12 +1,13 @@
 """How many weights each layer keeps, against counts worked by hand."""
 
-from math import prod
+from math import inf, prod
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparsekit.pruning.allocation import erk, kept_total, uniform
+from sparsekit.errors import UserError
+from sparsekit.pruning.allocation import check_floor, erk, floors, kept_total, uniform
 
 RULES = {"uniform": uniform, "erk": erk}
 Shapes = dict[str, tuple[int, ...]]
@@ -123,3 +124,55 @@ def test_nothing_is_a_weight_off_where_everything_is_available(
             for right in free:
                 quota = counts[right] * sum(shapes[left]) / sum(shapes[right])
                 assert abs(counts[left] - quota) <= 1 + sum(shapes[left]) / sum(shapes[right])
+
+
+# --- floors -------------------------------------------------------------------------------------------
+
+
+def test_a_floor_is_a_number_of_weights_or_a_fraction_of_a_layer() -> None:
+    shapes = {"a": (3,), "b": (4, 25)}
+    assert floors(shapes, 0.0) == {"a": 0, "b": 0}
+    assert floors(shapes, 5.0) == {"a": 3, "b": 5}
+    assert floors(shapes, 0.07) == {"a": 1, "b": 7}  # as a float 0.07 · 100 is above 7
+    assert floors(shapes, 5.0, share=0.5) == {"a": 1, "b": 5}  # a pattern keeps half at most
+
+
+def test_floors_by_hand() -> None:
+    shapes = {"a": (2, 2), "b": (10, 10)}
+    every = {"a": 4, "b": 100}
+    # 10 of 104 stay; at one density "a" would keep 0.38, by the kernel 10 · 4/24 = 1.67
+    assert uniform(shapes, 94 / 104, every, {"a": 2, "b": 2}) == {"a": 2, "b": 8}
+    assert erk(shapes, 94 / 104, every, {"a": 3, "b": 3}) == {"a": 3, "b": 7}
+    assert erk(shapes, 94 / 104, every, {"a": 0, "b": 9}) == {"a": 1, "b": 9}
+
+
+@given(layers=layers(), sparsity=st.floats(0.0, 1.0), floor=st.sampled_from([1.0, 2.0, 5.0, 0.05, 0.3]))
+@pytest.mark.parametrize("rule", RULES)
+def test_counts_with_a_floor_are_exact_and_a_threshold_explains_them(
+    rule: str, layers: tuple[Shapes, dict[str, int]], sparsity: float, floor: float
+) -> None:
+    """Each layer keeps ε · share within its limits: the ε of all layers between their limits is one."""
+    shapes, available = layers
+    least = {name: min(count, available[name]) for name, count in floors(shapes, floor).items()}
+    total = kept_total(shapes, sparsity)
+    assume(sum(least.values()) <= total <= sum(available.values()))
+    counts = RULES[rule](shapes, sparsity, available, least)
+    assert sum(counts.values()) == total
+    assert all(least[name] <= counts[name] <= available[name] for name in shapes)
+    share = {name: (prod(shape) if rule == "uniform" else sum(shape)) for name, shape in shapes.items()}
+    free = [name for name in shapes if least[name] < counts[name] < available[name]]
+    low = max(((counts[name] - 2) / share[name] for name in free), default=0.0)
+    high = min(((counts[name] + 2) / share[name] for name in free), default=inf)
+    assert low <= high
+
+
+def test_a_floor_that_the_sparsity_cannot_give_is_refused_with_numbers_that_fit() -> None:
+    shapes = {"a": (3,), "b": (4, 25)}
+    with pytest.raises(UserError) as caught:
+        check_floor(("--masks.floor", "--sparsity"), shapes, 8.0, 0.93)  # 3 + 8 of the 7 that stay
+    text = str(caught.value)
+    assert all(part in text for part in ("--masks.floor 8", "11 of the 103", "--sparsity 0.93 leaves 7", "4 or less"))
+    check_floor(("--masks.floor", "--sparsity"), shapes, 4.0, 0.93)
+    check_floor(("--masks.floor", "--sparsity"), shapes, 8.0, float(text.split("a sparsity of ")[1].split()[0]))
+    with pytest.raises(UserError, match=r"--masks\.floor 5 "):
+        check_floor(("--masks.floor", "--sparsity"), shapes, 5.0, 0.93)

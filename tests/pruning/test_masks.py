@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
+from sparsekit.config.nm_pattern import Pattern
 from sparsekit.errors import RunError, UserError
 from sparsekit.pruning import allocation, masks
 
@@ -248,6 +249,46 @@ def test_a_ramp_never_runs_out_in_any_layer(rule: str) -> None:
         assert kept(after) == total - round(sparsity * total)
         assert all(not (mask & ~chosen[name]).any() for name, mask in after.items())
         chosen = after
+
+
+# --- a floor --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("floor", [3.0, 0.05])
+def test_with_a_floor_each_layer_keeps_its_best_and_the_rest_is_by_score(floor: float) -> None:
+    scores = {name: t * (10.0 if name == "head" else 1.0) for name, t in normal(SHAPES).items()}
+    total = sum(t.numel() for t in scores.values())
+    keep = total - round(0.9 * total)
+    least = {n: min(3, t.numel()) if floor >= 1 else math.ceil(floor * t.numel()) for n, t in scores.items()}
+    ranked = sorted(((float(v), n, i) for n, t in scores.items() for i, v in enumerate(t.flatten())), reverse=True)
+    safe = {(n, i) for n in scores for _, _, i in [r for r in ranked if r[1] == n][: least[n]]}
+    rest = [(n, i) for _, n, i in ranked if (n, i) not in safe][: keep - len(safe)]
+    chosen = masks.select(scores, masks.full(scores), 0.9, "global", floor=floor)
+    assert {(n, i) for n, m in chosen.items() for i in m.flatten().nonzero().flatten().tolist()} == safe | set(rest)
+
+
+@pytest.mark.parametrize("pattern", [None, Pattern(2, 4)])
+@pytest.mark.parametrize("rule", ["global", "lamp", "uniform", "erk"])
+def test_a_floor_holds_through_a_whole_ramp_and_the_total_stays_exact(rule: str, pattern: Pattern | None) -> None:
+    shapes = {"first": (6, 4, 3, 3), "small": (1, 8), "wide": (64, 32), "last": (10, 16)}
+    total = sum(math.prod(shape) for shape in shapes.values())
+    chosen = masks.full(normal(shapes))
+    for step in range(1, 21):
+        sparsity = 0.98 * (1 - (1 - step / 20) ** 3)
+        scores = {n: t.abs() * (100.0 if n == "wide" else 1.0) for n, t in normal(shapes, step).items()}
+        after = masks.select(scores, chosen, sparsity, rule, pattern, floor=6.0)
+        assert kept(after) == total - round(sparsity * total)
+        assert all(not (mask & ~chosen[name]).any() for name, mask in after.items())
+        least = {name: 4 if pattern and name == "small" else 6 for name in shapes}  # the pattern keeps half of 8
+        assert all(int(mask.sum()) >= least[name] for name, mask in after.items())
+        chosen = after
+    assert not pattern or all(pattern.holds(mask.numpy()) for mask in chosen.values())
+
+
+def test_without_a_floor_a_layer_may_lose_all() -> None:
+    scores = {"a": torch.ones(2, 4), "b": torch.full((4, 4), 2.0)}
+    assert masks.empty(masks.select(scores, masks.full(scores), 0.5, "global")) == ["a"]
+    assert masks.empty(masks.select(scores, masks.full(scores), 0.5, "global", floor=1.0)) == []
 
 
 # --- what can be pruned ---------------------------------------------------------------------------

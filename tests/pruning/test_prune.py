@@ -248,3 +248,21 @@ def test_the_count_is_exact_through_a_whole_ramp() -> None:
         state, _ = prune(Ramp(), state, Stage(Budget(30.0, 0.97), plan, index), GLOBAL, 0)
         assert total - sum(int(m.sum()) for m in state.masks.values()) == round(segment.sparsity * total)
         assert masked_are_zero(state.weights, state.masks)
+
+
+def test_masks_of_the_methods_own_below_the_floor_are_refused_and_those_of_select_keep_it() -> None:
+    state = parent()
+    state = replace(state, tensors={**state.tensors, "b": state.tensors["b"] * 0.01})  # "b" would go first
+    floor = MasksConfig(floor=2.0)
+    kept, _ = prune(Ramp(), state, stage(1), floor, 0)
+    assert int(kept.masks["b"].sum()) == 2
+    assert masks.kept(kept.masks) == 10
+
+    def own(step: PruningStep) -> Tensors:
+        return {"a": torch.arange(12).reshape(3, 4) < 10, "b": torch.zeros(2, 4, dtype=torch.bool)}
+
+    with pytest.raises(
+        RunError, match=r"Ramp, segment 2: .* keeps 0 weights of b, fewer than the 2 of --masks\.floor 2"
+    ):
+        prune(Ramp(own), state, stage(1), floor, 0)
+    assert prune(Ramp(own), state, stage(1), GLOBAL, 0)

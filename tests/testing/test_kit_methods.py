@@ -156,6 +156,11 @@ METHODS: list[tuple[str, type[Any], str]] = [
         method(plan=lambda self, b: (Segment(2 * b.sparsity, 0.0), Segment(b.sparsity, b.epochs))),
         "lie in",
     ),
+    (
+        "plans_add_up",
+        method(plan=lambda self, b: (Segment((1.0 + b.sparsity) / 2, 0.0), Segment(b.sparsity, b.epochs))),
+        "segment 2 has sparsity 0 after 0.5",
+    ),
     ("plans_add_up", method(plan=refuse("")), "an empty ValueError; say why"),
     ("plans_add_up", method(plan=refuse("never")), "every budget was refused"),
     (

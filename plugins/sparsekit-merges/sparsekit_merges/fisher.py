@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +11,17 @@ from sparsekit import Candidate, MergeStep, MergeStrategy, Soup, Tensors
 from sparsekit.schedules import check_option
 from sparsekit_merges._shared import equal_shares, only_candidate
 
+FLOOR = 1e-6
+"""Smallest information of a weight in a diagonal of norm 1."""
+
 
 class Fisher(MergeStrategy):
     """Weigh every weight by its Fisher information, Σ F_i w_i / Σ F_i (Matena and Raffel, arXiv 2111.09832).
 
-    F_i is the diagonal of candidate i's empirical Fisher information, squared gradients on training images. Where no
-    candidate has any, as in BatchNorm's statistics and at weights that nothing passes through, it is the plain mean.
+    F_i is the diagonal of candidate i's empirical Fisher information, squared gradients on training images, divided by
+    its L2 norm over all parameters, and 1e-6 where that is less. So candidates weigh alike as a whole, however large
+    their gradients are. Where no candidate has any, as in BatchNorm's statistics and at weights that nothing passes
+    through, it is the plain mean. The authors' code takes the floor before it divides by the norm.
 
     Args:
         images: Training images from which a candidate's Fisher information is estimated, 1 or more: without
@@ -37,12 +43,17 @@ class Fisher(MergeStrategy):
         total: Tensors = {}
         weighted: Tensors = {}
         for candidate in candidates:
-            for name, information in step.fisher(candidate, images=self.images).items():
-                share = information.double()
+            for name, share in _scaled(step.fisher(candidate, images=self.images)).items():
                 total[name] = total.get(name, torch.zeros_like(share)) + share
                 product = share * candidate.read(name).double()
                 weighted[name] = weighted.get(name, torch.zeros_like(product)) + product
         for name, information in total.items():
-            mean = tensors[name]
-            tensors[name] = torch.where(information > 0.0, weighted[name] / information, mean.double()).to(mean.dtype)
+            tensors[name] = (weighted[name] / information).to(tensors[name].dtype)
         return Soup(tensors, None, tuple(candidate.index for candidate in candidates))
+
+
+def _scaled(information: Tensors) -> Tensors:
+    """A diagonal in float64, divided by its L2 norm over all tensors, and `FLOOR` where that is less."""
+    doubles = {name: tensor.double() for name, tensor in information.items()}
+    norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in doubles.values()))
+    return {name: (tensor / (norm or 1.0)).clamp(min=FLOOR) for name, tensor in doubles.items()}

@@ -195,8 +195,31 @@ def test_fisher_weighs_by_information_and_falls_back_to_the_mean() -> None:
         assert images == 12
         return {"w": torch.tensor(information[candidate.index])}
 
-    # (3·1 + 1·5)/4 = 2; only the second knows the second weight; nobody knows the third
-    assert merged(Fisher(images=12), [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], [0.0] * 3, fisher=fisher) == [2.0, 6.0, 5.0]
+    # norms 3 and √5: (1·1 + 5/√5)/(1 + 1/√5) = √5; the second weight is known to the second, to 1e-6; the third to none
+    found = merged(Fisher(images=12), [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], [0.0] * 3, fisher=fisher)
+    assert found == pytest.approx([5**0.5, 6.0, 5.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("factor", [5.0, 1e4, 1e-4])
+def test_fisher_does_not_favour_the_candidate_with_the_larger_gradients(factor: float) -> None:
+    """Gradients five times as large are squared gradients 25 times as large."""
+    models = [[1.0, 2.0, 3.0], [5.0, -6.0, 7.0], [0.5, 0.25, 2.0]]
+    information = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 4.0], [0.1, 0.3, 0.2]])
+
+    def fisher(candidate: Candidate, images: int) -> Tensors:
+        size = factor**2 if candidate.index == 1 else 1.0
+        return {"w": size * information[candidate.index]}
+
+    found = merged(Fisher(), models, [0.0] * 3, fisher=fisher)
+    shares = (information.double() / information.double().norm(dim=1, keepdim=True)).clamp(min=1e-6)
+    assert found == pytest.approx(((shares * torch.tensor(models)).sum(0) / shares.sum(0)).tolist(), rel=1e-5)
+
+
+def test_fisher_of_a_candidate_without_information_leaves_it_to_the_others() -> None:
+    def fisher(candidate: Candidate, images: int) -> Tensors:
+        return {"w": torch.full((2,), float(candidate.index))}
+
+    assert merged(Fisher(), [[9.0, 9.0], [1.0, 2.0]], [0.0] * 2, fisher=fisher) == pytest.approx([1.0, 2.0], abs=1e-4)
 
 
 def test_learned_finds_the_best_mixture() -> None:
