@@ -447,8 +447,8 @@ def test_a_replica_that_blew_up_never_enters_a_soup(
 
         build = prepare
 
-        def hooked(config: FitConfig) -> Any:
-            setup = build(config)
+        def hooked(config: FitConfig, **options: Any) -> Any:
+            setup = build(config, **options)
             setup.model.get_submodule("fc").register_forward_hook(overflow)
             return setup
 
