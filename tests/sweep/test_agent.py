@@ -121,3 +121,13 @@ def test_a_run_that_an_agent_stops_goes_on_when_it_is_handed_out_again(tmp_path:
     assert (logs[0].run.resume, logs[1].run.resume) == (False, True)
     assert equal(logs, out)
     assert not equal(logs[1:], out)
+
+
+def test_a_value_that_does_not_arrive_is_refused_before_training(tmp_path: Path) -> None:
+    """An option behind the sweep's values wins over them, and W&B would show the sweep's value."""
+    command = ["${env}", sys.executable, "-m", "sparsekit", "fit", "${args}", "--sparsity", "0.5"]
+    sweep = yaml.safe_dump({"program": "sparsekit", "command": command, "parameters": {"sparsity": {"value": 0.9}}})
+    with FakeWandb(sweep, {"first": SMALL | {"method": "gmp", "merge": "uniform", "sparsity": 0.9}}) as server:
+        said = start_agent(server, tmp_path).communicate(timeout=900)[0]
+    assert "--sparsity is 0.5, but the sweep gave 0.9" in said
+    assert not (tmp_path / "runs").exists()
