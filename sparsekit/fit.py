@@ -154,6 +154,8 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     with signals.deferred():  # an interrupted read would look like a damaged checkpoint
         fresh = first_progress(setup)
         start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
+    for note in setup.notes:
+        display.note(note)
     signals.stop()
     with signals.reraise_if_swallowed():  # an interrupted trial of vmap would look like a model that it cannot handle
         executor, why = choose_executor(setup)

@@ -6,17 +6,25 @@ number of workers, which take batches in turns, changes nothing, and a stream ca
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader  # type: ignore[attr-defined]
+from timm.data import (  # type: ignore[attr-defined]
+    DEFAULT_CROP_MODE,
+    DEFAULT_CROP_PCT,
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    create_loader,
+)
 from torch import Tensor
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import folder_labels, order
 from sparsekit.data.images import Normaliser, Split
+from sparsekit.data.inputs import InputConfig, MadeImages
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
@@ -26,23 +34,21 @@ _TRAINING = (
     *("ratio", "re_count", "re_mode", "re_prob", "scale", "train_crop_mode"),
 )
 _ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
+_CROP_MODES = ("center", "squash", "border")
 
 
-class FolderData:
+class FolderData(MadeImages):
     """The three splits of an image folder, read from files batch by batch; the same interface as `ImageData`.
 
     Attributes:
         num_classes: Number of classes; labels are from 0 to `num_classes` - 1, in the natural order of folder names.
         channels: Number of channels, 3; grey images are converted.
-        image_size: Side of the images in pixels.
-        mean: Mean of each channel that normalisation subtracts, black 0 to white 1.
-        std: Standard deviation of each channel that normalisation divides by, black 0 to white 1.
         batch_size: Images per batch.
         steps_per_epoch: Training batches per epoch.
         train_size: Images in the training split, without the held-out ones.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
-        normalise: Subtracts `mean` and divides by `std`.
+        normalise: Subtracts `inputs.mean` and divides by `inputs.std`.
     """
 
     channels = 3
@@ -51,7 +57,7 @@ class FolderData:
         self,
         samples: dict[Split, list[Sample]],
         *,
-        num_classes: int,
+        class_names: Sequence[str],
         image_size: int,
         batch_size: int,
         workers: int,
@@ -64,7 +70,7 @@ class FolderData:
 
         Args:
             samples: For each split, path and label of each image.
-            num_classes: Number of classes.
+            class_names: The classes' names, by label.
             image_size: Side of the images in pixels.
             batch_size: Images per batch.
             workers: Number of processes that read images; 0 reads in this process.
@@ -73,14 +79,14 @@ class FolderData:
             device: The device of the batches.
             channels_last: Memory format of the batches.
         """
-        self.num_classes, self.image_size, self.batch_size = num_classes, image_size, batch_size
+        self.class_names, self.num_classes, self.batch_size = tuple(class_names), len(class_names), batch_size
         self.device, self._workers, self._augment = device, workers, augment
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self._samples = samples
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
         self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
-        self.mean, self.std = (tuple(float(value) for value in self._kwargs[key]) for key in ("mean", "std"))
-        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
+        self._make_as((image_size, image_size))
+        self.own = self.inputs
         self.train_size, self.held_out_size, self.test_size = (len(samples[s]) for s in ("train", "held_out", "test"))
         self.steps_per_epoch = self.train_size // batch_size
 
@@ -111,7 +117,7 @@ class FolderData:
         try:
             data = cls(
                 {"train": [train[i] for i in kept], "held_out": [train[i] for i in held_out], "test": test},
-                num_classes=len(classes),
+                class_names=classes,
                 image_size=config.image_size or 224,
                 batch_size=config.batch_size,
                 workers=config.workers,
@@ -120,13 +126,44 @@ class FolderData:
                 device=device,
                 channels_last=channels_last,
             )
-            for training in (True, False):
-                data._loader(Stream([], lambda _: [], 0, 0), training, 1)
+            data._try_transforms()
         except Exception as error:  # timm may raise anything for bad arguments
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
         return data
+
+    def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> FolderData:
+        """The same images as a model sees them: made as it says, in training too, and labelled in its order.
+
+        Args:
+            inputs: How the model's images are made.
+            order: The model's label of each class of this data set; None keeps the labels.
+
+        Raises:
+            UserError: timm's transforms cannot make them.
+        """
+        seen = copy.copy(self)
+        changes = [name for name in self.inputs.differing(inputs) if name in _ALWAYS]
+        seen._kwargs = self._kwargs | {name: getattr(inputs, name) for name in changes}
+        if self.inputs.differing(inputs):
+            try:
+                seen._make_as(inputs.size)
+                seen._try_transforms()
+            except Exception as error:  # timm may raise anything
+                raise UserError(
+                    f"timm's transforms refuse {inputs.text(self.inputs.differing(inputs))}, as a config.json says: "
+                    f"{first_line(error)}; correct it"
+                ) from error
+        if order is not None:
+            seen.relabel(order)
+        return seen
+
+    def relabel(self, order: Sequence[int]) -> None:
+        """Give each class another label, `order[label]`."""
+        super().relabel(order)
+        self._samples = {name: [(path, order[label]) for path, label in part] for name, part in self._samples.items()}
+        self._labels = {name: torch.tensor(order)[labels] for name, labels in self._labels.items()}
 
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
@@ -145,7 +182,7 @@ class FolderData:
                 for random erasing; images left over by the division are dropped.
 
         Yields:
-            Normalised images, float32 [B, 3, S, S], and labels, int64 [B].
+            Normalised images, float32 [B, 3, H, W], and labels, int64 [B].
 
         Raises:
             RunError: an image cannot be read.
@@ -180,7 +217,7 @@ class FolderData:
             limit: Return a fixed, stratified choice of this many images; None returns all.
 
         Yields:
-            Normalised images, float32 [B, 3, S, S] with B at most `batch_size`, and labels, int64 [B].
+            Normalised images, float32 [B, 3, H, W] with B at most `batch_size`, and labels, int64 [B].
 
         Raises:
             RunError: an image cannot be read.
@@ -201,7 +238,7 @@ class FolderData:
         """The images of `evaluation_batches` before normalisation.
 
         Yields:
-            Images, float32 [B, C, S, S] with values from 0 to 255, and labels, int64 [B].
+            Images, float32 [B, C, H, W] with values from 0 to 255, and labels, int64 [B].
         """
         for images, labels in self.evaluation_batches(split, limit):
             yield self.normalise.undo(images), labels
@@ -217,13 +254,44 @@ class FolderData:
         """
         return order.subset(self._labels["train"], fraction, self.num_classes, seed)
 
+    def _make_as(self, size: tuple[int, int]) -> None:
+        """Make images of a size, normalised and cropped as the arguments of timm's loader say.
+
+        Raises:
+            ValueError: mean and std do not have a value for each channel, or one for all.
+        """
+        kwargs, statistics = self._kwargs, dict[str, tuple[float, ...]]()
+        for key in ("mean", "std"):
+            values = tuple(float(value) for value in kwargs[key])
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{key} has {len(values)} values for {self.channels} channels")
+            statistics[key] = values * (self.channels // len(values))
+        if (mode := kwargs.get("crop_mode") or DEFAULT_CROP_MODE) not in _CROP_MODES:
+            raise ValueError(f"crop_mode is {mode!r}, not one of {', '.join(_CROP_MODES)}")
+        self._kwargs = kwargs | statistics
+        shown = kwargs.get("interpolation") or "bilinear"
+        self.inputs = InputConfig(
+            self.channels,
+            size,
+            **statistics,
+            crop_pct=kwargs.get("crop_pct") or DEFAULT_CROP_PCT,
+            crop_mode=mode,
+            interpolation="bilinear" if shown == "random" else shown,
+        )
+        self.normalise = Normaliser(self.inputs.mean, self.inputs.std, self.device, self._memory)
+
+    def _try_transforms(self) -> None:
+        """Make the transforms of training and of tests; raises whatever timm raises."""
+        for training in (True, False):
+            self._loader(Stream([], lambda _: [], 0, 0), training, 1)
+
     def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
         kwargs = {key: value for key, value in self._kwargs.items() if training or key in _ALWAYS}
         if not training and kwargs.get("interpolation") == "random":
             kwargs["interpolation"] = "bilinear"
         return create_loader(
             stream,  # type: ignore[arg-type]
-            self.image_size,
+            self.image_size if self.inputs.square else (self.channels, *self.inputs.size),
             batch_size,
             is_training=training,
             no_aug=not self._augment,

@@ -7,11 +7,14 @@ import torch
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
-from sparsekit.data import load
+from sparsekit.data import Data, load
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import build_model, initial_model, open_teacher, resolve_model
+from sparsekit.models.card import seen_by
+from sparsekit.models.create import build_model, initial_model, resolve_model, started_from
 from sparsekit.models.device import choose_device, choose_dtype
+from sparsekit.models.saved import SavedModel
 from sparsekit.models.state import cpu_state_dict
+from sparsekit.models.teacher import open_teacher
 from sparsekit.planning.plan import check_steps, make_plan, make_stages, start_from_sparsity
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
@@ -19,12 +22,13 @@ from sparsekit.training import optimizers
 from sparsekit.training.setup import Setup, forward
 
 
-def prepare(config: FitConfig, training: bool = True) -> Setup:
+def prepare(config: FitConfig, training: bool = True, finished: SavedModel | None = None) -> Setup:
     """Check the options, load data and models, and try them out.
 
     Args:
         config: The options.
         training: False if models are only merged and scored.
+        finished: The model that is merged or scored: images and classes are as its config.json says.
 
     Raises:
         UserError: an option is bad or does not fit the others, the data or the model.
@@ -33,7 +37,7 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
-    data = load(config.data, device, config.channels_last)
+    data, notes = _seen(config, load(config.data, device, config.channels_last), finished)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
     initial = source.masks(prunable) if (source := initial_model(config.model)) else {}
@@ -45,13 +49,19 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     if config.masks.pattern is not None:
         shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
         Pattern.parse(config.masks.pattern).check(shapes, config.sparsity)
-    teacher = config.distill.model and open_teacher(config.distill.model, data.num_classes, data.channels)
+    teacher = None
+    if config.distill.model:
+        teacher, more = open_teacher(config.distill.model, data)
+        notes += more
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
     # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
-    setup = Setup(config, plan, data, model, tuple(prunable), device, dtype, compiled, initial=initial, teacher=teacher)
+    setup = Setup(
+        config, plan, data, model, tuple(prunable), device, dtype, compiled,
+        initial=initial, teacher=teacher, notes=tuple(notes),
+    )  # fmt: skip
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
     torch.backends.mkldnn.enabled = not broken  # type: ignore[assignment]
@@ -59,6 +69,20 @@ def prepare(config: FitConfig, training: bool = True) -> Setup:
     if training:
         _try_step(setup)
     return setup
+
+
+def _seen(config: FitConfig, data: Data, finished: SavedModel | None) -> tuple[Data, list[str]]:
+    """The data set as a finished model sees it, or the one that gives the first weights; and lines for the user."""
+    if finished is not None:
+        return seen_by(finished, data, config.data)
+    source = started_from(config.model)
+    if source is None:
+        return data, []
+    seen, notes = seen_by(source, data, config.data, resize=False, other_classes=config.model.pretrained)
+    if changed := data.inputs.differing(seen.inputs):
+        said = f"trains with {seen.inputs.text(changed)}, as its config.json says; --data.kwargs and --data.image_size"
+        notes.append(f"{source.option} {source.path} {said} change that")
+    return seen, notes
 
 
 def _try_step(setup: Setup) -> None:

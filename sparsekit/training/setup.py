@@ -39,7 +39,8 @@ class Setup:
         compiled: The compiled forward pass of training, with `--compile`.
         team: The ranks that train the same replicas as this one.
         initial: Masks of the weights that `--model.init` gave, True keeps; empty without it.
-        teacher: The model given by `--distill`, on the device, in evaluation mode.
+        teacher: The model given by `--distill`, on the device, in evaluation mode; it takes the data's batches.
+        notes: Lines for the user about images and classes that are as a model's config.json says.
     """
 
     config: FitConfig
@@ -53,6 +54,7 @@ class Setup:
     team: Team = field(default_factory=Team)
     initial: Tensors = field(default_factory=dict)
     teacher: nn.Module | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> PruningMethod:
