@@ -141,8 +141,8 @@ def check_classes(sources: Sequence[SavedModel]) -> None:
             order = "the same classes in another order" if set(names) == set(reference) else "other classes"
             one, other = (repr(each[at]) if at < len(each) else "none" for each in (reference, names))
             raise UserError(
-                f"{source.path} names {order} than {first.path}: class {at} is {other} there and {one} here; give "
-                "models of the same classes in the same order"
+                f"{source.path} names {order} than {first.path}: class {at} is {other}, not {one}; give models of the "
+                "same classes in the same order"
             )
 
 
