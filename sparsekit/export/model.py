@@ -30,7 +30,7 @@ class ExportModel:
         source: The saved model that it was read from.
         config: The architecture.
         model: The model, on the CPU in evaluation mode.
-        inputs: How its images are made.
+        inputs: How its images are made, as a config.json is to say; `images` follow the options of `--data` first.
         class_names: The classes' names, by label; empty if nothing names them.
         images: Up to 1,000 normalised test images, or 64 random ones, float32 [N, C, S, S].
         real: Whether the images come from a data set.
@@ -77,7 +77,7 @@ def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataC
     else:
         seen, notes = seen_by(source, dataset, data)
         model = load_model(source, config, classes, channels)
-        inputs, names = seen.inputs, names or seen.class_names
+        inputs, names = made_as(source, dataset.own)[0], names or seen.class_names
         images = torch.cat([batch for batch, _ in seen.evaluation_batches("test", limit=IMAGES)])
     try:
         with torch.no_grad():
