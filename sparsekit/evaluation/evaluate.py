@@ -71,8 +71,9 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     report = report or (lambda line: None)
     evaluator, seen = _evaluator(source, config, data, device, dtype, report)
     if (config.corruptions or config.corruption_files) and not seen.inputs.square:
+        option = "corruptions" if config.corruptions else "corruption_files"
         raise UserError(
-            f"--corruptions: {source.path} takes images of {seen.inputs.pixels} pixels, and only square ones are "
+            f"--{option}: {source.path} takes images of {seen.inputs.pixels} pixels, and only square ones are "
             "corrupted; leave it out"
         )
     published = None

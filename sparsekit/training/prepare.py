@@ -109,18 +109,28 @@ def _try_step(setup: Setup) -> None:
 
 
 def _try_forward(setup: Setup) -> None:
-    """Run one small batch through the model to check that image size and number of classes suit it."""
+    """Run one small batch through model and teacher to check that image size and number of classes suit them."""
     images, _ = next(iter(setup.data.evaluation_batches("held_out")))
     setup.model.eval()
     try:
         with torch.no_grad(), setup.autocast():
             shape = tuple(setup.model(images[:2]).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        size, name = setup.data.image_size, resolve_model(setup.config.model)[0]
+        size, name = setup.data.inputs.pixels, resolve_model(setup.config.model)[0]
         text = first_line(error).rstrip(".;")
         raise UserError(
-            f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
+            f"--model.name {name} cannot take images of {size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"
         ) from error
     if shape != (2, setup.data.num_classes):
         raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not (2, {setup.data.num_classes})")
+    if setup.teacher is not None:
+        try:
+            with torch.no_grad(), setup.autocast():
+                setup.teacher(images[:2])
+        except (RuntimeError, ValueError, AssertionError) as error:
+            text = first_line(error).rstrip(".;")
+            raise UserError(
+                f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "
+                "input_size in its config.json, or set --data.image_size"
+            ) from error

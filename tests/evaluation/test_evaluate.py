@@ -122,6 +122,17 @@ def test_published_corruptions_are_labelled_in_the_models_order(
         assert accuracies[0] == accuracies[1]
 
 
+def test_images_that_are_not_square_are_measured_and_not_corrupted(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = copied(run / "model", tmp_path / "m", input_size=[1, 8, 12])
+    found, _ = evaluate(other, "--data.name", "digits")
+    assert found["data"]["image_size"] == [8, 12]
+    assert main.main(["evaluate", str(other), "--data.name", "digits", "--corruptions", "true"]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("--corruptions", "8×12", "square"))
+
+
 def test_other_classes_are_refused_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = copied(run / "model", tmp_path / "m", names=[*CLASSES[:-1], "zorilla"])
     for arguments in ([str(other), "--data.name", "digits"], [str(run), "--dense", str(other)]):

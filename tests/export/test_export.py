@@ -168,10 +168,8 @@ def test_every_format_is_compared_on_images_of_the_models_own(name: str, run: Pa
     source = open_saved_model("MODEL", quarter)
     for data in (DataConfig(), None):
         found = load_export_model(source, ArchitectureConfig(), data)
-        assert (found.images.shape[1:], found.inputs.std) == (
-            (1, 8, 8),
-            tuple(card_of(quarter)["pretrained_cfg"]["std"]),
-        )
+        assert found.images.shape[1:] == (1, 8, 8)
+        assert found.inputs.std == tuple(card_of(quarter)["pretrained_cfg"]["std"])
 
 
 def test_what_the_user_sets_is_told_and_bare_weights_take_the_datas(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from tiny import tiny_setup
 from sparsekit.config.options import DistillConfig
 from sparsekit.data import load
 from sparsekit.data.images import ImageData
+from sparsekit.errors import UserError
 from sparsekit.evaluation.scores import score_model
 from sparsekit.models.teacher import open_teacher
 
@@ -71,6 +72,24 @@ def test_a_teachers_classes_are_put_in_the_datas_order(tiny_run: Path, tmp_path:
     images, _ = next(iter(data.train_batches(0, 1)))
     torch.testing.assert_close(found(images), teacher(tiny_run)(images))
     assert any("by name" in note for note in notes)
+
+
+def test_a_teacher_that_cannot_take_its_images_is_one_line(tmp_path: Path) -> None:
+    kwargs = {"img_size": 32, "patch_size": 8, "depth": 1, "in_chans": 1}
+    timm.models.save_for_hf(
+        timm.create_model("vit_tiny_patch16_224", num_classes=10, **kwargs),
+        tmp_path / "m",
+        model_args=kwargs,
+        safe_serialization=True,
+    )
+    right = copied(tmp_path / "m", tmp_path / "right", input_size=[1, 224, 224])  # as older timm wrote it
+    assert teacher(right).size == (32, 32)
+    wrong = copied(tmp_path / "m", tmp_path / "wrong", input_size=[1, 224, 224], fixed_input_size=False)
+    with pytest.raises(UserError) as caught:
+        teacher(wrong)
+    message = str(caught.value)
+    assert all(word in message for word in ("--distill", str(wrong), "224", "input_size")), message
+    assert "\n" not in message
 
 
 def test_a_student_of_another_order_has_a_teacher_of_that_order(tiny_run: Path, tmp_path: Path) -> None:
