@@ -126,7 +126,7 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 def class_name(names: Sequence[str], label: int) -> str:
     """A class's name; its number if it has none."""
-    return names[label] if names else str(label)
+    return names[label] if label < len(names) else str(label)
 
 
 def cell(key: str, test: Mapping[str, Any], classes: Sequence[str] = ()) -> str:

@@ -82,6 +82,7 @@ def test_splits_are_disjoint_complete_and_stratified(root: Path) -> None:
     assert {path.split("/")[-2] for path in parts["held_out"]} == set(CLASSES)
     assert data.steps_per_epoch == 7
     order = ["n1", "n2", "n10"]
+    assert list(data.class_names) == order
     for samples in data._samples.values():
         assert all(order[label] == Path(path).parent.name for path, label in samples)
 
