@@ -19,7 +19,7 @@ from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, recalibrate_bat
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
-from sparsekit.models.card import seen_by
+from sparsekit.models.card import recommended, seen_by
 from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
@@ -178,7 +178,7 @@ def _evaluator(
     known = architecture(source, given)
     channels, classes = sizes(source, given, (data.channels, data.num_classes))
     seen, notes = seen_by(source, data, config.data)
-    for note in notes:
+    for note in filter(None, [*notes, recommended(source)]):
         report(note)
     model = load_model(source, known, classes, channels)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -104,6 +104,14 @@ def made_as(source: SavedModel, own: InputConfig, whose: str = "the data's") -> 
     return replace(own, **found), notes
 
 
+def recommended(source: SavedModel) -> str:
+    """A line on the size and crop that timm's card recommends for tests beside those of training; empty without any."""
+    size, crop = (source.pretrained_cfg.get(f"test_{key}") for key in ("input_size", "crop_pct"))
+    told = [f"--data.image_size {size[-1]}"] if isinstance(size, list) and size else []
+    told += [f"--data.kwargs '{{crop_pct: {crop}}}'"] if crop else []
+    return f"{source.path}: its config.json recommends another test: {' '.join(told)}" if told else ""
+
+
 def image_size(source: SavedModel) -> tuple[int, int] | None:
     """Height and width of a saved model's images in pixels; None if its config.json names none.
 

@@ -133,6 +133,17 @@ def test_images_that_are_not_square_are_measured_and_not_corrupted(
     assert all(word in err for word in ("--corruptions", "8×12", "square"))
 
 
+def test_a_larger_test_that_a_card_recommends_is_told_and_not_made(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any]
+) -> None:
+    expected, out = evaluate(run)
+    assert "recommends" not in out
+    other = copied(run / "model", tmp_path / "m", test_input_size=[1, 12, 12], test_crop_pct=1.0)
+    found, out = evaluate(other, "--data.name", "digits")
+    assert found["variants"] == expected["variants"]
+    assert all(word in out for word in ("recommends", "--data.image_size 12", "crop_pct: 1.0"))
+
+
 def test_other_classes_are_refused_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = copied(run / "model", tmp_path / "m", names=[*CLASSES[:-1], "zorilla"])
     for arguments in ([str(other), "--data.name", "digits"], [str(run), "--dense", str(other)]):
