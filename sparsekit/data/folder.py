@@ -214,7 +214,8 @@ class FolderData(MadeImages):
 
         Args:
             split: The split.
-            limit: Return a fixed, stratified choice of this many images; None returns all.
+            limit: Return a fixed, stratified choice of this many images, in an order in which every batch has its share
+                of each class; None returns all, in the order of the files.
 
         Yields:
             Normalised images, float32 [B, 3, H, W] with B at most `batch_size`, and labels, int64 [B].
@@ -224,7 +225,9 @@ class FolderData(MadeImages):
         """
         labels = self._labels[split]
         chosen = torch.arange(len(labels))
-        if limit is not None and limit < len(labels):
+        if (
+            limit is not None
+        ):  # even of all: files come class by class, and BatchNorm would be measured on single classes
             chosen = order.stratified(labels, order.generator("limit", split))[:limit]
 
         def batch(number: int) -> list[tuple[int, int | None]]:

@@ -122,6 +122,14 @@ def test_an_epoch_shows_every_image_once_and_evaluation_all(root: Path) -> None:
     assert sum(len(labels) for _, labels in data.evaluation_batches("train", limit=10)) == 10
 
 
+def test_batchnorm_is_measured_on_batches_with_a_share_of_each_class(root: Path) -> None:
+    data = load(root, batch_size=6)
+    batches = [labels for _, labels in data.evaluation_batches("train", limit=10_000)]
+    assert sum(map(len, batches)) == data.train_size
+    assert all(len(labels.unique()) == 3 for labels in batches)
+    assert torch.equal(torch.cat(batches).bincount(), data._labels["train"].bincount())
+
+
 # --- determinism ----------------------------------------------------------------------------------------
 
 AUGMENTED = {"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5, "re_mode": "pixel"}
