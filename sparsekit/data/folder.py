@@ -152,8 +152,8 @@ class FolderData(MadeImages):
                 seen._try_transforms()
             except Exception as error:  # timm may raise anything
                 raise UserError(
-                    f"timm's transforms refuse {inputs.text(self.inputs.differing(inputs))}, as a config.json says: "
-                    f"{first_line(error)}; correct it"
+                    f"timm's transforms refuse {inputs.text(self.inputs.differing(inputs))}: {first_line(error)}; "
+                    "correct config.json"
                 ) from error
         if order is not None:
             seen.relabel(order)

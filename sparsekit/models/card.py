@@ -50,8 +50,9 @@ def seen_by(
     for name in (overridden := [name for name in given if name in own.differing(inputs)]):
         inputs = replace(inputs, **{name: getattr(own, name)})
     if overridden:
-        told = f"--data's {own.text(overridden)} holds, not its config.json's {described.text(overridden)}"
-        notes.append(f"{source.path}: {told}")
+        ways = {"--data.image_size" if name == "size" else "--data.kwargs" for name in overridden}
+        told = f"({own.text(overridden)}) over its config.json ({described.text(overridden)})"
+        notes.append(f"{source.path}: {' and '.join(sorted(ways))} hold {told}")
     if options.name != "imagefolder":
         if not resize and inputs.size != own.size:
             notes.append(
@@ -63,7 +64,10 @@ def seen_by(
             cut = f"its crop_pct {inputs.crop_pct:g} is for image folders; nothing is cut off {options.name}"
             notes.append(f"{source.path}: {cut}")
     order, mapped = class_order(source, data.class_names, f"--data.name {options.name}", other_classes)
-    return data.seen_by(inputs, order), [*notes, *mapped]
+    try:
+        return data.seen_by(inputs, order), [*notes, *mapped]
+    except UserError as error:
+        raise UserError(f"{source.option} {source.path}: {error}") from error
 
 
 def made_as(source: SavedModel, own: InputConfig, whose: str = "the data's") -> tuple[InputConfig, list[str]]:

@@ -174,7 +174,7 @@ def test_every_format_is_compared_on_images_of_the_models_own(name: str, run: Pa
 
 def test_what_the_user_sets_is_told_and_bare_weights_take_the_datas(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert exported(run, "timm", tmp_path / "one", "--data.image_size", "12") == 0
-    assert "12×12 pixels holds" in capsys.readouterr().out
+    assert "--data.image_size hold (12×12 pixels)" in capsys.readouterr().out
     assert card_of(tmp_path / "one")["pretrained_cfg"]["input_size"] == [1, 8, 8]
     arguments = ["--model.name", "resnet18", "--model.kwargs", json.dumps(KWARGS), "--data.image_size", "12"]
     assert exported(run / "model" / "model.safetensors", "timm", tmp_path / "two", *arguments) == 0

@@ -129,7 +129,7 @@ def test_what_the_user_sets_holds_over_the_card_and_is_told(tiny_run: Path) -> N
     options = DataConfig(image_size=12)
     seen, notes = seen_by(saved, load(options, CPU, False), options)
     assert seen.inputs.size == (12, 12)
-    assert ["--data's 12×12 pixels" in note and "8×8 pixels" in note for note in notes] == [True]
+    assert ["--data.image_size hold (12×12 pixels)" in note and "8×8 pixels" in note for note in notes] == [True]
 
 
 def test_small_images_are_resized_from_the_published_ones(tiny_run: Path) -> None:
