@@ -58,8 +58,7 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
 
 def run_data(sources: Sequence[SavedModel]) -> Mapping[str, Any]:
     """The data options of the first sparsekit run among saved models; empty where there is none."""
-    run: Mapping[str, Any] = next((source.run for source in sources if source.run), {})
-    return run.get("data") or {}
+    return next((source.data_options for source in sources if source.run), {})
 
 
 def data_options(data: Mapping[str, Any]) -> list[str]:

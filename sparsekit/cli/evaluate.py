@@ -35,8 +35,6 @@ def main(arguments: Sequence[str]) -> int:
         from sparsekit.display import tables
         from sparsekit.evaluation.evaluate import evaluate  # only now: it imports torch
 
-        if source.statistics is None:
-            display.note(f"{source.path} names no mean and std: its images are normalised as {config.data.name}'s")
         found = evaluate(source, config, display.note)
         for table in tables.evaluation(found):
             display.show(table)

@@ -79,15 +79,16 @@ class DataConfig:
             below `train`, as torchvision does; `path`, by its whole path below `train`, as Places365 needs. Must be
             given where a class's folder would hold images in several folders, and none of its own.
         batch_size: Images an optimizer step.
-        image_size: Side in pixels to which images are resized; by default 16 for digits, 224 for `imagefolder`, else
-            their own.
+        image_size: Side in pixels to which images are resized; by default that in the config.json of a finished model,
+            else 16 for digits, 224 for `imagefolder`, else their own.
         held_out: Fraction of the training images kept for the merges, 0 to 1 (digits: 397 images, always; an
             `imagefolder` with `val` and `test`: those of `val`).
         augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
             of the image, flips and colour jitter.
         workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
         kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
-            `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`.
+            `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`. Its `mean`, `std`, `crop_pct`, `crop_mode` and
+            `interpolation` hold over a model's config.json.
     """
 
     name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"

@@ -29,6 +29,12 @@ Labels = NDArray[np.int64]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """The class in torchvision.datasets that downloads each data set."""
+_NUMERALS = tuple(map(str, range(10)))
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+"""As its authors name them (github.com/zalandoresearch/fashion-mnist)."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,10 @@ class RawData:
 
     Attributes:
         train_images: uint8 [N, H, W, C] with H = W, 0 (black) to 255.
-        train_labels: int64 [N], 0 to `num_classes` - 1.
+        train_labels: int64 [N], each an index of `class_names`.
         test_images: uint8 [M, H, W, C].
         test_labels: int64 [M].
-        num_classes: Number of classes.
+        class_names: The classes' names, by label.
         held_out: Number of images at the end of the training images that the data set itself holds out; None if it
             defines no such split.
     """
@@ -49,7 +55,7 @@ class RawData:
     train_labels: Labels
     test_images: Images
     test_labels: Labels
-    num_classes: int
+    class_names: tuple[str, ...]
     held_out: int | None = None
 
     def record(self) -> dict[str, Any]:
@@ -57,6 +63,11 @@ class RawData:
         train = {"train images": _checksum(self.train_images), "train labels": _checksum(self.train_labels)}
         test = {"test images": _checksum(self.test_images), "test labels": _checksum(self.test_labels)}
         return {"images": {"train": train, "test": test}, "bytes": {}}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
 
 def read(name: str, root: str | None) -> RawData:
@@ -97,7 +108,7 @@ def _digits() -> RawData:
         order = file["order"]
         images = np.rint(file["images"][order] * (255 / 16)).astype(np.uint8)[..., None]
         labels = file["labels"][order].astype(np.int64)
-    return RawData(images[:797], labels[:797], images[797:], labels[797:], num_classes=10, held_out=397)
+    return RawData(images[:797], labels[:797], images[797:], labels[797:], _NUMERALS, held_out=397)
 
 
 def _cifar(root: Path, published: str, hint: str) -> RawData:
@@ -116,7 +127,7 @@ def _cifar(root: Path, published: str, hint: str) -> RawData:
         train, test = reader(folder, train=True), reader(folder, train=False)
     except OSError as error:
         _bad(folder, f"cannot be read ({error})")
-    return RawData(train.data, np.array(train.targets), test.data, np.array(test.targets), len(train.classes))
+    return RawData(train.data, np.array(train.targets), test.data, np.array(test.targets), tuple(train.classes))
 
 
 def _mnist(root: Path, published: str, hint: str) -> RawData:
@@ -127,7 +138,8 @@ def _mnist(root: Path, published: str, hint: str) -> RawData:
     test_images, test_labels = _idx_split(*(_plain_or_gz(folder / file) for file in files[2:]))
     if (side := images.shape[1]) != (test_side := test_images.shape[1]):
         _bad(folder, f"has training images of {side} pixels a side, but test images of {test_side}")
-    return RawData(images, labels, test_images, test_labels, num_classes=10)
+    names = _FASHION if published == _TORCHVISION["fashion_mnist"] else _NUMERALS
+    return RawData(images, labels, test_images, test_labels, names)
 
 
 def _complete(folders: Sequence[Path], files: Sequence[str], hint: str, find: Callable[[Path], Path]) -> Path:

@@ -6,6 +6,8 @@ number of workers, which take batches in turns, changes nothing, and a stream ca
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,13 +16,20 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader  # type: ignore[attr-defined]
+from timm.data import (  # type: ignore[attr-defined]
+    DEFAULT_CROP_MODE,
+    DEFAULT_CROP_PCT,
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    create_loader,
+)
 from torch import Tensor
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import folder_labels, order
 from sparsekit.data.contents import Contents
 from sparsekit.data.images import Normaliser, Split
+from sparsekit.data.inputs import InputConfig, MadeImages
 from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import ReadError, RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
@@ -32,23 +41,21 @@ _TRAINING = (
 _SIZES = 1_000
 _READ_AHEAD = 2  # batches that each of torch's workers reads ahead, images as uint8
 _ALWAYS = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
+_CROP_MODES = ("center", "squash", "border")
 
 
-class FolderData:
+class FolderData(MadeImages):
     """The three splits of an image folder, read from files batch by batch; the same interface as `ImageData`.
 
     Attributes:
         num_classes: Number of classes; labels are from 0 to `num_classes` - 1, in the natural order of folder names.
         channels: Number of channels, 3; grey images are converted.
-        image_size: Side of the images in pixels.
-        mean: Mean of each channel that normalisation subtracts, black 0 to white 1.
-        std: Standard deviation of each channel that normalisation divides by, black 0 to white 1.
         batch_size: Images per batch.
         steps_per_epoch: Training batches per epoch.
         train_size: Images in the training split, without the held-out ones.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
-        normalise: Subtracts `mean` and divides by `std`.
+        normalise: Subtracts `inputs.mean` and divides by `inputs.std`.
         contents: Where the splits come from, and which images they have.
     """
 
@@ -59,7 +66,7 @@ class FolderData:
         self,
         samples: dict[Split, list[Sample]],
         *,
-        num_classes: int,
+        class_names: Sequence[str],
         image_size: int,
         batch_size: int,
         workers: int,
@@ -72,7 +79,7 @@ class FolderData:
 
         Args:
             samples: For each split, path and label of each image.
-            num_classes: Number of classes.
+            class_names: The classes' names, by label.
             image_size: Side of the images in pixels.
             batch_size: Images per batch.
             workers: Number of processes that read images; 0 reads in this process.
@@ -81,14 +88,14 @@ class FolderData:
             device: The device of the batches.
             channels_last: Memory format of the batches.
         """
-        self.num_classes, self.image_size, self.batch_size = num_classes, image_size, batch_size
+        self.class_names, self.num_classes, self.batch_size = tuple(class_names), len(class_names), batch_size
         self.device, self._workers, self._augment = device, workers, augment
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self._samples = samples
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
         self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
-        self.mean, self.std = (tuple(float(value) for value in self._kwargs[key]) for key in ("mean", "std"))
-        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
+        self._make_as((image_size, image_size))
+        self.own = self.inputs
         self.train_size, self.held_out_size, self.test_size = (len(samples[s]) for s in ("train", "held_out", "test"))
         self.steps_per_epoch = self.train_size // batch_size
 
@@ -123,7 +130,7 @@ class FolderData:
         try:
             data = cls(
                 {"train": [train[i] for i in kept.tolist()], "held_out": held_out, "test": test},
-                num_classes=len(classes),
+                class_names=classes,
                 image_size=config.image_size or 224,
                 batch_size=config.batch_size,
                 workers=config.workers,
@@ -132,17 +139,62 @@ class FolderData:
                 device=device,
                 channels_last=channels_last,
             )
-            for training in (True, False):
-                data._loader(Stream([], lambda _: [], 0, 0), training, 1)
+            data._try_transforms()
         except Exception as error:  # timm may raise anything for bad arguments
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
-        workers = min(config.workers, _cores(), data.steps_per_epoch)
-        _check_shared_memory(workers, config.batch_size * 3 * data.image_size**2)
+        data._check_shared_memory()
         record = partial(_record, listing.root, classes, data._samples)
         data.contents = Contents(*listing.parts(config.held_out), listing.notes, record)
         return data
+
+    def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> FolderData:
+        """The same images as a model sees them: made as it says, in training too, and labelled in its order.
+
+        Args:
+            inputs: How the model's images are made.
+            order: The model's label of each class of this data set; None keeps the labels.
+
+        Raises:
+            UserError: timm's transforms cannot make them.
+        """
+        seen = copy.copy(self)
+        changes = [name for name in self.inputs.differing(inputs) if name in _ALWAYS]
+        seen._kwargs = self._kwargs | {name: getattr(inputs, name) for name in changes}
+        if self.inputs.differing(inputs):
+            try:
+                seen._make_as(inputs.size)
+                seen._try_transforms()
+            except Exception as error:  # timm may raise anything
+                raise UserError(
+                    f"timm's transforms refuse {inputs.text(self.inputs.differing(inputs))}: {first_line(error)}; "
+                    "correct config.json"
+                ) from error
+            seen._check_shared_memory()
+        if order is not None:
+            seen.relabel(order)
+        return seen
+
+    def _check_shared_memory(self) -> None:
+        """Raise UserError if `/dev/shm` cannot hold what the workers read ahead; they would hang, or die of SIGBUS."""
+        workers, ranks = min(self._workers, _cores(), self.steps_per_epoch), os.environ.get("LOCAL_WORLD_SIZE", "1")
+        batch = self.batch_size * self.channels * math.prod(self.inputs.size)
+        needed = workers * _READ_AHEAD * batch * (int(ranks) if ranks.isdigit() else 1)
+        if not needed or not os.path.isdir("/dev/shm"):
+            return
+        found = os.statvfs("/dev/shm")
+        if (free := found.f_bavail * found.f_frsize) < needed:
+            raise UserError(
+                f"--data.workers {workers} needs {decimal(needed)} of shared memory; /dev/shm has {decimal(free)} free; "
+                "give --data.workers 0 or fewer, a smaller --data.batch_size, or more of it (docker run --shm-size 2g)"
+            )
+
+    def relabel(self, order: Sequence[int]) -> None:
+        """Give each class another label, `order[label]`."""
+        super().relabel(order)
+        self._samples = {name: [(path, order[label]) for path, label in part] for name, part in self._samples.items()}
+        self._labels = {name: torch.tensor(order)[labels] for name, labels in self._labels.items()}
 
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
@@ -161,7 +213,7 @@ class FolderData:
                 for random erasing; images left over by the division are dropped.
 
         Yields:
-            Normalised images, float32 [B, 3, S, S], and labels, int64 [B].
+            Normalised images, float32 [B, 3, H, W], and labels, int64 [B].
 
         Raises:
             RunError: an image cannot be read.
@@ -193,17 +245,20 @@ class FolderData:
 
         Args:
             split: The split.
-            limit: Return a fixed, stratified choice of this many images; None returns all.
+            limit: Return a fixed, stratified choice of this many images, in an order in which every batch has its share
+                of each class; None returns all, in the order of the files.
 
         Yields:
-            Normalised images, float32 [B, 3, S, S] with B at most `batch_size`, and labels, int64 [B].
+            Normalised images, float32 [B, 3, H, W] with B at most `batch_size`, and labels, int64 [B].
 
         Raises:
             RunError: an image cannot be read.
         """
         labels = self._labels[split]
         chosen = torch.arange(len(labels))
-        if limit is not None and limit < len(labels):
+        if (
+            limit is not None
+        ):  # even of all: files come class by class, and BatchNorm would be measured on single classes
             chosen = order.stratified(labels, order.generator("limit", split))[:limit]
 
         def batch(number: int) -> list[tuple[int, int | None]]:
@@ -217,7 +272,7 @@ class FolderData:
         """The images of `evaluation_batches` before normalisation.
 
         Yields:
-            Images, float32 [B, C, S, S] with values from 0 to 255, and labels, int64 [B].
+            Images, float32 [B, C, H, W] with values from 0 to 255, and labels, int64 [B].
         """
         for images, labels in self.evaluation_batches(split, limit):
             yield self.normalise.undo(images), labels
@@ -233,13 +288,44 @@ class FolderData:
         """
         return order.subset(self._labels["train"], fraction, self.num_classes, seed)
 
+    def _make_as(self, size: tuple[int, int]) -> None:
+        """Make images of a size, normalised and cropped as the arguments of timm's loader say.
+
+        Raises:
+            ValueError: mean and std do not have a value for each channel, or one for all.
+        """
+        kwargs, statistics = self._kwargs, dict[str, tuple[float, ...]]()
+        for key in ("mean", "std"):
+            values = tuple(float(value) for value in kwargs[key])
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{key} has {len(values)} values for {self.channels} channels")
+            statistics[key] = values * (self.channels // len(values))
+        if (mode := kwargs.get("crop_mode") or DEFAULT_CROP_MODE) not in _CROP_MODES:
+            raise ValueError(f"crop_mode is {mode!r}, not one of {', '.join(_CROP_MODES)}")
+        self._kwargs = kwargs | statistics
+        shown = kwargs.get("interpolation") or "bilinear"
+        self.inputs = InputConfig(
+            self.channels,
+            size,
+            **statistics,
+            crop_pct=kwargs.get("crop_pct") or DEFAULT_CROP_PCT,
+            crop_mode=mode,
+            interpolation="bilinear" if shown == "random" else shown,
+        )
+        self.normalise = Normaliser(self.inputs.mean, self.inputs.std, self.device, self._memory)
+
+    def _try_transforms(self) -> None:
+        """Make the transforms of training and of tests; raises whatever timm raises."""
+        for training in (True, False):
+            self._loader(Stream([], lambda _: [], 0, 0), training, 1)
+
     def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
         kwargs = {key: value for key, value in self._kwargs.items() if training or key in _ALWAYS}
         if not training and kwargs.get("interpolation") == "random":
             kwargs["interpolation"] = "bilinear"
         return create_loader(
             stream,  # type: ignore[arg-type]
-            self.image_size,
+            self.image_size if self.inputs.square else (self.channels, *self.inputs.size),
             batch_size,
             is_training=training,
             no_aug=not self._augment,
@@ -270,20 +356,6 @@ class FolderData:
             if trouble:
                 raise ReadError(trouble)
             yield images.contiguous(memory_format=self._memory), labels
-
-
-def _check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Raise UserError if `/dev/shm` cannot hold what the workers read ahead; they would hang, or die of SIGBUS."""
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    needed = workers * _READ_AHEAD * batch_bytes * (int(ranks) if ranks.isdigit() else 1)
-    if not needed or not os.path.isdir("/dev/shm"):
-        return
-    found = os.statvfs("/dev/shm")
-    if (free := found.f_bavail * found.f_frsize) < needed:
-        raise UserError(
-            f"--data.workers {workers} needs {decimal(needed)} of shared memory; /dev/shm has {decimal(free)} free; "
-            "give --data.workers 0 or fewer, a smaller --data.batch_size, or more of it (docker run --shm-size 2g)"
-        )
 
 
 def _cores() -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from sparsekit.config.options import DataConfig
 from sparsekit.data import order
 from sparsekit.data.contents import Contents
 from sparsekit.data.files import Images, RawData, read
+from sparsekit.data.inputs import InputConfig, MadeImages
 from sparsekit.errors import UserError
 
 Split = Literal["train", "held_out", "test"]
@@ -21,7 +23,7 @@ _FLIPPED = ("fashion_mnist", "cifar10", "cifar100")  # not the digits: a mirrore
 _EVALUATION_BATCH = 500
 
 
-class ImageData:
+class ImageData(MadeImages):
     """The three splits of a data set on one device; `load` creates it from options.
 
     Augmentation follows torchvision's `RandomCrop(image_size, padding=round(image_size / 8))`, which pads with black
@@ -30,15 +32,13 @@ class ImageData:
     Attributes:
         num_classes: Number of classes; labels are from 0 to `num_classes` - 1.
         channels: Number of channels, 1 or 3.
-        image_size: Side of the images in pixels.
-        mean: Mean of each channel over the training split, black 0 to white 1.
-        std: Standard deviation of each channel over the training split, black 0 to white 1.
         batch_size: Images per training batch.
         steps_per_epoch: Training batches per epoch.
         train_size: Images in the training split, without the held-out ones.
         held_out_size: Images in the held-out split.
         test_size: Images in the test split.
-        normalise: Normalises images to float32 with mean 0 and standard deviation 1 over the training split.
+        normalise: Normalises images to float32 with mean 0 and standard deviation 1 over the training split, or as a
+            model's config.json says.
         contents: Where the splits come from, and which images they have.
     """
 
@@ -54,37 +54,42 @@ class ImageData:
         flip: bool,
         device: torch.device,
         channels_last: bool,
+        class_names: Sequence[str] = (),
+        at: Callable[[tuple[int, int]], ImageData] | None = None,
     ) -> None:
         """Move the splits to the device.
 
         Args:
-            splits: For each split its images, uint8 [N, C, S, S], and labels, int64 [N].
+            splits: For each split its images, uint8 [N, C, H, W], and labels, int64 [N].
             num_classes: Number of classes.
             batch_size: Images per training batch, at most the size of the training split.
             shift: Largest random shift in pixels; 0 for none.
             flip: Whether to flip half of the training images.
             device: The device of images, labels and batches.
             channels_last: Memory format of the batches.
+            class_names: The classes' names, by label.
+            at: Reads the same data set again with images of another height and width.
         """
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.batch_size = batch_size
         self.device = device
         self._shift = shift
         self._flip = flip
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
 
+        self._at = at
+
         train = splits["train"][0]
-        self.train_size, self.channels, self.image_size = train.shape[:3]
+        self.train_size, self.channels, *size = train.shape
         self.held_out_size = len(splits["held_out"][0])
         self.test_size = len(splits["test"][0])
         self.steps_per_epoch = self.train_size // batch_size
-        self.mean, self.std = _statistics(train)
-        self.normalise = Normaliser(self.mean, self.std, device, self._memory)
+        self.own = self.inputs = InputConfig(self.channels, (size[0], size[1]), *_statistics(train))
+        self.normalise = Normaliser(self.inputs.mean, self.inputs.std, device, self._memory)
 
-        size = self.image_size
         padded = functional.pad(train, (shift,) * 4).to(device)
-        # A view [N, 2 * shift + 1, 2 * shift + 1, C, S, S]: indexing it by image, row and column crops a whole batch.
-        self._crops = padded.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
+        # A view [N, 2 * shift + 1, 2 * shift + 1, C, H, W]: indexing it by image, row and column crops a whole batch.
+        self._crops = padded.unfold(2, size[0], 1).unfold(3, size[1], 1).permute(0, 2, 3, 1, 4, 5)
         self._images: dict[Split, Tensor] = {
             "train": self._crops[:, shift, shift],
             "held_out": splits["held_out"][0].to(device),
@@ -94,10 +99,18 @@ class ImageData:
         self._cpu_labels = {name: labels.cpu() for name, (_, labels) in splits.items()}  # for random choices
 
     @classmethod
-    def load(cls, config: DataConfig, device: torch.device, channels_last: bool) -> ImageData:
+    def load(
+        cls, config: DataConfig, device: torch.device, channels_last: bool, size: tuple[int, int] | None = None
+    ) -> ImageData:
         """Read the data set of `--data`, split and resize it, and move it to the device.
 
         The held-out images are the same in every run: they depend on `--data.held_out`, not on `--seed`.
+
+        Args:
+            config: The options of `--data`.
+            device: The device of its batches.
+            channels_last: Memory format of its batches.
+            size: Height and width in pixels; by default as the options say.
 
         Raises:
             UserError: an option does not fit the data, or files are missing or damaged.
@@ -108,9 +121,10 @@ class ImageData:
             raise UserError(f"--data.batch_size: {config.batch_size} is too small; give at least 1")
         raw = read(config.name, config.root)
         native = 16 if config.name == "digits" else raw.train_images.shape[1]
-        size = native if config.image_size is None else config.image_size
-        if size < 4:
-            raise UserError(f"--data.image_size: {size} is too small; give at least 4 pixels")
+        side = native if config.image_size is None else config.image_size
+        if side < 4:
+            raise UserError(f"--data.image_size: {side} is too small; give at least 4 pixels")
+        size = size or (side, side)
         train, held_out = _split(raw, config)
         if config.batch_size > len(train):
             raise UserError(
@@ -126,16 +140,47 @@ class ImageData:
             },
             num_classes=raw.num_classes,
             batch_size=config.batch_size,
-            shift=round(size / 8) if config.augment else 0,
+            shift=round(min(size) / 8) if config.augment else 0,
             flip=config.augment and config.name in _FLIPPED,
             device=device,
             channels_last=channels_last,
+            class_names=raw.class_names,
+            at=lambda size: cls.load(config, device, channels_last, size),
         )
         fraction = None if raw.held_out is not None else config.held_out
         counts = (len(train), len(held_out), len(raw.test_images))
         record = raw.record()  # now, so that the arrays need not be kept
         data.contents = Contents.of_published(config.name, counts, raw.num_classes, fraction, record=lambda: record)
         return data
+
+    def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> ImageData:
+        """The same data set as a model sees it: in its size and with its normalisation, labelled in its order.
+
+        Images are shown whole, so that of the crop nothing holds.
+
+        Args:
+            inputs: How the model's images are made.
+            order: The model's label of each class of this data set; None keeps the labels.
+        """
+        seen = copy.copy(self)
+        if inputs.size != self.inputs.size and self._at is not None:
+            seen = self._at(inputs.size)
+            seen.own = self.own
+            if self.class_order is not None:
+                seen.relabel(self.class_order)
+        if (inputs.mean, inputs.std) != (seen.inputs.mean, seen.inputs.std):
+            seen.normalise = Normaliser(inputs.mean, inputs.std, self.device, self._memory)
+        seen.inputs = InputConfig(self.channels, seen.inputs.size, inputs.mean, inputs.std)
+        if order is not None:
+            seen.relabel(order)
+        return seen
+
+    def relabel(self, order: Sequence[int]) -> None:
+        """Give each class another label, `order[label]`."""
+        super().relabel(order)
+        mapping = torch.tensor(order)
+        self._cpu_labels = {name: mapping[labels] for name, labels in self._cpu_labels.items()}
+        self._labels = {name: labels.to(self.device) for name, labels in self._cpu_labels.items()}
 
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
@@ -156,7 +201,7 @@ class ImageData:
                 over by the division are dropped.
 
         Yields:
-            Normalised images, float32 [B, C, S, S], and labels, int64 [B].
+            Normalised images, float32 [B, C, H, W], and labels, int64 [B].
         """
         chosen = torch.arange(self.train_size) if subset is None else subset.cpu()
         batch = min(self.batch_size, len(chosen))
@@ -180,7 +225,7 @@ class ImageData:
             limit: Return a fixed, stratified choice of this many images; None returns all.
 
         Yields:
-            Normalised images, float32 [B, C, S, S] with B at most 500, and labels, int64 [B].
+            Normalised images, float32 [B, C, H, W] with B at most 500, and labels, int64 [B].
         """
         for images, labels in self.raw_batches(split, limit):
             yield self.normalise(images), labels
@@ -189,7 +234,7 @@ class ImageData:
         """The images of `evaluation_batches` before normalisation.
 
         Yields:
-            Images, uint8 [B, C, S, S], and labels, int64 [B].
+            Images, uint8 [B, C, H, W], and labels, int64 [B].
         """
         images, labels = self._images[split], self._labels[split]
         some = None
@@ -268,16 +313,16 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def resized(images: Images, size: int) -> Tensor:
-    """Resize images [N, H, W, C] to a uint8 tensor [N, C, size, size]."""
+def resized(images: Images, size: tuple[int, int]) -> Tensor:
+    """Resize images [N, H, W, C] to a uint8 tensor [N, C, *size]."""
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    if tensor.shape[-1] == size:
+    if tuple(tensor.shape[2:]) == size:
         return tensor
     from torchvision.transforms.v2 import functional as transforms  # costs 1.6 s
 
     # In chunks, as some CPUs resize in float32, which takes four times the memory.
     parts = tensor.chunk(1 + len(tensor) // 1000)
-    return torch.cat([transforms.resize(part, [size, size], antialias=True) for part in parts])
+    return torch.cat([transforms.resize(part, list(size), antialias=True) for part in parts])
 
 
 def _split(raw: RawData, config: DataConfig) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,9 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
         add(name, lambda a, soup: f"{percent(a, 2)}  (soup {100 * (soup - a):+.2f})", key, "test.accuracy")
     add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
     add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
-    add("worst class", lambda c, a: f"{percent(a, 2)}, class {c}", "test.worst_class", "test.worst_class_accuracy")
+    classes = known.get("class_names", [])
+    worst = "test.worst_class", "test.worst_class_accuracy"
+    add("worst class", lambda c, a: f"{percent(a, 2)}, class {class_name(classes, c)}", *worst)
     add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
     add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
     add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
@@ -132,7 +134,7 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
     for name in variants:
         table.add_column(VARIANTS[name], justify="right")
     for key, title in NAMES.items():
-        cells = [cell(key, variant["test"]) for variant in variants.values()]
+        cells = [cell(key, variant["test"], found.get("class_names", [])) for variant in variants.values()]
         if any(cells):
             table.add_row(title, *cells)
     if any("agreement" in variant for variant in variants.values()):
@@ -145,18 +147,24 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
                 yield corruptions(variant[key], VARIANTS[name] if len(variants) > 1 else "")
 
 
-def cell(key: str, test: Mapping[str, Any]) -> str:
+def class_name(names: Sequence[str], label: int) -> str:
+    """A class's name; its number if it has none."""
+    return names[label] if label < len(names) else str(label)
+
+
+def cell(key: str, test: Mapping[str, Any], classes: Sequence[str] = ()) -> str:
     """A metric as text; empty if it was not measured.
 
     Args:
         key: The metric, one of `NAMES`.
         test: The metrics by key.
+        classes: The classes' names, by label; empty if they have none.
     """
     value = test.get(key)
     if value is None:
         return "not finite" if key in test else ""
     if key.endswith("accuracy"):
-        of = f" (class {test['worst_class']})" if key.startswith("worst") else ""
+        of = f" (class {class_name(classes, test['worst_class'])})" if key.startswith("worst") else ""
         return f"{percent(value, 2)}{of}"
     return f"{value:.4f}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, recalibrate_bat
 from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
+from sparsekit.models.card import recommended, seen_by
 from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, choose_dtype
 from sparsekit.models.fill import fit_names
-from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
+from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
 
 if TYPE_CHECKING:
     from sparsekit.evaluation.corruptions import Corruption
@@ -57,10 +58,10 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     Args:
         source: The model.
         config: The options of `sparsekit evaluate`.
-        report: Called with lines for the user: what was chosen in files, and after each kind of corruption.
+        report: Called with lines for the user: what is not as one would think, and after each kind of corruption.
 
     Returns:
-        The content of evaluation.json.
+        The content of evaluation.json; classes are in the model's order.
 
     Raises:
         UserError: model and data do not fit, or an option is bad.
@@ -68,21 +69,32 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
     data = load(config.data, device, config.channels_last)
-    evaluator = _evaluator(source, config, data, device, dtype, report)
-    published = Published.open(config.corruption_files, data.num_classes) if config.corruption_files else None
+    report = report or (lambda line: None)
+    evaluator, seen = _evaluator(source, config, data, device, dtype, report)
+    if (config.corruptions or config.corruption_files) and not seen.inputs.square:
+        option = "corruptions" if config.corruptions else "corruption_files"
+        raise UserError(
+            f"--{option}: {source.path} takes images of {seen.inputs.pixels} pixels, and only square ones are "
+            "corrupted; leave it out"
+        )
+    published = None
+    if config.corruption_files:
+        published = Published.open(config.corruption_files, data.num_classes, seen.class_order)
     dense = None
     if config.dense:
-        other = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype, report)
-        dense = other.predictions(data.raw_batches("test"))[1]
+        other, others = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype, report)
+        dense = other.predictions(others.raw_batches("test"))[1]
+        if seen.class_names != others.class_names:
+            dense = torch.tensor([seen.class_names.index(name) for name in others.class_names])[dense]
     variants: dict[str, Any] = {}
     if config.batchnorm != "recalibrated":
-        variants["saved"] = measure_variant(evaluator, data, config, dense, published, report)
+        variants["saved"] = measure_variant(evaluator, seen, config, dense, published, report)
     if config.batchnorm != "saved":
-        images = data.raw_batches("train", limit=RECALIBRATION_IMAGES)
+        images = seen.raw_batches("train", limit=RECALIBRATION_IMAGES)
         clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
         recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
-        variants["recalibrated"] = measure_variant(evaluator, data, config, dense, published, report)
-    about = header(str(source.path), config.data.name, data, config.seed)
+        variants["recalibrated"] = measure_variant(evaluator, seen, config, dense, published, report)
+    about = header(str(source.path), config.data.name, seen, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
@@ -107,7 +119,7 @@ def measure_variant(
 
     Args:
         evaluator: The model.
-        data: The data set.
+        data: The data set as the model sees it.
         config: The options of `sparsekit evaluate`.
         dense: The classes that the dense model predicts for the test images, int64 [N].
         published: Published corrupted test sets.
@@ -137,7 +149,7 @@ def measure_variant(
         found["corruption_files"] = {
             kind: [
                 _brief(
-                    evaluator.measure(published.batches(kind, severity, data.image_size, data.channels, data.device))
+                    evaluator.measure(published.batches(kind, severity, data.inputs.size, data.channels, data.device))
                 )
                 for severity in range(1, SEVERITIES + 1)
             ]
@@ -160,36 +172,34 @@ def _corrupted(images: Tensor, corruption: Corruption | None) -> Tensor:
 
 
 def _evaluator(
-    source: SavedModel,
-    config: EvaluateConfig,
-    data: Data,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report | None,
-) -> Evaluator:
-    known = architecture(source, config.model if source.name is None else ArchitectureConfig())
-    channels, classes = sizes(source, known, (data.channels, data.num_classes))
-    model = load_model(source, replace(known, kwargs=without_sizes(known.kwargs)), classes, channels)
-    if report:
-        for note in fit_names(source, model).notes:
-            report(note)
+    source: SavedModel, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype, report: Report
+) -> tuple[Evaluator, Data]:
+    """A model on the device, and the data set as it sees it."""
+    given = config.model if source.name is None else ArchitectureConfig()
+    known = architecture(source, given)
+    channels, classes = sizes(source, given, (data.channels, data.num_classes))
+    seen, notes = seen_by(source, data, config.data)
+    for note in filter(None, [*notes, recommended(source)]):
+        report(note)
+    model = load_model(source, known, classes, channels)
+    for note in fit_names(source, model).notes:
+        report(note)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
-    mean, std = source.statistics or (data.mean, data.std)
-    normalise = Normaliser(mean, std, device, memory)
-    evaluator = Evaluator(model, normalise, autocast(device, dtype), classes)
-    images, _ = next(iter(data.raw_batches("test")))
+    evaluator = Evaluator(model, seen.normalise, autocast(device, dtype), classes)
+    images, _ = next(iter(seen.raw_batches("test")))
     try:
-        predict_logits(model, normalise(images[:2]), evaluator.autocast)
+        predict_logits(model, seen.normalise(images[:2]), evaluator.autocast)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{source.path}: the model cannot take images of {data.image_size}×{data.image_size} pixels "
+            f"{source.path}: the model cannot take images of {seen.inputs.pixels} pixels "
             f"({first_line(error).rstrip('.;')}); set --data.image_size"
         ) from error
-    return evaluator
+    return evaluator, seen
 
 
 def header(model: str, name: str, data: Data, seed: int) -> dict[str, Any]:
     """The entries of evaluation.json that describe the evaluation; `name` is the data set's."""
-    about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.image_size}
-    return {"format": 1, "version": __version__, "model": model, "data": about, "seed": seed}
+    about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.inputs.side}
+    names = {"class_names": list(data.class_names)}
+    return {"format": 1, "version": __version__, "model": model, "data": about, **names, "seed": seed}

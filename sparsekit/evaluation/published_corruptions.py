@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,13 @@ class Published:
     labels: Tensor
 
     @classmethod
-    def open(cls, folder: str, classes: int) -> Published:
+    def open(cls, folder: str, classes: int, order: Sequence[int] | None = None) -> Published:
         """Find the files in a folder, and check their shapes, types and labels.
+
+        Args:
+            folder: The folder.
+            classes: Number of classes.
+            order: The label that the model gives each published one; None for the same.
 
         Raises:
             UserError: a file is missing, or does not fit the others or the number of classes.
@@ -68,15 +73,16 @@ class Published:
             )
         if any((labels[:count] != part).any() for part in labels.reshape(-1, count)):
             raise UserError(f"--corruption_files: {base / 'labels.npy'} differs from one severity to the next")
-        return cls(files, torch.from_numpy(labels[:count].astype(np.int64)))
+        known = torch.from_numpy(labels[:count].astype(np.int64))
+        return cls(files, known if order is None else torch.tensor(order)[known])
 
     def batches(
-        self, kind: str, severity: int, size: int, channels: int, device: torch.device
+        self, kind: str, severity: int, size: tuple[int, int], channels: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one kind at severity 1 to 5.
 
         Yields:
-            Images resized to `size`, uint8 [B, C, S, S], and labels, int64 [B].
+            Images resized to `size`, uint8 [B, C, H, W], and labels, int64 [B].
 
         Raises:
             UserError: the file cannot be read, or its images do not have `channels` channels.

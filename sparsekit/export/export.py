@@ -151,4 +151,4 @@ def _table(export_model: ExportModel, name: str, out: Path, found: Comparison, l
         ("difference", f"{found.difference:.3g} at most, in logits up to {found.largest:.3g}; {same}"),
         ("compared", f"read back, on {found.images:,} {kind}"),
     ]
-    return [*(("model", note) for note in export_model.notes), *lines, ("written", str(out))]
+    return [*lines, *(("images", note) for note in export_model.notes), ("written", str(out))]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import load
+from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import InputConfig, load_model
+from sparsekit.models.card import class_names, made_as, seen_by
+from sparsekit.models.create import load_model
 from sparsekit.models.fill import fit_names
-from sparsekit.models.saved import SavedModel, architecture, sizes, without_sizes
+from sparsekit.models.saved import SavedModel, architecture, sizes
 
 IMAGES = 1_000
 _RANDOM = 64
@@ -30,16 +31,18 @@ class ExportModel:
         source: The saved model that it was read from.
         config: The architecture.
         model: The model, on the CPU in evaluation mode.
-        inputs: Size and normalisation of its images.
+        inputs: How its images are made, as a config.json is to say; `images` follow the options of `--data` first.
+        class_names: The classes' names, by label; empty if nothing names them.
         images: Up to 1,000 normalised test images, or 64 random ones, float32 [N, C, S, S].
         real: Whether the images come from a data set.
-        notes: Lines for the user about the model's file.
+        notes: Lines for the user.
     """
 
     source: SavedModel
     config: ModelConfig
     model: nn.Module
     inputs: InputConfig
+    class_names: Sequence[str]
     images: Tensor
     real: bool
     notes: Sequence[str] = ()
@@ -61,34 +64,34 @@ def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataC
         data: The data set whose test images are used; None uses random images.
 
     Raises:
-        UserError: the architecture is unknown, or does not fit the weights or the images.
+        UserError: the architecture is unknown, or does not fit the weights, the images or their classes.
     """
     config = architecture(source, given)
     dataset = load(data, torch.device("cpu"), channels_last=False) if data else None
-    channels, classes = sizes(source, config, (dataset.channels, dataset.num_classes) if dataset else None)
-    config = replace(config, kwargs=without_sizes(config.kwargs))
-    model = load_model(source, config, classes, channels)
-    if dataset is None:
-        inputs = _inputs(source, model, channels)
-        shape = (_RANDOM, inputs.channels, inputs.image_size, inputs.image_size)
+    channels, classes = sizes(source, given, (dataset.channels, dataset.num_classes) if dataset else None)
+    names = class_names(source) or ()
+    if data is None or dataset is None:
+        model = load_model(source, config, classes, channels)
+        inputs, notes = made_as(source, _as_timm_says(model, channels), f"timm's for {config.name}")
+        shape = (_RANDOM, channels, *inputs.size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     else:
-        inputs = InputConfig(dataset.channels, dataset.image_size, dataset.mean, dataset.std)
-        images = torch.cat([batch for batch, _ in dataset.evaluation_batches("test", limit=IMAGES)])
+        seen, notes = seen_by(source, dataset, data)
+        model = load_model(source, config, classes, channels)
+        inputs, names = made_as(source, dataset.own)[0], names or seen.class_names
+        images = torch.cat([batch for batch, _ in seen.evaluation_batches("test", limit=IMAGES)])
     try:
         with torch.no_grad():
             model(images[:1])
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = first_line(error)
         raise UserError(f"{source.path} cannot take images of {tuple(images.shape[1:])}: {reason}") from error
-    return ExportModel(
-        source, config, model, inputs, images.contiguous(), dataset is not None, fit_names(source, model).notes
-    )
+    notes = [*fit_names(source, model).notes, *notes]
+    return ExportModel(source, config, model, inputs, names, images.contiguous(), dataset is not None, notes)
 
 
-def _inputs(source: SavedModel, model: nn.Module, channels: int) -> InputConfig:
-    """Size and normalisation of a model's images, from config.json or timm's defaults for the architecture."""
-    known: dict[str, Any] = source.card.get("pretrained_cfg") or dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    resolved = timm.data.resolve_data_config(pretrained_cfg=known, model=model)  # type: ignore[attr-defined,no-untyped-call]
-    mean, std = (tuple(float(v) for v in resolved[key])[:channels] for key in ("mean", "std"))
-    return InputConfig(channels, int(resolved["input_size"][-1]), mean, std)
+def _as_timm_says(model: nn.Module, channels: int) -> InputConfig:
+    """Timm's defaults for the images of the architecture."""
+    known = {"pretrained_cfg": json.loads(json.dumps(dict(model.pretrained_cfg)))}  # type: ignore[arg-type]
+    any_size = InputConfig(channels, (224, 224), (0.0,) * channels, (1.0,) * channels)
+    return made_as(SavedModel("--model.name", Path(), Path(), card=known), any_size)[0]

@@ -55,7 +55,8 @@ def check(export_model: ExportModel) -> None:
 
 def write(export_model: ExportModel, out: Path) -> None:
     """Write config.json, and half-precision weights with the names of the layers to pack."""
-    save_model(copy.deepcopy(export_model.model), export_model.config, export_model.inputs, out)
+    model = copy.deepcopy(export_model.model)
+    save_model(model, export_model.config, export_model.inputs, out, export_model.class_names)
     if export_model.described:
         shutil.copyfile(export_model.described, out / "config.json")
     half = {name: t.half() if t.is_floating_point() else t for name, t in cpu_state_dict(export_model.model).items()}

@@ -22,7 +22,8 @@ def write(export_model: ExportModel, out: Path) -> None:
         shutil.copyfile(export_model.described, out / "config.json")
         save_tensors(out / "model.safetensors", cpu_state_dict(export_model.model))
     else:
-        save_model(copy.deepcopy(export_model.model), export_model.config, export_model.inputs, out)
+        model = copy.deepcopy(export_model.model)
+        save_model(model, export_model.config, export_model.inputs, out, export_model.class_names)
         make_readable(out / "model.safetensors")
 
 

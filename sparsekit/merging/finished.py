@@ -17,17 +17,24 @@ from sparsekit._types import Tensors
 from sparsekit.api import Soup
 from sparsekit.config.checks import check_floor
 from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
+from sparsekit.data.inputs import InputConfig
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
-from sparsekit.merging.finished_context import FinishedMergeContext, SavedCandidate
+from sparsekit.merging.finished_context import (
+    FinishedMergeContext,
+    SavedCandidate,
+    check_classes,
+    check_normalisation,
+)
 from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, compare_masks, tied
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
+from sparsekit.models.card import made_as
 from sparsekit.models.fill import check_fit, fit_names
-from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes, without_sizes
+from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
 from sparsekit.models.state import State
 from sparsekit.models.state_dict import without_wrappers
 from sparsekit.plugins.registry import name_of
@@ -57,9 +64,10 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     if most is not None and len(sources) > most:
         raise UserError(f"--merge {name} takes no more than {most} model{'s' * (most > 1)}, not {len(sources)}")
     known = _architecture(sources, config)
-    setup = _setup(known, config, data) if data else None
-    model = setup.model if setup else _shapes(known)
     parent = open_saved_model("--parent", config.parent) if config.parent else None
+    check_classes([*sources, parent] if parent else sources)
+    setup = _setup(known, config, data) if data else None
+    model = setup.model if setup else _shapes(known, config)
     every = _under_same_names([*sources, parent] if parent else sources, model)
     sources, parent = every[: len(sources)], every[-1] if parent else None
     if model:
@@ -74,6 +82,11 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
     soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
     check_soup(type(config.merge).__name__, soup, candidates)
+    used = [source for index, source in enumerate(sources) if index in soup.ingredients]
+    check_normalisation(used)
+    described = next((source for source in used if source.card), known[0] if known else None)
+    if setup and described:
+        setup = context.setup_of(described)
     tensors, kept = _apply_masks(soup.tensors, overlap.union, config)
     tensors |= {name: tensors[other].clone() for name, other in copies.items()}
     if setup and len(soup.ingredients) > 1:
@@ -83,11 +96,12 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     if setup:
         result |= _scores(setup, candidates, context.state(tensors, kept))
     try:
-        _write(out, tensors, kept, result, sources, known, setup)
+        _write(out, tensors, kept, result, described, setup)
     except OSError as error:
         raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
-    notes = [("model", note) for source in sources for note in source.notes]
-    return [*notes, *_table(result, out, overlap, setup, sources[0])]
+    notes = [*(setup.notes if setup else ()), *context.notes, *(_differing(described, used) if described else ())]
+    chosen = [("model", note) for source in sources for note in source.notes]
+    return [*chosen, *_table(result, out, overlap, setup, sources[0], notes)]
 
 
 # --- before ------------------------------------------------------------------------------------------
@@ -128,7 +142,7 @@ def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, da
         FitConfig(
             GMP(),
             config.merge,
-            model=ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)),
+            model=known[1],
             data=data,
             replicas=ReplicasConfig(batchnorm=config.batchnorm),
             wandb=WandbConfig("disabled"),
@@ -137,18 +151,17 @@ def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, da
             seed=config.seed,
         ),
         training=False,
+        finished=known[0],
     )
 
 
-def _shapes(known: tuple[SavedModel, ModelConfig] | None) -> nn.Module | None:
+def _shapes(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig) -> nn.Module | None:
     """The architecture's model without values; None of an unknown one."""
     if known is None:
         return None
-    channels, classes = sizes(known[0], known[1])
+    channels, classes = sizes(known[0], config.model)
     with torch.device("meta"):  # only shapes are needed
-        return create.build_model(
-            ModelConfig(known[1].name, kwargs=without_sizes(known[1].kwargs)), classes, channels, 0
-        )
+        return create.build_model(known[1], classes, channels, 0)
 
 
 def _under_same_names(sources: Sequence[SavedModel], model: nn.Module | None) -> list[SavedModel]:
@@ -244,24 +257,39 @@ def _write(
     tensors: Tensors,
     kept: Tensors,
     result: dict[str, Any],
-    sources: Sequence[SavedModel],
-    known: tuple[SavedModel, ModelConfig] | None,
+    described: SavedModel | None,
     setup: Setup | None,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    described = known and known[0].file.parent / "config.json"
-    if described and known and known[0].card:
-        shutil.copyfile(described, out / "config.json")
+    if described and described.card:
+        shutil.copyfile(described.file.parent / "config.json", out / "config.json")
     elif setup:
-        inputs = create.InputConfig(setup.data.channels, setup.data.image_size, setup.data.mean, setup.data.std)
-        create.save_model(setup.model, setup.config.model, inputs, out)
+        create.save_model(setup.model, setup.config.model, setup.data.inputs, out, setup.data.class_names)
     save_tensors(out / "model.safetensors", tensors)
     save_tensors(out / "masks.safetensors", kept)
     write_json(out / "merge.json", result)
 
 
+def _differing(described: SavedModel, used: Sequence[SavedModel]) -> list[str]:
+    """Lines about models whose images are made otherwise than config.json will say."""
+    blank = InputConfig(described.channels or 3, (0, 0), (0.0,), (1.0,))
+    own = made_as(described, blank)[0]
+    lines = []
+    for source in used:
+        theirs = made_as(source, blank)[0] if source.card else own
+        if changed := [name for name in own.differing(theirs) if name not in ("mean", "std")]:
+            said = f"{theirs.text(changed)}; the soup's config.json says {own.text(changed)}"
+            lines.append(f"{source.path} was trained with {said}, as {described.path}")
+    return lines
+
+
 def _table(
-    result: dict[str, Any], out: Path, overlap: Overlap, setup: Setup | None, first: SavedModel
+    result: dict[str, Any],
+    out: Path,
+    overlap: Overlap,
+    setup: Setup | None,
+    first: SavedModel,
+    notes: Sequence[str],
 ) -> list[tuple[str, str]]:
     """A merge's result for the user, as pairs of a name and a text."""
     count = len(result["models"])
@@ -292,4 +320,4 @@ def _table(
     norms = any(name.endswith("running_var") for name in first.names())
     if norms and not setup and len(result["ingredients"]) > 1:
         lines.append(("BatchNorm", "its statistics are averages; give --data.name to have them measured again"))
-    return [*lines, ("written", str(out))]
+    return [*lines, *(("images", note) for note in dict.fromkeys(notes)), ("written", str(out))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +15,15 @@ from sparsekit.api import Candidate, MergeStep, Score
 from sparsekit.errors import UserError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import read_tensors
+from sparsekit.models.card import class_names, normalisation, seen_by
 from sparsekit.models.saved import Lazy, SavedModel
 from sparsekit.models.state import State
 from sparsekit.seeds import derive
 from sparsekit.training import probes
 from sparsekit.training.setup import Setup
+
+_GREY_LEVEL = 1 / 255
+"""Means and standard deviations that differ by less are the same: they come from other images of the same kind."""
 
 
 class SavedCandidate(Candidate):
@@ -41,8 +47,10 @@ class SavedCandidate(Candidate):
 class FinishedMergeContext:
     """Scores and gradients for a merge of finished models. Whatever needs data raises UserError without it.
 
+    Each model is shown images that are made as its own config.json says, those without one as the setup's are.
+
     Args:
-        setup: The model and the data; None without data.
+        setup: The model, and the data as the model that names the architecture sees it; None without data.
         union: Masks of the weights that any of the models keeps, True keeps.
         name: The name of the merge strategy, as given by `--merge`.
         parent: The model given by `--parent`.
@@ -51,6 +59,20 @@ class FinishedMergeContext:
     def __init__(self, setup: Setup | None, union: Tensors, name: str, parent: SavedModel | None) -> None:
         self.setup, self.masks, self.name, self.parent = setup, union, name, parent
         self._scores: dict[Path, Score] = {}
+        self._setups: dict[Path, Setup] = {}
+        self.notes: list[str] = []
+
+    def setup_of(self, source: SavedModel) -> Setup:
+        """The setup with the data as one of the models sees it; raises UserError without data."""
+        setup = self.with_data
+        if not source.card:
+            return setup
+        if source.path not in self._setups:
+            data, notes = seen_by(source, setup.data, setup.config.data)
+            self.notes += [note for note in notes if note not in setup.notes]
+            same = not data.inputs.differing(setup.data.inputs) and data.class_names == setup.data.class_names
+            self._setups[source.path] = setup if same else replace(setup, data=data)
+        return self._setups[source.path]
 
     @property
     def with_data(self) -> Setup:
@@ -67,25 +89,61 @@ class FinishedMergeContext:
     def score_of(self, source: SavedModel) -> Score:
         """A model's held-out score with its own BatchNorm statistics, measured once."""
         if source.path not in self._scores:
-            self._scores[source.path] = self._score(source.tensors(), recalibrate=False)
+            setup = self.setup_of(source)
+            self._scores[source.path] = setup.score(self.state(source.tensors()), "held_out")
         return self._scores[source.path]
+
+    def average(self, some: Sequence[Candidate], coefficients: Sequence[float], names: Sequence[str]) -> Tensors:
+        """The weighted mean, as `average` returns it; raises UserError for models of differently normalised images."""
+        used = [candidate for candidate, weight in zip(some, coefficients, strict=False) if weight]
+        check_normalisation([candidate.source for candidate in used if isinstance(candidate, SavedCandidate)])
+        return average(some, coefficients, names)
 
     def step(self, names: Sequence[str], seed: int) -> MergeStep:
         """The `MergeStep` for the merge strategy; `names` are the tensors that `average` averages."""
         return MergeStep(
-            average=lambda some, coefficients: average(some, coefficients, names),
-            score=partial(self._score, recalibrate=True),
+            average=partial(self.average, names=names),
+            score=self._score,
             loss=lambda named: probes.held_out_loss(self.with_data, self.state(dict(named)), named),
             fisher=lambda candidate, images=256: probes.fisher(
-                self.with_data, self.state(read_tensors(candidate)), images
+                self.setup_of(candidate.source) if isinstance(candidate, SavedCandidate) else self.with_data,
+                self.state(read_tensors(candidate)),
+                images,
             ),
             parent=Lazy(self.parent) if self.parent else _NoParent(self.name),
             generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
         )
 
-    def _score(self, tensors: Tensors, recalibrate: bool) -> Score:
-        setup, state = self.with_data, self.state(tensors)
-        return setup.score(setup.recalibrated(state) if recalibrate else state, "held_out")
+    def _score(self, tensors: Tensors) -> Score:
+        return self.with_data.score(self.with_data.recalibrated(self.state(tensors)), "held_out")
+
+
+def check_normalisation(sources: Sequence[SavedModel]) -> None:
+    """Raise UserError if models were trained on images of differing normalisation: their mean fits neither."""
+    known = [(source, found) for source in sources if (found := normalisation(source))]
+    for source, found in known[1:]:
+        first, reference = known[0]
+        if any(abs(a - b) > _GREY_LEVEL for a, b in zip(reference, found, strict=False)):
+            here, there = (" ".join(f"{value:.4g}" for value in values) for values in (reference, found))
+            raise UserError(
+                f"{first.path} and {source.path} were trained on images of differing normalisation: mean, std {here} "
+                f"against {there} in each config.json. Their mean fits neither; give models of one normalisation"
+            )
+
+
+def check_classes(sources: Sequence[SavedModel]) -> None:
+    """Raise UserError if models name other classes, or the same in another order: their last layers differ."""
+    named = [(source, names) for source in sources if (names := class_names(source))]
+    for source, names in named[1:]:
+        first, reference = named[0]
+        if names != reference:
+            at = next(i for i, pair in enumerate(itertools.zip_longest(reference, names)) if pair[0] != pair[1])
+            order = "the same classes in another order" if set(names) == set(reference) else "other classes"
+            one, other = (repr(each[at]) if at < len(each) else "none" for each in (reference, names))
+            raise UserError(
+                f"{source.path} names {order} than {first.path}: class {at} is {other}, not {one}; give models of the "
+                "same classes in the same order"
+            )
 
 
 class _NoParent(Mapping[str, torch.Tensor]):

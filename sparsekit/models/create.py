@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.config.options import ModelConfig
+from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
@@ -26,16 +28,6 @@ DEFAULT_NAME = "resnet18"
 DEFAULT_KWARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [16, 32, 60, 104]}
 _WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # arguments that can name files of weights
 _KEPT = ("architecture", "num_classes", "first_conv", "classifier", "pool_size", "fixed_input_size")
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """A model's input: number of channels, side in pixels, and mean and std per channel, white being 1."""
-
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -56,6 +48,24 @@ def resolve_model(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 def initial_model(config: ModelConfig) -> SavedModel | None:
     """The trained model given by `--model.init`; None without the option; raises UserError if there is no model."""
     return open_saved_model("--model.init", config.init) if config.init is not None else None
+
+
+def started_from(config: ModelConfig) -> SavedModel | None:
+    """Whatever gives a run its first weights, as far as its config.json goes; None for random weights.
+
+    Raises:
+        UserError: there is no model at `--model.init`.
+    """
+    if not config.pretrained:
+        return initial_model(config)
+    name, _ = resolve_model(config)
+    if (directory := local_directory(name)) is not None:
+        with suppress(UserError):  # creating the model reports the error
+            return open_saved_model("--model.name", directory)
+        return None
+    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    card = {"pretrained_cfg": json.loads(json.dumps(asdict(described)))} if described else {}
+    return SavedModel("--model.name", Path(name), Path(name), name, card=card)
 
 
 def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
@@ -102,25 +112,6 @@ def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]
     return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
 
 
-def open_teacher(path: str, num_classes: int, channels: int) -> tuple[nn.Module, list[str]]:
-    """Load the teacher given by `--distill`, in evaluation mode and without gradients; with lines for the user.
-
-    Raises:
-        UserError: there is no model, or its channels or classes differ from the data's.
-    """
-    source = open_saved_model("--distill", path)
-    if source.name is None:
-        raise UserError(f"--distill {path}: nothing says which architecture it is; give a directory with a config.json")
-    for what, has, needed in (("classes", source.num_classes, num_classes), ("channels", source.channels, channels)):
-        if has is not None and has != needed:
-            raise UserError(
-                f"--distill {path}: the teacher has {has} {what}, the data {needed}; give one for this data"
-            )
-    config = ModelConfig(source.name, kwargs=source.kwargs)
-    model = load_model(source, config, num_classes, channels).requires_grad_(False)
-    return model, fit_names(source, model).notes
-
-
 def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:
     """Load a saved model into the architecture of `config`, on the CPU in evaluation mode.
 
@@ -158,34 +149,38 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error
 
 
-def save_model(model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path) -> None:
+def save_model(
+    model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path, class_names: Sequence[str] = ()
+) -> None:
     """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`.
 
     Args:
         model: The model; it is moved to the CPU.
         config: The options that created it.
-        inputs: Its input, for config.json.
+        inputs: How its images are made, for config.json.
         directory: The directory to write.
+        class_names: The classes' names, by label, for config.json; none if it is empty.
 
     Raises:
         OSError: a file could not be written.
         RunError: timm wrote no safetensors file.
     """
     _, kwargs = resolve_model(config)
-    size = (inputs.channels, inputs.image_size, inputs.image_size)
     given: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     # the rest describes timm's own weights, such as their licence and test size, and is not true of these
     config_of_weights = {key: given[key] for key in _KEPT if key in given} | {
-        "input_size": size,
+        "input_size": (inputs.channels, *inputs.size),
         "mean": inputs.mean,
         "std": inputs.std,
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
+        "crop_pct": inputs.crop_pct,
+        "crop_mode": inputs.crop_mode,
+        "interpolation": inputs.interpolation,
     }
+    names = {"label_names": list(class_names)} if class_names else {}
     arguments = {**kwargs, "in_chans": inputs.channels}
     model.pretrained_cfg = config_of_weights  # type: ignore[assignment]
     model.cpu().to(memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
-    save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
+    save_for_hf(model, str(directory), model_config=names, model_args=arguments, safe_serialization=True)
     written = directory / "model.safetensors"
     if not written.is_file():
         raise RunError(f"timm wrote no {written}")

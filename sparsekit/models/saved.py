@@ -92,36 +92,35 @@ class SavedModel:
         return masks
 
     @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The part of config.json that describes images and classes; older timm wrote all in one."""
+        found: dict[str, Any] = self.card.get("pretrained_cfg", self.card)
+        return found
+
+    def named(self, key: str) -> Any:
+        """A value that config.json has at its top, or else beside the description of the images; None without one."""
+        found = self.card.get(key)
+        return self.pretrained_cfg.get(key) if found is None else found
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes, from config.json; None if it names none."""
-        given = self.card.get("model_args", {}).get("num_classes", self.card.get("num_classes"))
+        given = (self.card.get("model_args") or {}).get("num_classes", self.named("num_classes"))
         return given if isinstance(given, int) else None
 
     @property
     def channels(self) -> int | None:
         """Number of image channels, from config.json; None if it names none."""
-        given = self.card.get("model_args", {}).get("in_chans")
-        size = self.card.get("pretrained_cfg", {}).get("input_size")
+        given = (self.card.get("model_args") or {}).get("in_chans")
+        size = self.pretrained_cfg.get("input_size")
         given = given if given is not None else size[0] if isinstance(size, list) and size else None
         return given if isinstance(given, int) else None
 
     @property
     def data_options(self) -> dict[str, Any]:
-        """Options of `--data` to test the model with: those of its run, else the image size of its config.json."""
-        if self.run:
-            known = {item.name for item in fields(DataConfig)}
-            return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
-        size = self.card.get("pretrained_cfg", {}).get("input_size")
-        return {"image_size": size[-1]} if isinstance(size, list) and size and isinstance(size[-1], int) else {}
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std per channel for normalising images, white being 1; None if config.json names none."""
-        card = self.card.get("pretrained_cfg", {})
-        if not card.get("mean") or not card.get("std"):
-            return None
-        mean, std = (tuple(float(value) for value in card[key]) for key in ("mean", "std"))
-        return mean[: self.channels], std[: self.channels]
+        """Options of `--data` of its run, without those that its config.json answers; empty for other models."""
+        known = {item.name for item in fields(DataConfig)} - ({"image_size", "kwargs"} if self.card else set())
+        return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
 
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
@@ -231,26 +230,26 @@ def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any],
 
 
 def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:
-    """The timm name and arguments of a saved model; `--model` overrides the model's own.
+    """The timm name and arguments of a saved model, without `DATA_ARGS`; `--model` overrides the model's own.
 
     Raises:
         UserError: neither the model nor `--model` names the architecture.
     """
     if given.name is not None:
-        return ModelConfig(given.name, kwargs=given.kwargs)
+        return ModelConfig(given.name, kwargs=without_sizes(given.kwargs))
     if source.name is None:
         raise UserError(f"{source.path} does not say which architecture it is; give --model.name and --model.kwargs")
-    return ModelConfig(source.name, kwargs={**source.kwargs, **given.kwargs})
+    return ModelConfig(source.name, kwargs=without_sizes({**source.kwargs, **given.kwargs}))
 
 
-def sizes(source: SavedModel, config: ModelConfig, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+def sizes(source: SavedModel, given: ArchitectureConfig, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
     """Number of image channels and of classes of a model.
 
     They come from the data, else from the model's arguments, its config.json, or timm's defaults.
 
     Args:
         source: The saved model.
-        config: Its architecture.
+        given: The options of `--model`.
         wanted: Channels and classes of the data; None without data.
 
     Raises:
@@ -259,11 +258,12 @@ def sizes(source: SavedModel, config: ModelConfig, wanted: tuple[int, int] | Non
     import timm
 
     known = (source.channels, source.num_classes)
-    registered = timm.get_pretrained_cfg((config.name or "").partition(".")[0], allow_unregistered=True)
+    name = given.name or source.name or ""
+    registered = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
     defaults = (3, registered.num_classes if registered else 1000)
     found: list[int] = []
     for option, default, need, own in zip(DATA_ARGS, defaults, wanted or (None, None), known, strict=True):
-        value = config.kwargs.get(option, own)
+        value = given.kwargs.get(option, own)
         if need is not None and value is not None and value != need:
             raise UserError(
                 f"{source.path} has {option} {value}, the data {need}; give --data.name and the like as it was made"

@@ -7,13 +7,15 @@ from math import isfinite
 
 from markupsafe import Markup
 
-from sparsekit.display.tables import VARIANTS
+from sparsekit.display.tables import VARIANTS, class_name
 from sparsekit.display.text import percent
 from sparsekit.report.runs import Row, Run
 from sparsekit.report.svg import INK, MARKERS, PALETTE, Chart, Plot, draw, legend
 
 BLUE, RED = PALETTE[:2]
 SUITES = {"corruptions": "Corruptions.", "corruption_files": "Published corruptions."}
+_LONG = 20
+"""Letters of a class's name below its bar."""
 _SEVERITIES = ("1", "2", "3", "4", "5")
 
 
@@ -57,21 +59,26 @@ def classes(run: Run) -> Chart | None:
     values = [(index, accuracy) for index, accuracy in enumerate(first["class_accuracy"]) if accuracy is not None]
     if not values:
         return None
+    names = run.evaluation.get("class_names", [])
+    named = {index: class_name(names, index) for index, _ in values}
     ranked = sorted(values, key=lambda item: item[1])
     few = len(values) <= 30
     worst, shown = ranked[0][0], values if few else ranked[:30]
     with Plot(3.0) as plot:
         (panel,) = plot.panels
         colours = [RED if index == worst else BLUE for index, _ in shown]
-        panel.bar([str(index) for index, _ in shown], [100 * v for _, v in shown], color=colours, width=0.7)
+        panel.bar(range(len(shown)), [100 * v for _, v in shown], color=colours, width=0.7)
+        labels = [name if len(name) <= _LONG else f"{name[: _LONG - 1]}…" for name in (named[i] for i, _ in shown)]
+        upright = max(map(len, labels)) > 60 // len(labels)
+        panel.set_xticks(range(len(shown)), labels, rotation=90 if upright else 0)
         panel.grid(axis="x", visible=False)
         panel.set_ylim(0, 100)
         panel.set_xlabel("class" if few else "the thirty worst classes")
         panel.set_ylabel("accuracy, %")
         panel.tick_params(axis="x", labelsize=9 if len(shown) <= 15 else 6)
         svg = plot.svg("Accuracy of each class")
-    data = [(str(index), percent(accuracy, 2)) for index, accuracy in values]
-    return Chart("Single classes.", svg, ("class", "accuracy"), data, f"Test split; the worst is class {worst}.")
+    data = [(named[index], percent(accuracy, 2)) for index, accuracy in values]
+    return Chart("Single classes.", svg, ("class", "accuracy"), data, f"Test split; the worst is class {named[worst]}.")
 
 
 def heat_maps(run: Run) -> list[Chart]:

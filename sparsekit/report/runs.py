@@ -47,7 +47,7 @@ _VARIANT = {
     "corruptions?": _SEVERITIES,
     "corruption_files?": _SEVERITIES,
 }
-_EVALUATION = {"data": {"name": str}, "dense?": str, "variants": {...: _VARIANT}}
+_EVALUATION = {"data": {"name": str}, "dense?": str, "class_names?": [str], "variants": {...: _VARIANT}}
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,8 @@ def scores(run: Run) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     found = evaluation_charts.variants(run)
     if not found:
         return [], []
-    rows = [[title, *(cell(key, variant["test"]) for variant in found.values())] for key, title in NAMES.items()]
+    names = run.evaluation.get("class_names", [])
+    rows = [[title, *(cell(key, each["test"], names) for each in found.values())] for key, title in NAMES.items()]
     if "dense" in run.evaluation:
         agreements = (shown("accuracy", variant.get("agreement")) for variant in found.values())
         rows.append([f"agrees with {run.evaluation['dense']}", *agreements])

@@ -12,7 +12,7 @@ from sparsekit.config.options import EvaluateConfig, describe
 from sparsekit.display.live import Display
 from sparsekit.evaluation import cost, evaluate
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
-from sparsekit.models.create import InputConfig, save_model
+from sparsekit.models.create import save_model
 from sparsekit.pruning import masks
 from sparsekit.pruning.coverage import coverage
 from sparsekit.run.loop import Result
@@ -47,13 +47,11 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     Raises:
         RunError: the saved model has a masked weight that is not 0.
     """
-    data = setup.data
     # a negative weight times 0 is -0.0, whose bits are not 0
     weights = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
     setup.model.load_state_dict(result.state.with_weights(weights).tensors)
     measured = measure(setup, result.state.masks, out)
-    inputs = InputConfig(data.channels, data.image_size, data.mean, data.std)
-    save_model(setup.model, setup.config.model, inputs, out / "model")
+    save_model(setup.model, setup.config.model, setup.data.inputs, out / "model", setup.data.class_names)
     save_tensors(out / "masks.safetensors", result.state.masks)
     file = out / "model" / "model.safetensors"
     make_readable(file)
@@ -69,6 +67,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         "layers.empty": masks.empty({name: saved[name] for name in result.state.masks}),
         **sizes,
         "model_bytes": sizes["bytes.disk"],
+        "class_names": list(setup.data.class_names),
         "test.accuracy": result.test.accuracy,
         "test.loss": result.test.loss if isfinite(result.test.loss) else None,
     }

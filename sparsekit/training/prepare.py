@@ -12,13 +12,16 @@ from sparsekit._types import Tensors
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
-from sparsekit.data import load
+from sparsekit.data import Data, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
-from sparsekit.models.create import build_model, initial_masks, initial_model, open_teacher, resolve_model
+from sparsekit.models.card import seen_by
+from sparsekit.models.create import build_model, initial_masks, initial_model, resolve_model, started_from
 from sparsekit.models.device import choose_device, choose_dtype
 from sparsekit.models.fill import classifiers, fit_names, inside
+from sparsekit.models.saved import SavedModel
 from sparsekit.models.state import cpu_state_dict
+from sparsekit.models.teacher import open_teacher
 from sparsekit.planning.plan import (
     PlannedSegment,
     check_steps,
@@ -35,13 +38,16 @@ from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
 
-def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None) -> Setup:
+def prepare(
+    config: FitConfig, training: bool = True, ranks: Ranks | None = None, finished: SavedModel | None = None
+) -> Setup:
     """Check the options, load data and models, and try them out.
 
     Args:
         config: The options.
         training: False if models are only merged and scored.
         ranks: The processes of this run, for the setup's team, which has no process group yet.
+        finished: The model that is merged or scored: images and classes are as its config.json says.
 
     Raises:
         UserError: an option is bad or does not fit the others, the data or the model.
@@ -50,11 +56,12 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
-    data = load(config.data, device, config.channels_last)
+    data, notes = _seen(config, load(config.data, device, config.channels_last), finished)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
     shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
-    initial, notes = initial_masks(config.model, model, prunable)
+    initial, more = initial_masks(config.model, model, prunable)
+    notes += more
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
@@ -64,16 +71,18 @@ def prepare(config: FitConfig, training: bool = True, ranks: Ranks | None = None
     if pattern:
         pattern.check(shapes, config.sparsity, config.masks.exclude)
     _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
-    more, warnings = _of_weights(config, model, prunable, initial)
-    notes += more + nothing_to_merge(config, plan)
+    warnings: list[str] = []
+    if training:
+        more, warnings = _of_weights(config, model, prunable, initial)
+        notes += more + nothing_to_merge(config, plan)
     teacher = None
     if config.distill.model:
-        teacher, more = open_teacher(config.distill.model, data.num_classes, data.channels)
+        teacher, more = open_teacher(config.distill.model, data)
         notes += more
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
-    if teacher and (zero := masks.empty(coverage.matrices(teacher))):
+    if teacher and (zero := masks.empty(coverage.matrices(teacher.model))):
         warnings.append(f"--distill {config.distill.model}: {listed(zero)} holds only zeros; was the teacher trained?")
     # masks and weights are inputs of the compiled function, so that pruning does not compile it again
     compiled = torch.compile(forward) if config.compile else None
@@ -138,6 +147,22 @@ def _of_weights(
     return notes, warnings
 
 
+def _seen(config: FitConfig, data: Data, finished: SavedModel | None) -> tuple[Data, list[str]]:
+    """The data set as a finished model sees it, or the one that gives the first weights; and lines for the user."""
+    if finished is not None:
+        return seen_by(finished, data, config.data)
+    source = started_from(config.model)
+    if source is None:
+        return data, []
+    seen, notes = seen_by(
+        source, data, config.data, resize=False, other_classes=config.model.pretrained or config.model.new_head
+    )
+    if changed := data.inputs.differing(seen.inputs):
+        said = f"trains with {seen.inputs.text(changed)}, as its config.json says; --data.kwargs and --data.image_size"
+        notes.append(f"{source.option} {source.path} {said} change that")
+    return seen, notes
+
+
 def _try_step(setup: Setup) -> None:
     """Take one training step to check that batch size and optimizer suit the model; the weights are put back."""
     config, o = setup.config, setup.config.optimizer
@@ -162,18 +187,28 @@ def _try_step(setup: Setup) -> None:
 
 
 def _try_forward(setup: Setup) -> None:
-    """Run one small batch through the model to check that image size and number of classes suit it."""
+    """Run one small batch through model and teacher to check that image size and number of classes suit them."""
     images, _ = next(iter(setup.data.evaluation_batches("held_out")))
     setup.model.eval()
     try:
         with torch.no_grad(), setup.autocast():
             shape = tuple(setup.model(images[:2]).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        size, name = setup.data.image_size, resolve_model(setup.config.model)[0]
+        size, name = setup.data.inputs.pixels, resolve_model(setup.config.model)[0]
         text = first_line(error).rstrip(".;")
         raise UserError(
-            f"--model.name {name} cannot take images of {size}×{size} pixels: {text}; set --data.image_size, or "
+            f"--model.name {name} cannot take images of {size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"
         ) from error
     if shape != (2, setup.data.num_classes):
         raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not (2, {setup.data.num_classes})")
+    if setup.teacher is not None:
+        try:
+            with torch.no_grad(), setup.autocast():
+                setup.teacher(images[:2])
+        except (RuntimeError, ValueError, AssertionError) as error:
+            text = first_line(error).rstrip(".;")
+            raise UserError(
+                f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "
+                "input_size in its config.json, or set --data.image_size"
+            ) from error

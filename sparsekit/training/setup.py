@@ -39,8 +39,9 @@ class Setup:
         compiled: The compiled forward pass of training, with `--compile`.
         team: The ranks that train the same replicas as this one.
         initial: Masks of the weights that `--model.init` gave, True keeps; empty without it.
-        teacher: The model given by `--distill`, on the device, in evaluation mode.
-        notes: Lines for the user about the files of weights, and about which weights are pruned.
+        teacher: The model given by `--distill`, on the device, in evaluation mode; it takes the data's batches.
+        notes: Lines for the user about images and classes as a model's config.json says, files of weights, and which
+            weights are pruned.
         warnings: Lines about weights that may not be treated as the user expects.
     """
 

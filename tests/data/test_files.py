@@ -49,6 +49,12 @@ def test_idx_files(tmp_path: Path, folder: str, zipped: bool) -> None:
     assert raw.num_classes == 10
 
 
+def test_classes_have_their_published_names(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    assert read("mnist", str(tmp_path)).class_names == read("digits", None).class_names == tuple("0123456789")
+    assert list(read("fashion_mnist", str(tmp_path)).class_names) == datasets.FashionMNIST.classes
+
+
 def test_a_root_shared_by_both_mnists(tmp_path: Path) -> None:
     write_idx(tmp_path / "MNIST/raw", train=40)
     write_idx(tmp_path / "FashionMNIST/raw", train=30)
@@ -78,6 +84,7 @@ def test_cifar_files(
     assert raw.train_images.dtype == np.uint8
     assert raw.train_labels.dtype == np.int64
     assert raw.num_classes == of
+    assert raw.class_names == tuple(map(str, range(of)))  # as `publish` names them in the file of names
 
 
 class Payload:

@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from resuming import contents, strike
 from torch import Tensor
 
 from sparsekit.cli.main import main
+from sparsekit.config import parser
 from sparsekit.config.options import DataConfig
 from sparsekit.data import FolderData
 from sparsekit.data import load as load_data
 from sparsekit.errors import RunError, UserError
+from sparsekit.models.card import seen_by
+from sparsekit.models.saved import SavedModel
+from sparsekit.training.prepare import prepare
 
 CPU = torch.device("cpu")
 CLASSES = {"n2": 10, "n10": 12, "n1": 14}  # natural order: n1, n2, n10
@@ -78,6 +83,7 @@ def test_splits_are_disjoint_complete_and_stratified(root: Path) -> None:
     assert {path.split("/")[-2] for path in parts["held_out"]} == set(CLASSES)
     assert data.steps_per_epoch == 7
     order = ["n1", "n2", "n10"]
+    assert list(data.class_names) == order
     for samples in data._samples.values():
         assert all(order[label] == Path(path).parent.name for path, label in samples)
 
@@ -139,6 +145,14 @@ def test_an_epoch_shows_every_image_once_and_evaluation_all(root: Path) -> None:
     seen = [label for _, labels in data.evaluation_batches("test") for label in labels.tolist()]
     assert seen == data._labels["test"].tolist()
     assert sum(len(labels) for _, labels in data.evaluation_batches("train", limit=10)) == 10
+
+
+def test_batchnorm_is_measured_on_batches_with_a_share_of_each_class(root: Path) -> None:
+    data = load(root, batch_size=6)
+    batches = [labels for _, labels in data.evaluation_batches("train", limit=10_000)]
+    assert sum(map(len, batches)) == data.train_size
+    assert all(len(labels.unique()) == 3 for labels in batches)
+    assert torch.equal(torch.cat(batches).bincount(), data._labels["train"].bincount())
 
 
 # --- determinism ----------------------------------------------------------------------------------------
@@ -218,6 +232,150 @@ def test_a_run_stopped_inside_an_epoch_goes_on_to_the_same_bits(
     assert saved["pretrained_cfg"]["input_size"] == [3, 32, 32]
 
 
+# --- what a model's config.json says ---------------------------------------------------------------------
+
+
+def scenes(folder: Path, train: int, test: int) -> Path:
+    """Disks of two sizes, with little noise or much: what a crop and an interpolation change."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:44, :52]
+    for part, count in (("train", train), ("val", test)):
+        for size, radius in (("small", 7), ("large", 11)):
+            for look, noise in (("calm", 10), ("noisy", 70)):
+                for i in range(count):
+                    shift, disk = random.uniform(-2, 2, 2), radius + random.uniform(-1.5, 1.5)
+                    inside = (rows - 22 + shift[0]) ** 2 + (columns - 26 + shift[1]) ** 2 < disk**2
+                    pixels = np.where(inside[..., None], (180, 120, 90), (60, 90, 120))
+                    pixels = pixels + random.normal(0, noise, pixels.shape) * random.uniform(0.6, 1.4)
+                    path = folder / part / f"{size}-{look}" / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+def accuracy_in_timm(model: Path, root: Path, **changes: Any) -> float:
+    """What a user of plain timm measures: its model, its transform, its config.json, the names of its classes."""
+    loaded = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    settings = timm.data.resolve_data_config(loaded.pretrained_cfg) | changes
+    transform = timm.data.create_transform(**settings, is_training=False)
+    hits: list[bool] = []
+    for label, name in enumerate(loaded.pretrained_cfg["label_names"]):
+        files = sorted((root / "val" / name).glob("*.png"))
+        images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+        with torch.no_grad():
+            hits += (loaded(images).argmax(1) == label).tolist()
+    return sum(hits) / len(hits)
+
+
+def fitted(root: Path, out: Path, *options: str) -> dict[str, Any]:
+    data = ["--data.batch_size", "16", "--data.workers", "0", "--data.augment", "false", "--data.held_out", "0.1"]
+    run = ["--method", "oneshot", "--sparsity", "0.5", "--merge", "none", "--replicas.count", "1"]
+    given = [*data, *run, "--optimizer.lr", "0.03", "--evaluation.report", "false", *options]
+    assert main(arguments(root, out, *given)) == 0
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "crop", [{}, {"crop_pct": 0.7}, {"crop_pct": 0.9, "crop_mode": "squash"}, {"crop_pct": 1.0, "crop_mode": "border"}]
+)
+def test_plain_timm_measures_the_accuracy_of_the_summary(
+    crop: dict[str, Any], interpolation: str, tmp_path: Path
+) -> None:
+    root = scenes(tmp_path / "scenes", 40, 40)
+    kwargs = json.dumps({**crop, "interpolation": interpolation})
+    summary = fitted(root, tmp_path / "run", "--data.kwargs", kwargs)
+    model = tmp_path / "run" / "model"
+    card = json.loads((model / "config.json").read_text())
+    assert card["label_names"] == summary["class_names"] == sorted(card["label_names"])
+    assert {key: card["pretrained_cfg"][key] for key in crop} == crop
+    measured = accuracy_in_timm(model, root)
+    assert measured == pytest.approx(summary["test.accuracy"], abs=1.001 / 160)
+    assert measured > 0.7
+    zoomed = max(abs(accuracy_in_timm(model, root, crop_pct=pct) - measured) for pct in (0.6, 1.3))
+    assert zoomed > 5 / 160  # the crop decides
+    if interpolation == "nearest":
+        pairs = [
+            [accuracy_in_timm(model, root, crop_pct=pct, interpolation=kind) for kind in ("nearest", "bilinear")]
+            for pct in (0.8, 0.9, 1.0, 1.15)
+        ]
+        assert max(abs(one - other) for one, other in pairs) > 3 / 160  # so does the interpolation
+
+
+def test_a_run_is_saved_with_what_it_was_tested_with(tmp_path: Path) -> None:
+    root = scenes(tmp_path / "scenes", 12, 6)
+    kwargs = "{crop_pct: 0.8, crop_mode: border, interpolation: nearest, mean: [0.4], std: [0.3, 0.25, 0.2]}"
+    summary = fitted(root, tmp_path / "run", "--epochs", "2", "--data.kwargs", kwargs)
+    card = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["pretrained_cfg"]
+    assert (card["crop_pct"], card["crop_mode"], card["interpolation"]) == (0.8, "border", "nearest")
+    assert (card["mean"], card["std"], card["input_size"]) == ([0.4] * 3, [0.3, 0.25, 0.2], [3, 32, 32])
+    assert accuracy_in_timm(tmp_path / "run" / "model", root) == pytest.approx(summary["test.accuracy"], abs=1.001 / 24)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"crop_pct": 0.6, "interpolation": "nearest"},
+        {"crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bicubic", "input_size": [3, 16, 16]},
+        {"crop_pct": 1.0, "crop_mode": "border", "mean": [0.1, 0.5, 0.9], "std": [0.3]},
+        {"input_size": [3, 16, 24]},
+        {"interpolation": None, "crop_pct": None, "crop_mode": None},
+    ],
+)
+def test_images_are_those_of_timms_transform(card: dict[str, Any], tmp_path: Path) -> None:
+    root = scenes(tmp_path / "scenes", 6, 2)
+    described = {"input_size": [3, 20, 20], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "lanczos"}
+    described = {key: value for key, value in (described | card).items() if value is not None}
+    source = SavedModel("MODEL", tmp_path, tmp_path, "resnet18", card={"pretrained_cfg": described})
+    options = config(root, image_size=None, batch_size=3)
+    seen, notes = seen_by(source, load_data(options, CPU, False), options)
+    assert notes == []
+    images = torch.cat([images for images, _ in seen.evaluation_batches("test")])
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config({"mean": described["mean"], "std": described["std"]}, described),
+        is_training=False,
+    )
+    assert isinstance(seen, FolderData)
+    expected = torch.stack([transform(Image.open(path).convert("RGB")) for path, _ in seen._samples["test"]])
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+    raw = torch.cat([images for images, _ in seen.raw_batches("test")])
+    torch.testing.assert_close(seen.normalise(raw), images, atol=1e-4, rtol=0)
+    trained, _ = next(iter(seen.train_batches(0, 1)))
+    assert trained.shape == (3, *described["input_size"])
+
+
+def test_a_run_that_starts_from_a_model_takes_its_crop_unless_told_otherwise(tmp_path: Path) -> None:
+    root = scenes(tmp_path / "scenes", 12, 6)
+    model = timm.create_model("test_resnet", num_classes=4)
+    model.pretrained_cfg |= {"input_size": (3, 24, 24), "crop_pct": 0.6, "interpolation": "nearest", "mean": (0.5,) * 3}
+    timm.models.save_for_hf(model, tmp_path / "first", safe_serialization=True)
+    options = ["--model.init", str(tmp_path / "first"), "--model.name", "test_resnet", "--model.kwargs", "{}"]
+    whole = arguments(root, tmp_path / "a", *options)[1:]
+    at = whole.index("--data.image_size")
+    whole = [*whole[:at], *whole[at + 2 :], "--data.batch_size", "16", "--data.workers", "0", "--data.held_out", "0.1"]
+    parse = parser.build("sparsekit fit", "")
+    setup = prepare(parser.parse(parse, whole))
+    expected = (0.6, "nearest", (24, 24), (0.5,) * 3)
+    inputs = setup.data.inputs
+    assert (inputs.crop_pct, inputs.interpolation, inputs.size, inputs.mean) == expected
+    assert any("crop_pct 0.6" in note and "24×24" in note and "--model.init" in note for note in setup.notes)
+    told = prepare(parser.parse(parse, [*whole, "--data.image_size", "32", "--data.kwargs", "{crop_pct: 0.9}"]))
+    inputs = told.data.inputs
+    assert (inputs.crop_pct, inputs.interpolation, inputs.size, inputs.mean) == (0.9, "nearest", (32, 32), (0.5,) * 3)
+    assert any("crop_pct 0.9" in note and "crop_pct 0.6" in note for note in told.notes)
+
+
+def test_a_card_that_timm_refuses_is_one_line(root: Path, tmp_path: Path) -> None:
+    for card in ({"interpolation": "sharp"}, {"crop_mode": "anywhere"}):
+        source = SavedModel("MODEL", tmp_path, tmp_path, "resnet18", card={"pretrained_cfg": card})
+        with pytest.raises(UserError, match=next(iter(card.values()))) as caught:
+            seen_by(source, load(root), config(root))
+        assert all(word in str(caught.value) for word in ("MODEL", str(tmp_path), "config.json"))
+        assert "\n" not in str(caught.value)
+
+
 # --- folders that are not right -------------------------------------------------------------------------
 
 
@@ -283,6 +441,8 @@ def test_folders_that_will_not_do(make: Callable[[Path], None], message: str, tm
         ({"kwargs": {"auto_augment": "nonsense"}}, "--data.kwargs {'auto_augment': 'nonsense'}: timm's transforms"),
         ({"kwargs": {"mean": 0.5}}, "--data.kwargs {'mean': 0.5}: timm's transforms refuse them"),
         ({"kwargs": {"interpolation": "sharp"}}, "--data.kwargs"),
+        ({"kwargs": {"crop_mode": "middle"}}, "--data.kwargs.* crop_mode is 'middle'"),
+        ({"kwargs": {"std": [0.5, 0.5]}}, "--data.kwargs.* std has 2 values for 3 channels"),
         ({"name": "digits", "kwargs": {"re_prob": 0.5}}, "--data.kwargs is for --data.name imagefolder"),
         ({"name": "digits", "labels": "path"}, "--data.labels is for --data.name imagefolder"),
     ],

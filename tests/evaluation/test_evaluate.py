@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from cards import CLASSES, copied, quartered, reordered
 from image_files import pickled, publish, write_cifar
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
@@ -88,6 +89,68 @@ def test_accuracies_are_those_of_timms_model(run: Path, evaluate: Callable[..., 
         predicted, labels = predictions(run / "model", Corruption(kind, severity, 3, CPU))
         cell = variant["corruptions"][kind][severity - 1]
         assert cell["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=0.002)
+
+
+def test_images_and_classes_are_as_the_models_own_card_says(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any]
+) -> None:
+    expected = evaluate(run)[0]["variants"]["saved"]
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    other = quartered(reordered(run / "model", tmp_path / "o", order), tmp_path / "q")
+    found, out = evaluate(other, "--data.name", "digits", "--dense", str(run), "--batchnorm", "both")
+    assert "by name" in out
+    assert found["class_names"] == [CLASSES[label] for label in order]
+    saved = found["variants"]["saved"]
+    assert saved["class_accuracy"] == [expected["class_accuracy"][label] for label in order]
+    assert saved["test"]["accuracy"] == expected["test"]["accuracy"]
+    assert saved["test"]["loss"] == pytest.approx(expected["test"]["loss"])
+    assert saved["agreement"] == 1.0
+    again = evaluate(run, "--batchnorm", "recalibrated")[0]["variants"]["recalibrated"]["test"]["accuracy"]
+    assert found["variants"]["recalibrated"]["test"]["accuracy"] == pytest.approx(again, abs=0.002)
+    assert evaluate(run, "--dense", str(other))[0]["variants"]["saved"]["agreement"] == 1.0
+
+
+def test_published_corruptions_are_labelled_in_the_models_order(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any]
+) -> None:
+    published(tmp_path / "files")
+    other = reordered(run / "model", tmp_path / "o", [3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    files = ["--corruption_files", str(tmp_path / "files")]
+    one, two = (evaluate(path, *files, "--data.name", "digits")[0]["variants"]["saved"] for path in (run, other))
+    for kind, cells in one["corruption_files"].items():
+        accuracies = [[cell["accuracy"] for cell in row] for row in (cells, two["corruption_files"][kind])]
+        assert accuracies[0] == accuracies[1]
+
+
+def test_images_that_are_not_square_are_measured_and_not_corrupted(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = copied(run / "model", tmp_path / "m", input_size=[1, 8, 12])
+    found, _ = evaluate(other, "--data.name", "digits")
+    assert found["data"]["image_size"] == [8, 12]
+    assert main.main(["evaluate", str(other), "--data.name", "digits", "--corruptions", "true"]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("--corruptions", "8×12", "square"))
+
+
+def test_a_larger_test_that_a_card_recommends_is_told_and_not_made(
+    run: Path, tmp_path: Path, evaluate: Callable[..., Any]
+) -> None:
+    expected, out = evaluate(run)
+    assert "recommends" not in out
+    other = copied(run / "model", tmp_path / "m", test_input_size=[1, 12, 12], test_crop_pct=1.0)
+    found, out = evaluate(other, "--data.name", "digits")
+    assert found["variants"] == expected["variants"]
+    assert all(word in out for word in ("recommends", "--data.image_size 12", "crop_pct: 1.0"))
+
+
+def test_other_classes_are_refused_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = copied(run / "model", tmp_path / "m", names=[*CLASSES[:-1], "zorilla"])
+    for arguments in ([str(other), "--data.name", "digits"], [str(run), "--dense", str(other)]):
+        assert main.main(["evaluate", *arguments, "-o", str(tmp_path / "found.json")]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert all(word in err for word in (str(other), "'zorilla'", "'9'", "digits", "label_names"))
 
 
 @pytest.mark.slow

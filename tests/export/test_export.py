@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from cards import CLASSES, card_of, quartered
 from safetensors import safe_open
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
@@ -134,6 +135,53 @@ def fashion_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = DataConfig(name="fashion_mnist", root=str(FASHION), batch_size=500)
     fit(tiny_config(GMP(), out=out, data=data, epochs=2, replicas=ReplicasConfig(count=1)))
     return out
+
+
+# --- what config.json says --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--model.kwargs", "{drop_rate: 0.5}"]], ids=["as it is", "described anew"])
+def test_an_export_is_compared_and_described_as_the_models_own_card_says(
+    more: list[str], run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Data of another size and normalisation: an export that took these lost most of the accuracy, and said nothing."""
+    quarter = quartered(run / "model", tmp_path / "q", crop_pct=0.9, interpolation="nearest")
+    assert exported(quarter, "timm", tmp_path / "out", "--data.name", "digits", *more) == 0
+    assert "no prediction differs" in capsys.readouterr().out
+    before, after = (card_of(path)["pretrained_cfg"] for path in (quarter, tmp_path / "out"))
+    for key in ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"):
+        assert after[key] == before[key], key
+    assert card_of(tmp_path / "out")["label_names"] == CLASSES
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = all_test_images(DataConfig(image_size=8)) * 4
+    given = load_export_model(open_saved_model("MODEL", quarter), ArchitectureConfig(), DataConfig())
+    torch.testing.assert_close(given.images, images)
+    original = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), original(images / 4))
+
+
+@each_format
+def test_every_format_is_compared_on_images_of_the_models_own(name: str, run: Path, tmp_path: Path) -> None:
+    quarter = quartered(run / "model", tmp_path / "q")
+    assert exported(quarter, name, tmp_path / "out", "--data.name", "digits", "--measure") == 0
+    source = open_saved_model("MODEL", quarter)
+    for data in (DataConfig(), None):
+        found = load_export_model(source, ArchitectureConfig(), data)
+        assert found.images.shape[1:] == (1, 8, 8)
+        assert found.inputs.std == tuple(card_of(quarter)["pretrained_cfg"]["std"])
+
+
+def test_what_the_user_sets_is_told_and_bare_weights_take_the_datas(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert exported(run, "timm", tmp_path / "one", "--data.image_size", "12") == 0
+    assert "--data.image_size hold (12×12 pixels)" in capsys.readouterr().out
+    assert card_of(tmp_path / "one")["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    arguments = ["--model.name", "resnet18", "--model.kwargs", json.dumps(KWARGS), "--data.image_size", "12"]
+    assert exported(run / "model" / "model.safetensors", "timm", tmp_path / "two", *arguments) == 0
+    assert "no mean and std" in capsys.readouterr().out
+    card, data = card_of(tmp_path / "two"), load(DataConfig(image_size=12), torch.device("cpu"), channels_last=False)
+    assert (card["pretrained_cfg"]["input_size"], card["label_names"]) == ([1, 12, 12], CLASSES)
+    assert tuple(card["pretrained_cfg"]["mean"]) == data.mean
 
 
 # --- the sparse file ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from cards import CLASSES, card_of, copied, quartered, reordered
 from tiny import KWARGS, assert_equal, tiny_config
 from torch import Tensor
 from torch.nn.utils import prune
@@ -329,6 +330,105 @@ def test_merges_that_do_not_compare_with_the_parent_need_none(
     assert merge(*runs[1:], "--merge", *more, *quick, "-o", tmp_path / "soup") == 0
     kept, soup = load_tensors(runs[0] / "masks.safetensors"), load_tensors(tmp_path / "soup" / "model.safetensors")
     assert not any(soup[n][~mask].any() for n, mask in kept.items())
+
+
+# --- what each config.json says -----------------------------------------------------------------------
+
+
+def told_by(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "merge.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("batchnorm", ["recalibrate", "average"])
+def test_a_soup_is_scored_and_recalibrated_on_images_that_are_made_as_its_models_say(
+    batchnorm: str, runs: list[Path], tmp_path: Path
+) -> None:
+    """The same functions of an image, trained at a quarter of the std; --data.image_size is not given either."""
+    quarters = [quartered(run / "model", tmp_path / f"q{i}") for i, run in enumerate(runs[:2])]
+    more = ["--data.name", "digits", "--batchnorm", batchnorm]
+    assert merge(*runs[:2], *more, "-o", tmp_path / "soup") == 0
+    assert merge(*quarters, *more, "-o", tmp_path / "quarter") == 0
+    expected, found = told_by(tmp_path / "soup"), told_by(tmp_path / "quarter")
+    for key in ("candidates", "held_out.accuracy", "held_out.loss", "test.accuracy", "test.loss"):
+        assert found[key] == pytest.approx(expected[key], abs=1e-6), key
+    one, other = (load_tensors(tmp_path / name / "model.safetensors") for name in ("soup", "quarter"))
+    assert_equal({n: t * 4 if n == "conv1.weight" else t for n, t in other.items()}, one)
+
+
+def test_each_model_is_scored_on_its_own_images_and_the_best_keeps_its_card(runs: list[Path], tmp_path: Path) -> None:
+    quarter = quartered(runs[1] / "model", tmp_path / "q")
+    large = copied(runs[2] / "model", tmp_path / "large", input_size=[1, 16, 16])
+    assert merge(*runs, "--merge", "best", "-o", tmp_path / "plain") == 0
+    accuracies = told_by(tmp_path / "plain")["candidates"]
+    for sources in ([runs[0], quarter, large], [quarter, runs[0], large]):
+        out = tmp_path / f"soup-of-{sources[0].name}"
+        assert merge(*sources, "--merge", "best", "--data.name", "digits", "-o", out) == 0
+        found = dict(zip(sources, told_by(out)["candidates"], strict=True))
+        assert (found[runs[0]], found[quarter]) == (accuracies[0], accuracies[1])
+        assert found[large] != accuracies[2]
+        best = max(sources, key=lambda source: found[source])
+        card = best / "config.json" if (best / "config.json").is_file() else best / "model" / "config.json"
+        assert (out / "config.json").read_text() == card.read_text()
+
+
+@pytest.mark.parametrize("data", [[], DATA])
+def test_models_of_differing_normalisation_have_no_soup(
+    data: list[str], runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    quarter = quartered(runs[1] / "model", tmp_path / "q")
+    for name in ("uniform", "greedy") if data else ("uniform",):
+        assert merge(runs[0] / "model", quarter, *data, "--merge", name, "-o", tmp_path / "soup") == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert all(word in err for word in ("normalisation", str(quarter), str(runs[0]), "config.json"))
+        assert not (tmp_path / "soup").exists()
+
+
+def test_means_of_other_splits_of_one_data_set_are_the_same(runs: list[Path], tmp_path: Path) -> None:
+    mean = card_of(runs[1] / "model")["pretrained_cfg"]["mean"][0]
+    near = copied(runs[1] / "model", tmp_path / "near", mean=[mean + 0.002])
+    assert merge(runs[0], near, "-o", tmp_path / "soup") == 0
+
+
+def test_another_crop_or_size_is_told(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    other = copied(runs[1] / "model", tmp_path / "other", input_size=[1, 16, 16], crop_pct=0.8)
+    assert merge(runs[0], other, "-o", tmp_path / "soup") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "soup's config.json" in line)
+    assert all(word in line for word in (str(other), "16×16 pixels", "crop_pct 0.8", "8×8 pixels", "crop_pct 1"))
+    assert card_of(tmp_path / "soup") == card_of(runs[0] / "model")
+
+
+@pytest.mark.parametrize("data", [[], DATA])
+def test_models_that_name_classes_in_another_order_are_refused_by_name(
+    data: list[str], runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    order = [0, 2, 1, *range(3, 10)]
+    other = reordered(runs[1] / "model", tmp_path / "other", order)
+    for models, more in (((runs[0] / "model", other), []), ((runs[0], runs[0]), ["--parent", other])):
+        assert merge(*models, *more, *data, "-o", tmp_path / "soup") == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert all(word in err for word in (str(other), "class 1 is '2', not '1'", "order"))
+    strange = copied(runs[1] / "model", tmp_path / "strange", names=[*CLASSES[:-1], "zorilla"])
+    assert merge(runs[0], strange, *data, "-o", tmp_path / "soup") == 2
+    assert "'zorilla', not '9'" in capsys.readouterr().err
+    assert not (tmp_path / "soup").exists()
+
+
+def test_a_soup_of_models_of_another_order_than_the_datas_is_scored_by_name(
+    runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    others = [reordered(run / "model", tmp_path / f"o{i}", order) for i, run in enumerate(runs[:2])]
+    assert merge(*runs[:2], "-o", tmp_path / "soup") == 0
+    assert "by name" not in capsys.readouterr().out
+    assert merge(*others, *DATA, "-o", tmp_path / "other") == 0
+    assert "by name" in capsys.readouterr().out
+    expected, found = told_by(tmp_path / "soup"), told_by(tmp_path / "other")
+    for key in ("candidates", "held_out.accuracy", "test.accuracy", "test.loss"):
+        assert found[key] == pytest.approx(expected[key], abs=1e-6), key
+    assert card_of(tmp_path / "other")["label_names"] == [CLASSES[label] for label in order]
 
 
 # --- bad input ---------------------------------------------------------------------------------------

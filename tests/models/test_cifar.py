@@ -20,16 +20,17 @@ from torch import Tensor
 
 from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig, ReplicasConfig
+from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import UserError
 from sparsekit.executors import stacked as vectorized
 from sparsekit.fit import fit
 from sparsekit.methods.oneshot import OneShot
-from sparsekit.models.create import InputConfig, build_model, save_model
+from sparsekit.models.create import build_model, save_model
 from sparsekit.pruning.masks import prunable_names
 
 NAMES = ["cifar_resnet18", "cifar_resnet20", "cifar_resnet56", "cifar_wrn28_10"]
 SMALL: dict[str, dict[str, Any]] = {"cifar_wrn28_10": {"depth": 10, "widen": 2}, "cifar_resnet56": {"depth": 14}}
-INPUTS = InputConfig(3, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+INPUTS = InputConfig(3, (32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
 def small(name: str, **kwargs: Any) -> Any:

@@ -19,11 +19,12 @@ from tiny import ARGUMENTS, KWARGS, assert_equal, differ, rows, tiny_setup
 
 from sparsekit.cli import main
 from sparsekit.config.options import ModelConfig
+from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import UserError
-from sparsekit.models.create import InputConfig, build_model, save_model
+from sparsekit.models.create import build_model, save_model
 
 TINY = ModelConfig(kwargs=KWARGS)
-INPUTS = InputConfig(1, 8, (0.3,), (0.4,))
+INPUTS = InputConfig(1, (8, 8), (0.3,), (0.4,))
 
 # What a user runs who has never heard of sparsekit. Importing None raises ImportError.
 LOAD = """
@@ -143,7 +144,7 @@ def test_saved_models_load_in_timm_and_hold_no_pickle(tmp_path: Path, name: str 
     kwargs = {"img_size": [32, 32], "patch_size": 8} if name == "test_vit" else {} if name else KWARGS
     config = ModelConfig(name, kwargs=kwargs)
     model = build_model(config, 5, 3, 1).to(memory_format=torch.channels_last)
-    inputs = InputConfig(3, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    inputs = InputConfig(3, (32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     save_model(model, config, inputs, tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors"]
     assert_equal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny import ARGUMENTS, KWARGS, assert_equal, optimizer, pruned, rows, tiny_config, tiny_setup, trained
 from torch import nn
@@ -383,7 +385,13 @@ def test_a_teacher_is_any_timm_model_of_the_data_whatever_its_architecture(spars
     wide = timm.create_model("resnet18", num_classes=10, in_chans=1, layers=[1, 1, 1, 1], channels=[16, 16, 16, 16])
     arguments = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "in_chans": 1}
     timm.models.save_for_hf(wide, tmp_path / "wide", model_args=arguments, safe_serialization=True)
+    card = json.loads((tmp_path / "wide" / "config.json").read_text())["pretrained_cfg"]
+    assert card["input_size"] == [1, 224, 224]
     setup = distilled(tmp_path / "wide")
     assert isinstance(setup.teacher, nn.Module)
     images, _ = next(iter(setup.data.train_batches(0, 1)))
-    torch.testing.assert_close(setup.teacher(images), wide.eval()(images))
+    images = images[:4]
+    raw = images * setup.data.std[0] + setup.data.mean[0]
+    large = F.interpolate(raw, (224, 224), mode=card["interpolation"], antialias=True)
+    expected = wide.eval()((large - card["mean"][0]) / card["std"][0])
+    torch.testing.assert_close(setup.teacher(images), expected, rtol=1e-3, atol=1e-4)

@@ -106,7 +106,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> str:
     evaluation = json.loads((evil / "evaluation.json").read_text())
     saved = evaluation["variants"]["saved"] | {"agreement": 0.5}
     saved["corruptions"][EVIL] = saved["corruptions"]["fog"]
-    evaluation |= {"dense": EVIL, "data": {"name": EVIL}, "variants": {"saved": saved}}
+    saved["test"] |= {"worst_class_accuracy": 0.7071}
+    names = [f"class {label} of many words" for label in range(8)] + [EVIL, "nine"]
+    evaluation |= {"dense": EVIL, "data": {"name": EVIL}, "variants": {"saved": saved}, "class_names": names}
     (evil / "evaluation.json").write_text(json.dumps(evaluation))
     text = (evil / "metrics.jsonl").read_text().replace("layer5.weight", EVIL.replace('"', '\\"'))
     (evil / "metrics.jsonl").write_text(text.replace("layer4.weight", r"a$\\frac{$b"))
@@ -191,6 +193,15 @@ def test_the_page_stands_alone(two: str) -> None:
     assert "prefers-color-scheme: dark" in two
     assert "@media print" in two
     assert 'name="viewport"' in two
+
+
+def test_classes_have_their_names(two: str) -> None:
+    page = Page(two)
+    assert page.table("class")[7:10] == [["class 7 of many words", page.table("class")[7][1]], [EVIL, "70.71 %"],
+                                         ["nine", page.table("class")[9][1]]]  # fmt: skip
+    assert f"the worst is class {EVIL}." in page.text
+    assert "class 7 of many wor…" in page.text
+    assert ["worst class", f"70.71 % (class {EVIL})"] in page.table(f"test split of {EVIL}")
 
 
 def test_plots_take_their_colours_from_the_page(one: str) -> None:
