@@ -186,8 +186,8 @@ class FolderData(MadeImages):
         found = os.statvfs("/dev/shm")
         if (free := found.f_bavail * found.f_frsize) < needed:
             raise UserError(
-                f"--data.workers {workers} needs {decimal(needed)} of shared memory; /dev/shm has {decimal(free)} free; "
-                "give --data.workers 0 or fewer, a smaller --data.batch_size, or more of it (docker run --shm-size 2g)"
+                f"--data.workers {workers} needs {decimal(needed)} of shared memory, and {decimal(free)} are free; "
+                "give --data.workers 0 or fewer, a smaller batch, or a larger /dev/shm (docker run --shm-size 2g)"
             )
 
     def relabel(self, order: Sequence[int]) -> None:
