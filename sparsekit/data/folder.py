@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
+import mmap
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -179,9 +182,10 @@ class FolderData(MadeImages):
     def _check_shared_memory(self) -> None:
         """Raise UserError if `/dev/shm` cannot hold what the workers read ahead; they would hang, or die of SIGBUS."""
         workers, ranks = min(self._workers, _cores(), self.steps_per_epoch), os.environ.get("LOCAL_WORLD_SIZE", "1")
-        batch = self.batch_size * self.channels * math.prod(self.inputs.size)
-        needed = workers * _READ_AHEAD * batch * (int(ranks) if ranks.isdigit() else 1)
-        if not needed or not os.path.isdir("/dev/shm"):
+        # one batch more is in use; images and labels each begin a page of their own
+        batch = self.batch_size * self.channels * math.prod(self.inputs.size) + 2 * mmap.PAGESIZE
+        needed = (workers * _READ_AHEAD + 1) * batch * (int(ranks) if ranks.isdigit() else 1)
+        if not workers or not os.path.isdir("/dev/shm"):
             return
         found = os.statvfs("/dev/shm")
         if (free := found.f_bavail * found.f_frsize) < needed:
@@ -337,7 +341,7 @@ class FolderData(MadeImages):
         )
 
     def _batches(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = iter(loader)
+        batches, alarm = iter(loader), signal.getsignal(signal.SIGCHLD)
         while True:
             trouble = ""
             with random_states_kept(self.device if loader.random_erasing else None):
@@ -353,6 +357,10 @@ class FolderData(MadeImages):
                         raise
                     error.__traceback__ = None
                     trouble = f"a process that reads images ended: {first_line(error)}"
+                finally:
+                    # torch's handler raises a worker's death in the middle of a step too; the next read raises it
+                    if alarm is not None and threading.current_thread() is threading.main_thread():
+                        signal.signal(signal.SIGCHLD, alarm)
             if trouble:
                 raise ReadError(trouble)
             yield images.contiguous(memory_format=self._memory), labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import folder, load
-from sparsekit.errors import UserError
+from sparsekit.errors import ReadError, UserError
 
 FIT = ["--data.name", "imagefolder", "--data.image_size", "32", "--data.batch_size", "12", "--device", "cpu"]
 FIT += ["--model.name", "test_resnet", "--optimizer.lr", "0.01", "--replicas.count", "2", "--replicas.start", "0"]
@@ -121,18 +122,32 @@ def test_a_worker_that_is_killed_is_one_line_after_a_checkpoint(images: Path, tm
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+def test_the_death_of_a_worker_is_raised_by_the_next_read_alone(images: Path) -> None:
+    """Not in the middle of an optimizer step, where torch's handler of SIGCHLD would raise it."""
+    config = DataConfig("imagefolder", str(images), batch_size=12, image_size=16, workers=1)
+    batches = load(config, torch.device("cpu"), False).train_batches(0, 100)
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        pass
+    with pytest.raises(ReadError, match="reads images ended"):
+        list(batches)
+
+
 # --- shared memory -----------------------------------------------------------------------------------
 
 Room = namedtuple("Room", ["f_bavail", "f_frsize"])
 
 
-@pytest.mark.parametrize(("ranks", "free", "refused"), [(1, 36_864, False), (1, 36_863, True), (2, 73_727, True)])
+@pytest.mark.parametrize(("ranks", "free", "refused"), [(1, 87_040, False), (1, 87_039, True), (2, 174_079, True)])
 def test_shared_memory_that_the_workers_do_not_have_is_told_before(
     ranks: int, free: int, refused: bool, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two workers a rank, each two batches ahead, of twelve images of 3 x 16 x 16 bytes."""
-    bytes_needed = 2 * 2 * 12 * 3 * 16 * 16
-    assert bytes_needed == 36_864
+    """Two workers a rank, each two batches ahead, and one in use; twelve images of 3 x 16 x 16 bytes and two pages."""
+    monkeypatch.setattr(folder.mmap, "PAGESIZE", 4096)
+    assert (2 * 2 + 1) * (12 * 3 * 16 * 16 + 2 * 4096) == 87_040
     monkeypatch.setattr(folder, "_cores", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     monkeypatch.setattr(folder.os, "statvfs", lambda _: Room(free, 1))
