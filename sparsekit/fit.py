@@ -30,7 +30,7 @@ from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.run.signals import Stopped, StopSignals
 from sparsekit.run.wandb_record import summary_metadata
 from sparsekit.training.prepare import prepare
-from sparsekit.training.ranks import Ranks, restarted
+from sparsekit.training.ranks import Ranks
 from sparsekit.training.setup import Setup
 from sparsekit.training.team import with_process_group
 
@@ -87,7 +87,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
     ranks = Ranks.here()
     if not ranks.leads:
         return follow(config, ranks)
-    out, resumes = directory.choose(config.out, config.resume or restarted(), describe(config))
+    earlier = ranks.earlier_run()
+    out, resumes = directory.choose(earlier or config.out, config.resume or earlier is not None, describe(config))
     if resumes and (done := directory.finished(out)):
         Display().note(f"{out}: this run is done")
         ranks.tell("run", None)
@@ -105,6 +106,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
                     f"rank {rank}: its images in --data.root are not rank 0's; give every node the same files"
                 )
         with directory.locked(out), Display() as display:
+            ranks.remember_run(str(out.absolute()))
             ranks.tell("run", str(out.absolute()))
             setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
             try:

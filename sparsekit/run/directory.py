@@ -33,7 +33,7 @@ def choose(out: str | None, resume: bool, plain: dict[str, Any]) -> tuple[Path, 
     if out is None:
         out = _sweep_directory(f"{plain['method']['name']}-{plain['merge']['name']}")
     if out is None:
-        if plain["resume"]:
+        if resume:
             raise UserError("--resume needs --out, the directory of the run to resume")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         return Path("runs", f"{plain['method']['name']}-{plain['merge']['name']}-{stamp}-{secrets.token_hex(2)}"), False

@@ -27,6 +27,7 @@ from sparsekit.errors import RunError, UserError, first_line
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 5.0
 _LOST_SECONDS = 300.0
+_RUN = "sparsekit/run directory"
 
 
 class Ranks:
@@ -36,13 +37,14 @@ class Ranks:
         rank: Number of this process, from 0.
         size: Number of processes.
         store: The torch store that they share; None for a single process.
+        lasting: The store that the ranks of earlier and later attempts share, too; None for a single process.
 
     Attributes:
         over: True once the leader has no more orders; the store may be gone from then on.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank, self.size, self.store, self.over = rank, size, store, False
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None, lasting: Any = None) -> None:
+        self.rank, self.size, self.store, self.lasting, self.over = rank, size, store, lasting, False
 
     @classmethod
     def here(cls) -> Ranks:
@@ -57,7 +59,7 @@ class Ranks:
 
         try:
             store, rank, count = next(iter(rendezvous("env://")))
-            ranks = cls(rank, count, _attempts_own(store, rank, count))
+            ranks = cls(rank, count, _attempts_own(store, rank, count), store)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"torchrun's ranks do not find one another: {first_line(error)}") from error
         threading.Thread(target=ranks.beat, name="ranks", daemon=True).start()
@@ -72,6 +74,17 @@ class Ranks:
     def others(self) -> range:
         """All ranks but the leader."""
         return range(1, self.size)
+
+    def earlier_run(self) -> str | None:
+        """The run directory of an earlier attempt, after which torchrun started the ranks again; None without one."""
+        if self.lasting is None or not self._safely(lambda: self.lasting.check([_RUN])):
+            return None
+        return str(self._safely(lambda: self.lasting.get(_RUN)).decode())
+
+    def remember_run(self, out: str) -> None:
+        """Leave the run directory to later attempts."""
+        if self.lasting is not None:
+            self._safely(lambda: self.lasting.set(_RUN, out))
 
     def tell(self, key: str, value: Any) -> None:
         """Store a message permanently; raises RunError if the store is gone."""
@@ -161,11 +174,6 @@ def size() -> int:
 def number() -> int:
     """This process's rank; 0 without torchrun. Raises UserError where torchrun's variables are wrong."""
     return _variable("RANK") if size() > 1 else 0
-
-
-def restarted() -> bool:
-    """Whether torchrun started these ranks again after a failure (`--max-restarts`)."""
-    return "RANK" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
 def _variable(name: str) -> int:

@@ -102,6 +102,21 @@ def test_messages_of_another_attempt_are_not_seen() -> None:
         assert other.ask("order/0") == f"attempt {attempt}"
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_run_that_names_no_directory_goes_on_in_the_one_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = start(RESTARTING)
+    while process.poll() is None and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.02)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    (out,) = tmp_path.glob("runs/*")
+    ended(process, out)
+    assert list(tmp_path.glob("runs/*")) == [out]
+
+
 def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_LOST_SECONDS", 0.2)
     with pytest.raises(RuntimeError, match="rank 1 is not there"):
