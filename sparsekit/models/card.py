@@ -179,9 +179,15 @@ def class_order(
     if (lacks or has or len(set(names)) != len(names)) and other_classes:
         return None, [f"{source.path} names other classes than {what}: it is a start, and no more"]
     if lacks or has:
+        alone = [f"the model alone has {_some(has)}"] if has else []
+        alone += [f"the data alone have {_some(lacks)}"] if lacks else []
+        start = source.option == "--model.init"
+        other = (
+            "take all but the classifier with --model.new_head true" if start else "take label_names out of config.json"
+        )
         raise UserError(
-            f"{source.option} {source.path} and {what} name other classes: {_some(has)} against {_some(lacks)}; give "
-            "the same classes by the same names, or take label_names out of its config.json"
+            f"{source.option} {source.path} and {what} name other classes: {', '.join(alone)}; give the same classes "
+            f"by the same names, or {other}"
         )
     if len(set(names)) != len(names):
         raise UserError(
