@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
@@ -13,6 +14,7 @@ from sparsekit.errors import RunError, UserError, nearest
 from sparsekit.run.signals import Stopped
 from sparsekit.training import ranks
 
+_LEADER_SECONDS = 10.0
 USAGE = """\
 usage: sparsekit COMMAND [options]
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if leads or isinstance(error, RunError):
             print(f"sparsekit: error: {error}", file=sys.stderr)
+        else:
+            time.sleep(_LEADER_SECONDS)  # torchrun ends all ranks once one ends, and the leader has this line to print
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
         how = f"go on with the same options, --out {stop.out} and --resume" if stop.out else "nothing was begun"

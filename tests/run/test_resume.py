@@ -80,7 +80,7 @@ def test_stopped_inside_a_replica_and_resumed_equals_whole(
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
-@pytest.mark.parametrize("executor", ["sequential", "vectorized"])
+@pytest.mark.parametrize("executor", ["sequential", pytest.param("vectorized", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", [13, pytest.param(42, marks=pytest.mark.slow)])
 def test_a_batch_that_cannot_be_read_costs_nothing_that_was_trained(
     executor: str, where: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
