@@ -48,6 +48,9 @@ def check_arrived(options: Mapping[str, Any], values: Mapping[str, Any]) -> None
         UserError: an option has another value than the sweep gave it.
     """
     for name, value in flat(values):
+        parent, _, key = name.rpartition(".")
+        if name not in options and isinstance(inner := options.get(parent), dict):  # one entry of --model.kwargs
+            options = {**options, name: inner.get(key)}
         used = options.get(name)
         group = name.partition(".")[0]
         if name in GROUPS and isinstance(value, str):

@@ -61,7 +61,7 @@ def _option(flag: str, equals: str, value: str) -> list[str]:
     read = _literal(value)
     if isinstance(read, dict) and flag[2:] in (*GROUPS, *GROUPED):
         return plain(as_flags({flag[2:]: read}))
-    if read is not _NOTHING and read != _yaml(value):  # what is YAML too stays as it was given
+    if isinstance(read, (dict, list, tuple)) and read != _yaml(value):  # what is YAML too stays as it was given
         value = json.dumps(read, ensure_ascii=False)
     value = _WORDS.get(value, value)
     flag = f"--{ONE_VALUE.get(flag[2:], flag[2:])}"

@@ -16,7 +16,7 @@ _MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 def check_wandb(options: WandbConfig) -> None:
     """Raise UserError where an option, or W&B's environment in its place, is beyond a limit of W&B."""
     mode = os.environ.get("WANDB_MODE") if options.mode == "auto" else None
-    if mode and mode not in _MODES:
+    if mode is not None and mode not in _MODES:
         raise UserError(f"WANDB_MODE is {mode!r}; give {', '.join(_MODES[:2])} or {_MODES[2]}, or unset it")
     if (mode or options.mode) == "disabled":
         return
@@ -27,7 +27,7 @@ def check_wandb(options: WandbConfig) -> None:
         hint = "; set WANDB_ENTITY for what stands before the slash" if found[0] == "/" else ""
         raise UserError(f"{where} is {name!r}; W&B takes no {found[0]} in it{hint}")
     _check_length(where, [name], NAME)
-    environment = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    environment = tags.split(",") if (tags := os.environ.get("WANDB_TAGS")) else []
     _check_length("--wandb.tags", options.tags, _TAG)
     _check_length("WANDB_TAGS", environment if not options.tags else [], _TAG)
     for option, value, most in (

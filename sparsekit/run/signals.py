@@ -50,6 +50,7 @@ class StopSignals:
         self.requested: int | None = None
         self._deferring, self._raised, self._since = False, False, 0.0
         self._previous: dict[int, object] = {}
+        self._pid = os.getpid()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -80,6 +81,8 @@ class StopSignals:
             raise Stopped(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a process that reads images, just forked: the run ends it
         if self.requested is not None:
             passed = time.monotonic() - self._since
             if ranks.size() > 1 and passed < _ECHO_SECONDS:

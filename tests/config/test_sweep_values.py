@@ -51,6 +51,7 @@ def test_what_arrives_is_accepted(values: dict[str, Any], tmp_path: Path, monkey
         (["--optimizer.lr", "0.01"], "optimizer.lr", "0.01"),
         (["--model.kwargs", "{channels: [4, 4, 8, 9]}"], "model.kwargs", "9"),
         (["--method", "gmp"], "method", "gmp"),
+        (["--optimizer.kwargs", "{eps: 0.1}"], "optimizer.kwargs.eps", "0.1"),
         (["--wandb.notes", "None"], "wandb.notes", "None"),
     ],
 )
@@ -59,7 +60,7 @@ def test_what_wins_over_the_sweep_is_refused(
 ) -> None:
     values = {
         "method": "imp", "sparsity": 0.5, "data.augment": False, "optimizer": {"lr": 0.1}, "wandb.notes": "text",
-        "model.kwargs": {"channels": [4, 4, 8, 8]},
+        "model.kwargs": {"channels": [4, 4, 8, 8]}, "optimizer.kwargs.eps": 1e-8,
     }  # fmt: skip
     given = agent(values, tmp_path, monkeypatch)
     with pytest.raises(UserError) as error:

@@ -55,10 +55,10 @@ def test_tags_are_refused_as_wandb_refuses_them(tag: str, monkeypatch: pytest.Mo
     assert bool(error) != taken
     assert not error or ("--wandb.tags" in error and f"{len(tag)} characters" in error)
     monkeypatch.setenv("WANDB_TAGS", f"fine,{tag}")
-    assert bool(refused(WandbConfig())) == (len(tag) > 64)
+    assert bool(refused(WandbConfig())) != taken
 
 
-@pytest.mark.parametrize("mode", ["of", "on", "offlin", "true"])
+@pytest.mark.parametrize("mode", ["of", "on", "offlin", "true", ""])
 def test_a_mode_that_wandb_does_not_know_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not taken_by_wandb(mode=mode)
     monkeypatch.setenv("WANDB_MODE", mode)

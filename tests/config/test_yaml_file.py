@@ -76,7 +76,7 @@ def test_a_time_in_a_list_is_no_number(tmp_path: Path) -> None:
             attempt()
 
 
-@pytest.mark.parametrize("given", ["#1 try", "~", "&a", "~/data", "#"])
+@pytest.mark.parametrize("given", ["#1 try", "~", "&a", "~/data", "#", "{1}"])
 @pytest.mark.parametrize("option", ["wandb.notes", "data.root", "model.init", "out", "wandb.group", "distill.model"])
 def test_an_argument_that_yaml_would_drop_is_text(option: str, given: str) -> None:
     assert parse(f"--{option}", given)[option] == given
