@@ -34,8 +34,6 @@ def help_of(plugin: Plugin) -> str:
 
 def options_text(plugin: Plugin, indent: int) -> list[str]:
     """One line per option: name, type and default, indented by `indent` spaces."""
-    if unclear(plugin) and not options_of(plugin):
-        return [f"{' ' * indent}its options: sparsekit fit --{plugin.kind}.help {plugin.name}"]
     return [
         f"{' ' * indent}--{plugin.kind}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
         for o in options_of(plugin).values()
@@ -50,5 +48,8 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
         lines.append(f"        {fault_of(plugin) or values['summary'] or '(no docstring)'}")
-        lines += options_text(plugin, indent=10)
+        pointer = (
+            [f"{' ' * 10}its options: sparsekit fit --{plugin.kind}.help {plugin.name}"] if unclear(plugin) else []
+        )
+        lines += options_text(plugin, indent=10) or pointer
     return "\n".join(line.rstrip() for line in lines)
