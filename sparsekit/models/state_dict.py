@@ -184,7 +184,8 @@ def _choose(found: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
         found = found[key]
     notes: tuple[str, ...] = ()
     if left or set(path) - set(_TRAINED):
-        why = " (the moving average, as timm chooses)" if set(path) & set(_AVERAGED) else ""
+        as_timm = ", as timm chooses" if set(path) & {"state_dict_ema", "model_ema"} else ""
+        why = f" (the moving average{as_timm})" if set(path) & set(_AVERAGED) else ""
         notes = (f"weights: {'.'.join(path)}{why}" + (f"; not taken: {', '.join(left)}" if left else ""),)
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} is not a state dict; save model.state_dict()")
