@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.config.options import DataConfig
+from sparsekit.display.text import listed
 from sparsekit.errors import UserError
 from sparsekit.models.saved import SavedModel
 
@@ -179,8 +180,8 @@ def class_order(
     if (lacks or has or len(set(names)) != len(names)) and other_classes:
         return None, [f"{source.path} names other classes than {what}: it is a start, and no more"]
     if lacks or has:
-        alone = [f"the model alone has {_some(has)}"] if has else []
-        alone += [f"the data alone have {_some(lacks)}"] if lacks else []
+        alone = [f"the model alone has {listed(list(map(repr, has)), _SHOWN)}"] if has else []
+        alone += [f"the data alone have {listed(list(map(repr, lacks)), _SHOWN)}"] if lacks else []
         start = source.option == "--model.init"
         other = (
             "take all but the classifier with --model.new_head true" if start else "take label_names out of config.json"
@@ -209,10 +210,6 @@ def normalisation(source: SavedModel) -> tuple[float, ...] | None:
     both = [_numbers(source, key, card[key]) for key in ("mean", "std")]
     each = [values if len(values) == channels else (sum(values) / len(values),) * channels for values in both]
     return (*each[0], *each[1])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _numbers(source: SavedModel, key: str, value: Any) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sparsekit._types import Tensors
+from sparsekit.display.text import listed
 from sparsekit.errors import UserError
 from sparsekit.models.reparametrized import Readers, is_number
 from sparsekit.models.saved import SavedModel
@@ -46,7 +47,7 @@ def fit_names(source: SavedModel, model: nn.Module) -> SavedModel:
     changed = [name for name in translated if translated[name] is not tensors.get(name)]
     if not (changed := [*changed, *(name for name in tensors if name not in translated)]):
         return fitted
-    note = f"weights: changed by timm's own filter for older files: {_some(changed)}"
+    note = f"weights: changed by timm's own filter for older files: {listed(changed, 1)}"
     readers: Readers = {name: partial(translated.__getitem__, name) for name in translated}
     masks = {name: mask for name, mask in fitted.content.masks.items() if translated.get(name) is tensors[name]}
     return replace(source, given=StateDict(readers, masks, (*fitted.content.notes, note)))
@@ -116,8 +117,8 @@ def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[st
     missing, unknown = [n for n in expected if n not in has], [n for n in found if n not in needs]
     if not missing and not unknown:
         return
-    apart = [f"lacks {_some(missing)}"] if missing else []
-    apart += [f"has {_some(unknown)}, which the model lacks"] if unknown else []
+    apart = [f"lacks {listed(missing, 1)}"] if missing else []
+    apart += [f"has {listed(unknown, 1)}, which the model lacks"] if unknown else []
     fits, many, head = len(expected) - len(missing), max(len(expected), len(found)), classifiers(model)
     if all(inside(name, head) for name in (*missing, *unknown)):
         verdict = f"its classifier is another{_remedy(source, 'num_classes')}"
@@ -152,10 +153,6 @@ def _remedy(source: SavedModel, size: str) -> str:
     if source.option == "--model.init" and size == "num_classes":
         return "; give --model.new_head true to take all but the classifier"
     return "; give a model made for this data, or other data"
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _translation(model: nn.Module) -> Callable[[Tensors, nn.Module], Tensors] | None:
