@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.config import yaml_file
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, name_of
 
@@ -366,11 +367,6 @@ def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
     return types
 
 
-def is_text(kind: Any) -> bool:
-    """Whether an option of this type takes text, or none, or a list of texts."""
-    return kind is str or str in get_args(kind)
-
-
 def describe(config: FitConfig) -> dict[str, Any]:
     """The complete configuration as plain data, plugins as their name and options; what config.yaml holds."""
     plain: dict[str, Any] = {}
@@ -380,7 +376,7 @@ def describe(config: FitConfig) -> dict[str, Any]:
             plain[item.name] = _plugin(item.name, value)
         else:
             plain[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return plain
+    return dict(yaml_file.unquoted(plain))
 
 
 def flatten(plain: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
@@ -20,11 +20,12 @@ from jsonargparse import (
     set_loader,
     set_parsing_settings,
 )
+from jsonargparse.typing import register_type
 
-from sparsekit.config import plugin_yaml, wandb_args, yaml_file
+from sparsekit.config import plugin_yaml, wandb_args, yaml_file, yaml_values
 from sparsekit.config.checks import check
 from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mapping, no_value, unknown
-from sparsekit.config.options import FitConfig, is_text, option_types
+from sparsekit.config.options import FitConfig, option_types
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, discover, name_of
 from sparsekit.plugins.signatures import options_of, unclear
@@ -62,6 +63,7 @@ class _Help(DefaultHelpFormatter):
 
 def build(prog: str, description: str, of: type = FitConfig, usage: str = "") -> OptionParser:
     """The parser of one command, whose options are the fields of a dataclass, by default those of `fit`."""
+    register_type(yaml_file.Quoted)
     set_loader(_MODE, yaml_file.parse_argument, exceptions=(yaml.YAMLError,))
     set_dumper(_MODE, plugin_yaml.dump)
     packages = {plugin.target.partition(":")[0].partition(".")[0] for plugin in discover().plugins if not plugin.flaw}
@@ -96,7 +98,7 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments; and options, each followed by its value."""
     positional, options = [], []
-    left = [_canonical(argument) for argument in argv]
+    left = _canonical(argv)
     while left:
         argument = left.pop(0)
         if not argument.startswith("-"):
@@ -120,10 +122,12 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
 
 def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
     """The options as an instance of the dataclass that the parser was built of; raises UserError."""
+    types = option_types(of)
+    argv = _canonical(argv)
+    for name, value in _pairs(argv):
+        yaml_values.check_argument(types, name, value)
     # a W&B agent's JSON argument may hold aliases, and the value of one may look like a JSON argument
-    argv = [_canonical(argument) for argument in argv]
-    _check_null(option_types(of), argv)
-    argv = [_canonical(argument) for argument in wandb_args.plain(argv)]
+    argv = _canonical(wandb_args.plain(argv, types))
     known = [name for name in parser._option_string_actions if name.startswith("--") and not name.endswith(".help")]
     given = parser.given = Given(argv, known)
     try:
@@ -131,19 +135,22 @@ def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
             if re.fullmatch(r"--[\w.-]*\.(\..*)?", flag):  # no name between two dots, or after the last
                 raise UserError(f"{flag!r} is no option: a name is missing at a dot; see --help")
         for name, value in _pairs(argv):
-            with suppress(yaml.YAMLError):
-                _check_number(option_types(of), name, yaml_file.parse(value))
+            yaml_values.check_number(types, name, value)
         return _parsed(of, parser, _expanded(argv, given))
     except UserError as error:
         raise given.located(error) from error
 
 
-def _canonical(argument: str) -> str:
-    """An argument under the one name that the parser knows: `--out` for `-o`, `--resume=true` for `--resume`."""
-    if argument in _SWITCHES:
-        return f"{argument}=true"
-    flag, equals, value = re.sub(r"^-o(?=[^=])", "-o=", argument).partition("=")
-    return _ALIASES.get(flag, flag) + equals + value
+def _canonical(argv: Sequence[str]) -> list[str]:
+    """Arguments under the one name that the parser knows: `--out` for `-o`, `--resume=true` for `--resume`."""
+    found: list[str] = []
+    left = list(argv)
+    while left:
+        flag, equals, value = re.sub(r"^-o(?=[^=])", "-o=", left.pop(0)).partition("=")
+        if flag in _SWITCHES and not equals:
+            equals, value = "=", left.pop(0) if left and left[0].lower() in ("true", "false") else "true"
+        found.append(_ALIASES.get(flag, flag) + equals + value)
+    return found
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -152,24 +159,6 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (equals or not following.startswith("--")):
             yield flag[2:], value if equals else following
-
-
-def _check_null(types: Mapping[str, Any], argv: Sequence[str]) -> None:
-    """Refuse `null` where it may be meant as text; W&B's agent writes `None`."""
-    for name, value in _pairs(argv):
-        if value.lower() == "null" and is_text(types.get(name)):
-            raise UserError(f"--{name} is null, which may be meant as none or as a text; write None for none")
-
-
-def _check_number(types: Mapping[str, Any], name: str, value: object) -> None:
-    """Refuse `1:30` for a number: jsonargparse would read it as 90, as YAML 1.1 does."""
-    kind, _, option = name.partition(".")
-    plugins = [plugin for found in discover().of(kind).values() for plugin in found] if kind in GROUPS else []
-    annotations = [str(types.get(name))] + [own.annotation for p in plugins if (own := options_of(p).get(option))]
-    is_number = any(re.search(r"\b(int|float|bool)\b", text) and "str" not in text for text in annotations)
-    for item in value if isinstance(value, list) else [value]:
-        if is_number and isinstance(item, str) and re.fullmatch(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?", item):
-            raise UserError(f"--{name} is {item!r}; give a number")
 
 
 def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
@@ -252,29 +241,23 @@ def _inline(options: dict[str, Any]) -> list[str]:
 
 def _read(path: str, given: Given) -> dict[str, Any]:
     """The options of a config file by their dotted names; raises UserError for what a file may not hold."""
-    found = plugin_yaml.flat(yaml_file.read(path))
-    texts = dict(plugin_yaml.flat(yaml_file.read(path, yaml_file.TextLoader)))
-    options = given.files[path] = dict(found)
+    typed, texts = map(plugin_yaml.flat, yaml_file.read_both(path))
+    options = given.files[path] = dict(typed)
     types = option_types(FitConfig)
     if "config" in options:
         raise UserError("--config cannot stand in a config file; give both files on the command line")
-    counts = Counter(name for name, _ in found)
-    for name, value in found:
+    counts = Counter(name for name, _ in typed)
+    for (name, value), (_, text) in zip(typed, texts, strict=True):
         group, dot, _ = name.partition(".")
         if group not in GROUPS and name not in types:
             raise UserError(unknown(given, f"--{name}"))
         if counts[name] > 1 or (dot and group not in GROUPS and group in options):
             raise UserError(f"--{name} is given twice in one file; give it once")
-        text = texts.get(name)
-        if (value is None and text == "") or (isinstance(text, list) and "" in text and None in value):
-            raise UserError(no_value(name))  # nothing, or a comment, stands behind it
-        if is_text(types.get(name)) and not isinstance(value, dict):
-            options[name] = text
+        options[name] = yaml_values.meant(types, name, value, text)
         if name in GROUPS and (not isinstance(value, str) or not value):
             raise UserError(f"--{name} is {text!r}; give its name: sparsekit plugins list --kind {name}")
         if name in types and value is None and type(None) not in get_args(types[name]):
             raise UserError(no_value(name))
         if is_dataclass(types.get(name)) and not isinstance(value, str):
             raise UserError(no_mapping(name, value))
-        _check_number(types, name, value)
     return options

@@ -27,6 +27,7 @@ _Dumper.yaml_implicit_resolvers = {
     first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + kinds
     for first, kinds in yaml_file.Loader.yaml_implicit_resolvers.items()
 }
+_Dumper.add_representer(yaml_file.Quoted, yaml.SafeDumper.represent_str)
 
 
 def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sparsekit.config import yaml_file
+from sparsekit.config import yaml_file, yaml_values
 from sparsekit.config.messages import GROUPED
 from sparsekit.config.options import FitConfig, option_types
-from sparsekit.config.plugin_yaml import ONE_VALUE, WANDB_KEY, flat
+from sparsekit.config.plugin_yaml import ONE_VALUE, WANDB_KEY, flat, text
 from sparsekit.plugins.registry import GROUPS, discover
 from sparsekit.plugins.signatures import options_of
 
 _WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's words, and YAML's
 
 
-def plain(argv: Sequence[str]) -> list[str]:
-    """The same arguments as options; raises UserError where a JSON file cannot be read."""
+def plain(argv: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+    """The same arguments as options.
+
+    Args:
+        argv: The arguments.
+        types: The types of the command's options.
+
+    Raises:
+        UserError: a JSON file cannot be read, or a text in JSON is `null`.
+    """
     found: list[str] = []
     rest = list(argv)
     while rest:
@@ -33,7 +43,10 @@ def plain(argv: Sequence[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         if not flag.startswith("--"):
             values = _positional(argument)
-            found += [argument] if values is None else plain(as_flags(values))
+            for name, own in flat(values or {}):
+                if isinstance(own, str):
+                    yaml_values.check_argument(types, name, own)
+            found += [argument] if values is None else plain(as_flags(values), types)
             continue
         if not equals and (not rest or rest[0].startswith("--")):
             found.append(f"{flag}=true" if _is_switch(flag[2:]) else flag)
@@ -41,7 +54,7 @@ def plain(argv: Sequence[str]) -> list[str]:
         if not equals and flag not in _HELP:
             value, equals = rest.pop(0), " "
         if flag != f"--{WANDB_KEY}":
-            found += _option(flag, equals, value)
+            found += _option(flag, equals, value, types)
     return found
 
 
@@ -57,14 +70,21 @@ def _positional(argument: str) -> Mapping[str, object] | None:
     return yaml_file.read(argument) if argument.endswith(".json") and Path(argument).is_file() else None
 
 
-def _option(flag: str, equals: str, value: str) -> list[str]:
-    read = _literal(value)
-    if isinstance(read, dict) and flag[2:] in (*GROUPS, *GROUPED):
-        return plain(as_flags({flag[2:]: read}))
-    if isinstance(read, (dict, list, tuple)) and read != _yaml(value):  # what is YAML too stays as it was given
+def _option(flag: str, equals: str, value: str, types: Mapping[str, Any]) -> list[str]:
+    read, name = _literal(value), flag[2:]
+    if isinstance(read, dict) and name in (*GROUPS, *GROUPED):
+        return plain(as_flags({name: read}), types)
+    if yaml_values.takes_text(types, name):
+        if isinstance(read, (list, tuple)) and yaml_values.takes_list(types, name):
+            written = _yaml(value, yaml_file.TextLoader)  # nothing for a tuple
+            items = zip(read, written if isinstance(written, list) else read, strict=True)
+            value = text([item if isinstance(item, str) else own for item, own in items])
+    elif yaml_values.takes_whole(types, name):
+        value = re.sub(r"(?<=\d)\.0+$", "", value)  # W&B's q_uniform
+    elif isinstance(read, (dict, list, tuple)) and read != _yaml(value):  # what is YAML too stays as it was given
         value = json.dumps(read, ensure_ascii=False)
     value = _WORDS.get(value, value)
-    flag = f"--{ONE_VALUE.get(flag[2:], flag[2:])}"
+    flag = f"--{ONE_VALUE.get(name, name)}"
     return [flag, value] if equals == " " else [f"{flag}{equals}{value}"]
 
 
@@ -84,9 +104,9 @@ def _literal(text: str) -> object:
     return _NOTHING
 
 
-def _yaml(text: str) -> object:
+def _yaml(text: str, loader: type[yaml_file.Loader] = yaml_file.Loader) -> object:
     try:
-        return yaml_file.parse(text)
+        return yaml_file.parse(text, loader)
     except yaml.YAMLError:
         return _NOTHING
 

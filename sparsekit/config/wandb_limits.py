@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sparsekit.config.options import WandbConfig
 from sparsekit.errors import UserError
 
 NAME = 128
 _TAG, _KIND = 64, 64
+_FREE = {
+    *(f"WANDB_{name}" for name in ("API_KEY", "PROJECT", "ENTITY", "MODE", "NAME", "NOTES", "TAGS", "RUN_GROUP")),
+    *(f"WANDB_{name}" for name in ("JOB_TYPE", "DIR", "RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH")),
+}
+"""Variables whose limits are known here, or that have none."""
 _MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
@@ -38,6 +43,27 @@ def check_wandb(options: WandbConfig) -> None:
         ("WANDB_NAME", os.environ.get("WANDB_NAME"), NAME),
     ):
         _check_length(option, [value] if value else [], most)
+    if taken := [character for character in ":;,#?/'" if character in os.environ.get("WANDB_RUN_ID", "")]:
+        raise UserError(f"WANDB_RUN_ID is {os.environ['WANDB_RUN_ID']!r}; W&B takes no {taken[0]} in it")
+    _check_settings({name: value for name, value in os.environ.items() if name.startswith("WANDB_")})
+
+
+def _check_settings(environment: Mapping[str, str]) -> None:
+    """Have W&B read its other variables, which it would do too late to be told; importing it takes a second."""
+    others = {name: value for name, value in environment.items() if name not in _FREE}
+    if not others:
+        return
+    try:
+        import wandb
+    except Exception:  # the run then goes without W&B, and says so
+        return
+    for name, value in others.items():
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except Exception as error:
+            lines = str(error).splitlines()  # pydantic's third line holds the reason
+            reason = (lines[2:] or lines)[0].strip().partition(" [type=")[0].removeprefix("Value error, ")
+            raise UserError(f"{name} is {value!r}, which W&B refuses: {reason}") from error
 
 
 def _check_length(option: str, texts: Iterable[str], most: int) -> None:

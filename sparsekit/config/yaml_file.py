@@ -39,6 +39,23 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class Quoted(str):
+    """A text that stood in quotes; its type tells jsonargparse, which parses a plain text once more, to let it be."""
+
+
+def unquoted(value: Any) -> Any:
+    """The same value with texts of Python's own type."""
+    if isinstance(value, dict):
+        return {unquoted(key): unquoted(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(unquoted, value))
+    return str(value) if isinstance(value, Quoted) else value
+
+
+class _ArgumentLoader(Loader):
+    """Texts in quotes are told from others."""
+
+
 class TextLoader(Loader):
     """Every value as the text that stands in the file, except `null`; nothing at all is an empty text."""
 
@@ -68,7 +85,12 @@ def _int(loader: Loader, node: yaml.ScalarNode) -> int:
     return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)
 
 
+def _str(loader: Loader, node: yaml.ScalarNode) -> str:
+    return Quoted(node.value) if node.style else str(node.value)
+
+
 Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_ArgumentLoader.add_constructor("tag:yaml.org,2002:str", _str)
 
 
 def parse(text: str, loader: type[Loader] = Loader) -> Any:
@@ -83,12 +105,17 @@ def parse(text: str, loader: type[Loader] = Loader) -> Any:
 
 def parse_argument(text: str) -> Any:
     """The value of an argument in YAML; only `null` is none: a comment, `~`, an anchor or nothing at all is text."""
-    value = parse(text)
+    value = parse(text, _ArgumentLoader)
     return text if value is None and text.lower() != "null" else value
 
 
-def read(path: str, loader: type[Loader] = Loader) -> dict[str, Any]:
-    """The options in a config file.
+def read(path: str) -> dict[str, Any]:
+    """The options in a config file; raises UserError as `read_both` does."""
+    return read_both(path)[0]
+
+
+def read_both(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options in a config file, and the same with the texts that stand in the file for all values.
 
     Raises:
         UserError: it cannot be read, is no YAML, or holds something other than options by name.
@@ -108,7 +135,8 @@ def read(path: str, loader: type[Loader] = Loader) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise UserError(f"--config {path} has more than {MAX_BYTES:,} bytes; give a YAML file of options")
     try:
-        options = parse(data.decode("utf-8-sig"), loader)
+        text = data.decode("utf-8-sig")
+        options, texts = parse(text), parse(text, TextLoader)
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path} is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -118,7 +146,7 @@ def read(path: str, loader: type[Loader] = Loader) -> dict[str, Any]:
     for key in options:
         if not isinstance(key, str):
             raise UserError(f"--config {path}: {key!r} is no option; write one a line, such as sparsity: 0.9")
-    return options
+    return options, texts
 
 
 def _place(error: yaml.YAMLError) -> str:

@@ -221,7 +221,9 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 def _parsed(module: str) -> ast.Module | None:
     """The module's syntax tree; None without readable source."""
     spec = _locate(module)
-    return _parse(spec.origin) if spec and spec.origin and spec.has_location else None
+    origin = spec.origin if spec and spec.has_location else None
+    origin = origin or getattr(getattr(spec, "loader_state", None), "filename", None)  # Python's frozen modules, as abc
+    return _parse(origin) if origin else None
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsekit.config import yaml_file
+from sparsekit.config import yaml_file, yaml_values
+from sparsekit.config.options import FitConfig, option_types
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.errors import UserError, nearest
 from sparsekit.sweep.parameters import MAX_RUNS, Parameter
@@ -125,7 +126,7 @@ def read(path: Path) -> Spec:
         UserError: it cannot be read, or is no grid and no random search of `sparsekit fit`.
     """
     try:
-        found = yaml_file.read(str(path))
+        found, texts = yaml_file.read_both(str(path))
     except UserError as error:
         raise UserError(str(error).replace("--config", "sweep file", 1).partition(";")[0]) from error
     for key in found:
@@ -142,7 +143,7 @@ def read(path: Path) -> Spec:
     return Spec(
         path,
         method,
-        tuple(_parameter(str(name), spec) for name, spec in parameters.items()),
+        tuple(map(_parameter, map(str, parameters), parameters.values(), texts["parameters"].values())),
         _command(found.get("command"), str(found.get("program") or "sparsekit")),
         cap,
         {f"WANDB_{key.upper()}": str(found[key]) for key in ("project", "entity") if found.get(key)},
@@ -150,12 +151,20 @@ def read(path: Path) -> Spec:
     )
 
 
-def _parameter(name: str, spec: Any) -> Parameter:
+def _parameter(name: str, spec: Any, text: Any) -> Parameter:
+    """A parameter, given as YAML reads it and as the texts that stand in the file."""
     if not isinstance(spec, dict):
         raise UserError(f"sweep: parameter {name} is {spec!r}; write {name}: {{value: …}} or {{values: [a, b]}}")
     if name.partition(".")[0] in _OURS:
         raise UserError(f"sweep: parameter {name} is for the sweep to choose; leave it out")
-    return Parameter(name, spec)
+    types = option_types(FitConfig)
+    try:
+        meant = {
+            key: yaml_values.meant(types, name, spec[key], text[key]) for key in ("value", "values") if key in spec
+        }
+    except UserError as error:
+        raise UserError(f"sweep: {error}") from error
+    return Parameter(name, spec | meant)
 
 
 def _command(command: Any, program: str) -> tuple[str, ...]:

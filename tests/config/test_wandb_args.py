@@ -8,10 +8,11 @@ import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from sparsekit.config import parser as options
-from sparsekit.config.options import describe, flatten
+from sparsekit.config.options import FitConfig, describe, flatten, option_types
 from sparsekit.config.wandb_args import plain
 from sparsekit.errors import UserError
 
+TYPES = option_types(FitConfig)
 VALUES: list[dict[str, Any]] = [
     {"method": "imp", "merge": "greedy", "sparsity": 0.95, "seed": 3},
     {"method.cycles": 2, "method": "imp", "method.retrain": "slr"},  # options before the class that owns them
@@ -115,12 +116,12 @@ def test_hydras_forms_are_refused_with_the_way_to_write_options(form: str, tmp_p
     ],
 )
 def test_what_no_agent_sends_stays_as_it_is(argv: str, expected: str) -> None:
-    assert plain(argv.split()) == expected.split()
+    assert plain(argv.split(), TYPES) == expected.split()
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "{" * 100_000, "[" + "9" * 9000 + "]", "{'a': __import__('os')}", "{(:}"])
 def test_a_value_that_is_no_literal_is_left_to_the_parser(text: str) -> None:
-    assert plain([f"--model.kwargs={text}"]) == [f"--model.kwargs={text}"]
+    assert plain([f"--model.kwargs={text}"], TYPES) == [f"--model.kwargs={text}"]
     try:
         assert parsed(f"--model.kwargs={text}")["model.kwargs"] == {"a": "__import__('os')"}
     except UserError:
@@ -132,3 +133,30 @@ def test_an_option_that_stands_both_ways_in_a_file_is_told(tmp_path: Path) -> No
     path.write_text(json.dumps({"optimizer": {"lr": 0.1}, "optimizer.lr": 0.2}))
     with pytest.raises(UserError, match=r"--optimizer\.lr .* twice"):
         parsed("--config", str(path))
+
+
+@pytest.mark.parametrize("text", ["(1)", "{'a': None}", "[1, 2]", "(1, 2)", "[a, ]"])
+def test_a_text_with_brackets_stays_as_it_is(text: str) -> None:
+    assert parsed("--wandb.notes", text)["wandb.notes"] == text
+
+
+@pytest.mark.parametrize("text", ["[2024, a, 010, on]", "['2024', a, '010', \"on\"]", "('2024', 'a', '010', 'on')"])
+def test_items_of_a_list_of_texts_stay_as_they_are(text: str) -> None:
+    assert parsed("--wandb.tags", text)["wandb.tags"] == ["2024", "a", "010", "on"]
+
+
+def test_whole_numbers_with_a_point_are_whole_numbers() -> None:
+    assert parsed("--epochs=30.0", "--method=imp", "--method.cycles=2.0")["epochs"] == 30
+    with pytest.raises(UserError, match=r"--epochs is '30\.5'"):
+        parsed("--epochs=30.5")
+
+
+def test_null_as_a_text_in_json_is_refused() -> None:
+    assert parsed('{"wandb.notes": null}')["wandb.notes"] is None
+    with pytest.raises(UserError, match=r"--wandb\.notes is null"):
+        parsed('{"wandb.notes": "null"}')
+
+
+def test_switches_take_a_value_of_their_own() -> None:
+    assert parsed("--resume", "--seed", "1")["resume"] is True
+    assert [parsed("--resume", word, "--seed", "1")["resume"] for word in ("True", "False")] == [True, False]

@@ -33,7 +33,7 @@ def refused(options: WandbConfig) -> str:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODE", "PROJECT", "TAGS", "RUN_GROUP", "JOB_TYPE", "NAME"):
+    for name in ("MODE", "PROJECT", "TAGS", "RUN_GROUP", "JOB_TYPE", "NAME", "RUN_ID"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
 
 
@@ -92,3 +92,30 @@ def test_a_disabled_wandb_has_no_limits(monkeypatch: pytest.MonkeyPatch) -> None
     assert not refused(WandbConfig("disabled", project="a/b", tags=["x" * 80]))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert not refused(WandbConfig(project="a/b", tags=["x" * 80]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("WANDB_RESUME", "maybe", "never"),
+        ("WANDB_BASE_URL", "api.example.org", "valid URL"),
+        ("WANDB_INIT_TIMEOUT", "long", "valid number"),
+        ("WANDB_CONSOLE", "hm", "wrap"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_refused_with_its_reason(
+    name: str, value: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    error = refused(WandbConfig())
+    assert name in error
+    assert repr(value) in error
+    assert part in error
+    assert "\n" not in error
+    assert not refused(WandbConfig(mode="disabled"))
+
+
+@pytest.mark.parametrize("value", ["a/b", "a:b", "abc123", "a b"])
+def test_ids_of_runs_are_refused_as_wandb_refuses_them(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", value)
+    assert bool(refused(WandbConfig())) != taken_by_wandb(run_id=value)

@@ -39,7 +39,6 @@ def in_file(tmp_path: Path, line: str) -> dict[str, Any]:
         ("wandb.notes", "1.50", "1.50"),
         ("wandb.notes", "on", "on"),
         ("wandb.notes", "2026-11-28", "2026-11-28"),
-        ("data.root", "~", "~"),
         ("model.name", "1e3", "1e3"),
     ],
 )
@@ -99,6 +98,32 @@ def test_none_and_null_in_a_file_are_none(tmp_path: Path) -> None:
 def test_nothing_but_a_comment_is_not_none(tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(UserError, match=rf"--{option} has no value"):
         in_file(tmp_path, f"{option}: {value}")
+
+
+@pytest.mark.parametrize("line", ["out: ~", "data: {root: ~}", "wandb.tags: [a, ~]"])
+def test_a_lone_tilde_in_a_file_is_neither_none_nor_the_home_directory(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UserError, match=r"--\S+ is ~.*null"):
+        in_file(tmp_path, line)
+    assert in_file(tmp_path, "data.root: '~'")["data.root"] == "~"
+
+
+@pytest.mark.parametrize(
+    "given", ['{a: "010"}', "{a: '1e3', b: [\"on\", {c: 'null'}]}", "{a: 010, b: {c: 1e3}}", "{a: ~}"]
+)
+@pytest.mark.parametrize("option", ["model.kwargs", "data.kwargs"])
+def test_texts_in_quotes_stay_texts_inside_mappings(tmp_path: Path, option: str, given: str) -> None:
+    plain = yaml_file.parse(given)
+    assert parse(f"--{option}", given)[option] == in_file(tmp_path, f"{option}: {given}")[option] == plain
+    written = text({option: plain})
+    assert {type(value) for value in parse(f"--{option}", given)[option].values()} <= {str, int, list, dict, type(None)}
+    assert in_file(tmp_path, written)[option] == plain
+
+
+@pytest.mark.parametrize("given", ["{a: }", "{a: 1, b: {c: }}", "{a: [1, {b: }]}"])
+def test_an_entry_of_a_mapping_without_a_value_is_refused(tmp_path: Path, given: str) -> None:
+    for attempt in (lambda: parse("--model.kwargs", given), lambda: in_file(tmp_path, f"model.kwargs: {given}")):
+        with pytest.raises(UserError, match=r"--model\.kwargs has no value"):
+            attempt()
 
 
 @pytest.mark.parametrize("value", ["~", "null"])

@@ -52,6 +52,10 @@ def test_choices_under_another_name_are_shown(capsys: Capture) -> None:
     assert f"--method.retrain: {choices} = 'llr'" in run(capsys, "fit", "--method.help", "imp")[1]
 
 
+def test_no_plugin_without_options_points_to_them(capsys: Capture) -> None:
+    assert "--merge.help best" not in run(capsys, "plugins", "list")[1]
+
+
 def test_json_rows_are_plain_and_whole(site: Path, capsys: Capture) -> None:
     name = "a_very_long_name_" * 8 + "indeed"
     distribution(site, "wide_load", entry(name, "made_up_thing:Thing"), {"made_up_thing": METHOD})

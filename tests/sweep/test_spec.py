@@ -254,3 +254,30 @@ def test_every_shipped_sweep_gives_runs_that_fit_takes_here_and_from_an_agent(fi
 
 def test_there_are_sweeps() -> None:
     assert {file.stem for file in SWEEPS} >= {"methods", "replicas", "vary", "hyperband"}
+
+
+# --- texts and numbers ------------------------------------------------------------------------------
+
+
+def test_values_are_read_as_in_a_config_file(tmp_path: Path) -> None:
+    given = "{wandb.notes: {values: [0012, on, 2:4]}, model.kwargs: {value: {a: '010', b: 010}}, seed: {value: 010}}"
+    cells = read(tmp_path, f"parameters: {given}").cells(None)
+    assert [cell.values["wandb.notes"] for cell in cells] == ["0012", "on", "2:4"]
+    assert cells[0].values["model.kwargs"] == {"a": "010", "b": 10}
+    assert cells[0].values["seed"] == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("{wandb.notes: {value: }}", "has no value"),
+        ("{wandb.notes: {values: [a, ~]}}", "is ~"),
+        ("{seed: {value: 1:30}}", "1:30"),
+        ("{method: {value:\n #gmp\n }}", "has no value"),
+        ("{optimizer.lr: {values: [0.1,\n #0.2\n {a: }]}}", "has no value"),
+    ],
+)
+def test_what_a_config_file_may_not_hold_is_no_value(tmp_path: Path, given: str, part: str) -> None:
+    with pytest.raises(UserError, match="sweep: --") as error:
+        read(tmp_path, f"parameters: {given}")
+    assert part in str(error.value)
