@@ -94,6 +94,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
+        ranks.stop = signals.stop
         with signals.reraise_if_swallowed():
             setup = prepare(config, ranks=ranks)  # no rank waits for another here
         own = images.digest(setup.data.contents) if ranks.size > 1 else ""
@@ -123,6 +124,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
 def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
     """Run a rank other than the leader, which trains its share of replicas and reports through the leader."""
     with StopSignals() as signals:
+        ranks.stop = signals.stop
         try:
             with signals.reraise_if_swallowed():
                 setup = prepare(config, ranks=ranks)

@@ -27,6 +27,8 @@ from sparsekit.errors import RunError, UserError, first_line
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 5.0
 _LOST_SECONDS = 300.0
+_SIGNAL_SECONDS = 1.0
+"""A signal to all processes may end torchrun before it reaches the ranks."""
 _RUN = "sparsekit/run directory"
 
 
@@ -41,7 +43,10 @@ class Ranks:
 
     Attributes:
         over: True once the leader has no more orders; the store may be gone from then on.
+        stop: Raises where a signal stopped the run; called where the others are gone, which a signal may explain.
     """
+
+    stop: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None, lasting: Any = None) -> None:
         self.rank, self.size, self.store, self.lasting, self.over = rank, size, store, lasting, False
@@ -125,7 +130,11 @@ class Ranks:
         try:
             return call()
         except RuntimeError as error:  # torch's network errors are RuntimeErrors
-            raise RunError(f"rank {self.rank} lost touch with the others; go on with --resume") from error
+            time.sleep(_SIGNAL_SECONDS)
+            self.stop()
+            raise RunError(
+                f"rank {self.rank} lost touch with the others; torchrun may be gone; go on with --resume"
+            ) from error
 
 
 def _attempts_own(store: Any, rank: int, size: int) -> Any:

@@ -188,6 +188,30 @@ def test_a_signal_to_torchrun_stops_every_rank_after_a_checkpoint(alone: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.faults
+def test_a_signal_that_ends_torchrun_stops_its_ranks_after_a_checkpoint(alone: Path, tmp_path: Path) -> None:
+    """SIGUSR1 to all processes, as Slurm sends it to a step: torchrun has no handler for it, and dies."""
+    out = tmp_path / "run"
+    arguments = [*ARGUMENTS, "--out", str(out), "--resume"]
+    process = subprocess.Popen(command(2, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert wait_for_training(process, out, 2) is not None
+    time.sleep(0.5)
+    ranks = children(process.pid)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    for pid in ranks:
+        os.kill(pid, signal.SIGUSR1)
+    _, errors = process.communicate(timeout=100)  # the ranks hold the pipe, too
+    assert process.returncode == -signal.SIGUSR1
+    assert "stopped by SIGUSR1; go on with" in errors.decode()
+    assert "lost touch" not in errors.decode()
+    assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
+    fit(2, *arguments)
+    assert same(alone, out)
+    assert plain(out) == plain(alone)
+
+
+@pytest.mark.slow
 def test_two_ranks_a_replica_agree_with_one_process(tmp_path: Path) -> None:
     """Data parallel, without BatchNorm: equal but for rounding. Masks may differ where two magnitudes nearly tie."""
     for ranks in (1, 2):
