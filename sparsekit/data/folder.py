@@ -356,7 +356,9 @@ class FolderData(MadeImages):
                     if "DataLoader worker" not in str(error):
                         raise
                     error.__traceback__ = None
-                    trouble = f"a process that reads images ended: {first_line(error)}"
+                    reason = first_line(error).rstrip(". ")
+                    way_out = "where memory ran out, give fewer --data.workers; go on with --resume"
+                    trouble = f"a process that reads images ended: {reason}; {way_out}"
                 finally:
                     # torch's handler raises a worker's death in the middle of a step too; the next read raises it
                     if alarm is not None and threading.current_thread() is threading.main_thread():

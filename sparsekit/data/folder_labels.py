@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data.contents import Part
-from sparsekit.data.folder_walk import Walk, entries, is_litter, kind_of
-from sparsekit.errors import UserError, nearest
+from sparsekit.data.folder_walk import Tree, Walk, entries, is_litter, kind_of
+from sparsekit.display.text import listed
+from sparsekit.errors import UserError, nearest, printable
 from sparsekit.files import expanded
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _NAMES = {name: split for split, names in SPLITS.items() for name in names}
 _LIKE = re.compile(rf"({'|'.join(_NAMES)})[\W_\d]*(set|data|images|split)?[\W_\d]*")
 """Names that look like a split's, such as `test_set` and `val2017`, in lower case."""
 _HINT = "give the folder with train/ and val/, each with one folder of images a class"
-Tree = dict[tuple[str, ...], list[str]]
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,13 @@ def list_images(config: DataConfig) -> Listing:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"--data.root: '{config.root}' {state}; {_HINT}")
-    walk, notes, by_path = Walk(), [], config.labels == "path"
-    folders = _split_folders(root, walk)
-    trees = {split: walk.images(folder) for split, folder in folders.items()}
+    notes, by_path = list[str](), config.labels == "path"
+    walk = Walk(by_path)
+    folders, unused = _split_folders(root, walk)
+    if unused:
+        names = listed([*map(printable, unused)])
+        notes.append(f"not used: {names}; call the folder of held-out images val/, that of test images test/")
+    trees = walk.images(folders)
     if (images := _count(trees.get("test", {}))) and images == len(trees["test"][()]):
         notes.append(f"{folders['test'].name}/: its {images:,} images are in no folder of a class, so it is not used")
         del trees["test"], folders["test"]
@@ -105,8 +109,8 @@ def list_images(config: DataConfig) -> Listing:
     _check_classes(classes, folders, labelled)
     for split in sorted(set(labelled) - {"train"}):
         if lacking := sorted(set(classes) - {name for _, name in labelled[split]}, key=_natural):
-            some = ", ".join(map(repr, lacking[:3])) + (", …" if len(lacking) > 3 else "")
-            notes.append(f"{folders[split].name}/ has no image of {len(lacking):,} of {len(classes):,} classes: {some}")
+            some = f"{len(lacking):,} of {len(classes):,} classes: {listed([*map(repr, lacking)], 3)}"
+            notes.append(f"{folders[split].name}/ has no image of {some}")
     if text := walk.passed_text():
         notes.append(text)
     index = {name: label for label, name in enumerate(classes)}
@@ -123,8 +127,8 @@ def list_images(config: DataConfig) -> Listing:
     )  # fmt: skip
 
 
-def _split_folders(root: Path, walk: Walk) -> dict[str, Path]:
-    """The folder of each split of `SPLITS` that there is; without any, the root for the training images.
+def _split_folders(root: Path, walk: Walk) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each split of `SPLITS` that there is, without any the root for the training images; and others.
 
     Raises:
         UserError: two folders claim one split, or there are validation or test images but no folder train/.
@@ -141,15 +145,16 @@ def _split_folders(root: Path, walk: Walk) -> dict[str, Path]:
             both = " and ".join(repr(f"{name}/") for name in sorted(claim))
             raise UserError(f"--data.root: in {str(root)!r} {both} both name the {split} split; leave one of them")
     if found["train"]:
-        walk.passed.update(kind_of(name, is_folder) for name, is_folder in others)
-        return {split: root / claim[0] for split, claim in found.items() if claim}
+        unused = sorted(f"{name}/" for name, is_folder in others if is_folder and not is_litter(name))
+        walk.passed.update(kind_of(name, is_dir) for name, is_dir in others if f"{name}/" not in unused)
+        return {split: root / claim[0] for split, claim in found.items() if claim}, unused
     for name, is_folder in sorted(others) + [(name, True) for claim in found.values() for name in claim]:
         if is_folder and not is_litter(name) and _LIKE.fullmatch(name.casefold()):
             raise UserError(
                 f"--data.root: {str(root)!r} has a folder {name!r}, but none called train; call the training "
                 "images' folder train/, and those for tests val/ or test/ (a class of such a name goes into train/)"
             )
-    return {"train": root}
+    return {"train": root}, []
 
 
 def _check_images(folders: Mapping[str, Path], trees: Mapping[str, Tree], walk: Walk) -> None:

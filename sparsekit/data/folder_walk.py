@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 
 from PIL import Image
@@ -22,6 +23,8 @@ LITTER = {
 _NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow only identifies, or leaves to another program."""
 _KINDS = 8
+Tree = dict[tuple[str, ...], list[str]]
+"""The names of the images in a folder and in all folders below it, by the parts of their folder's path."""
 
 
 @cache
@@ -37,28 +40,46 @@ class Walk:
     """Walks the folders of a data set, each real folder once, and counts what it passes over.
 
     Attributes:
+        by_path: Whether each path is a class of its own, or each folder right below the one that is walked.
         passed: How many files and folders were passed over, by kind.
     """
 
+    by_path: bool = False
     passed: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, tuple[str, object]] = field(default_factory=dict)
+    _links: list[tuple[str, str, object, list[str]]] = field(default_factory=list)
 
-    def images(self, folder: Path) -> dict[tuple[str, ...], list[str]]:
-        """The names of the images in a folder and in all folders below it, by the parts of their folder's path.
+    def images(self, folders: Mapping[str, Path]) -> dict[str, Tree]:
+        """The images in some folders, each once: those of each folder under its key, as `Tree` says.
 
-        Links are followed, except to a folder around them, or to one that was read already for the same class.
+        Links are followed, except to a folder around them, and to what was read already for the same class.
 
         Raises:
-            UserError: a folder cannot be read, a link leads nowhere, or one folder would have two labels.
+            UserError: a folder cannot be read, a link leads nowhere, or a file or folder would have two labels.
         """
-        found: dict[tuple[str, ...], list[str]] = {}
+        found = {key: self._tree(folder) for key, folder in folders.items()}
+        first: dict[str, tuple[str, object]] = {}
+        for target, path, owner, names in sorted(self._links, key=itemgetter(1)):
+            where, name = os.path.split(target)
+            other = first.setdefault(target, (path, owner))
+            if where in self._seen and not is_litter(name) and is_image(name):
+                other = os.path.join(self._seen[where][0], name), self._seen[where][1]
+            if not self._is_first(path, owner, *other):
+                names.remove(os.path.basename(path))
+                self.passed["link to an image that is read already"] += 1
+        return found
+
+    def _tree(self, folder: Path) -> Tree:
+        found: Tree = {}
         left: list[tuple[tuple[str, ...], str]] = [((), os.path.realpath(folder))]
         while left:
             parts, real = left.pop()
             path = str(folder.joinpath(*parts))
-            if not self._first_visit(real, path, (folder, *parts[:1])):
+            owner = (folder, parts if self.by_path else parts[:1])
+            if not self._is_first(path, owner, *self._seen.setdefault(real, (path, owner))):
+                self.passed["link to a folder that is read already"] += 1
                 continue
-            found[parts] = []
+            names = found[parts] = []
             for entry, is_folder in entries(path):
                 if is_litter(entry.name):
                     self.passed[kind_of(entry.name, is_folder)] += 1
@@ -68,8 +89,10 @@ class Walk:
                         self.passed["link to a folder around it"] += 1
                     else:
                         left.append(((*parts, entry.name), target))
-                elif os.path.splitext(entry.name)[1].lower() in suffixes() and entry.is_file():
-                    found[parts].append(entry.name)
+                elif is_image(entry.name) and entry.is_file():
+                    names.append(entry.name)
+                    if entry.is_symlink():
+                        self._links.append((os.path.realpath(entry.path), entry.path, owner, names))
                 else:
                     self.passed[kind_of(entry.name)] += 1
         return found
@@ -82,16 +105,16 @@ class Walk:
             texts.append(f"{sum(count for _, count in more):,} of {len(more):,} more kinds")
         return f"passed over: {', '.join(texts)}" if texts else ""
 
-    def _first_visit(self, real: str, path: str, owner: object) -> bool:
-        other, known = self._seen.setdefault(real, (path, owner))
-        if other == path:
+    @staticmethod
+    def _is_first(path: str, owner: object, first: str, known: object) -> bool:
+        """Whether a path is the first one to a file or folder; raises UserError where the first has another label."""
+        if path == first:
             return True
         if known != owner:
             raise UserError(
-                f"--data.root: {other!r} and {path!r} are one folder, so its images would be in two classes or splits; "
+                f"--data.root: {first!r} and {path!r} are one and the same, which would be in two classes or splits; "
                 "remove one of the two"
             )
-        self.passed["link to a folder that is read already"] += 1
         return False
 
 
@@ -114,6 +137,11 @@ def entries(path: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
         raise UserError(
             f"--data.root: {path!r} cannot be read ({error.strerror}); make it readable, or move it away"
         ) from error
+
+
+def is_image(name: str) -> bool:
+    """Whether Pillow reads a file of this name."""
+    return os.path.splitext(name)[1].lower() in suffixes()
 
 
 def is_litter(name: str) -> bool:

@@ -29,6 +29,7 @@ _BEAT_SECONDS = 5.0
 _LOST_SECONDS = 300.0
 _SIGNAL_SECONDS = 1.0
 """A signal to all processes may end torchrun before it reaches the ranks."""
+_TORCHRUN = "start with torchrun, which sets it, or unset RANK and WORLD_SIZE"
 _RUN = "sparsekit/run directory"
 
 
@@ -56,10 +57,13 @@ class Ranks:
         """The ranks that torchrun's environment describes; one rank without it.
 
         Raises:
-            RunError: the ranks cannot connect to each other.
+            UserError: torchrun's variables are wrong.
+        RunError: the ranks cannot connect to each other.
         """
         if size() == 1:
             return cls()
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+            raise UserError(f"{missing[0]} is not set, but WORLD_SIZE is {size()}; {_TORCHRUN}")
         from torch.distributed.rendezvous import rendezvous
 
         try:
@@ -176,7 +180,7 @@ def size() -> int:
         return 1
     rank, count = _variable("RANK"), _variable("WORLD_SIZE")
     if rank >= count:
-        raise UserError(f"RANK is {rank} and WORLD_SIZE {count}: ranks are from 0 to {count - 1}; start with torchrun")
+        raise UserError(f"RANK is {rank} and WORLD_SIZE {count}: a rank is below their number; {_TORCHRUN}")
     return count
 
 
@@ -188,7 +192,5 @@ def number() -> int:
 def _variable(name: str) -> int:
     value = os.environ.get(name, "1" if name == "WORLD_SIZE" else "")
     if not re.fullmatch(r"\d+", value):
-        raise UserError(
-            f"{name} is {value!r}, no number; start with torchrun, which sets it, or unset RANK and WORLD_SIZE"
-        )
+        raise UserError(f"{name} is {value!r}, no number; {_TORCHRUN}")
     return int(value)

@@ -228,10 +228,19 @@ def test_litter_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> N
     assert "2 .txt" in listing
     assert "2 hidden" in listing
     shown = [entry.split(" ", 1) for entry in listing.split(", ")]
-    # 10 folders, 2 hidden files, 2 .txt, one each of Thumbs.db, desktop.ini, README, .gz, .csv, .png
-    assert sum(int(count) for count, _ in shown) == 20
-    assert "\n" not in listing
+    # 8 folders, 2 hidden files, 2 .txt, one each of Thumbs.db, desktop.ini, README, .gz, .csv, .png
+    assert sum(int(count) for count, _ in shown) == 18
+    assert "\n" not in "".join(found.notes)
     assert shown[-1][1].endswith("more kinds")
+
+
+@pytest.mark.parametrize("name", ["eval", "dev", "query", "holdout"])
+def test_a_folder_beside_train_that_is_no_split_is_named_with_the_way_to_use_it(name: str, tmp_path: Path) -> None:
+    found = listed(fill(tmp_path, "train/cat", "train/dog", f"{name}/cat", f"{name}/dog"))
+    assert by_class(found) == {"cat": 5, "dog": 5}
+    (note,) = found.notes
+    for part in (f"{name}/", "not used", "val/", "test/"):
+        assert part in note
 
 
 def test_whatever_pillow_decodes_is_an_image_in_any_case_of_letters(tmp_path: Path) -> None:
@@ -275,6 +284,43 @@ def test_one_folder_in_two_classes_or_splits_is_refused(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert "train/kitty'" in message
     assert "train/cat'" in message
+
+
+def test_an_image_that_is_linked_again_counts_once(tmp_path: Path) -> None:
+    pool = fill(tmp_path / "pool", "all")
+    root = fill(tmp_path / "root", "train/cat", "train/dog")
+    for name in ("a.png", "b.png"):
+        (root / "train" / "cat" / name).symlink_to(pool / "all" / "0.png")
+    (root / "train" / "cat" / "c.png").symlink_to("1.png")
+    (root / "train" / "cat" / "deeper").mkdir()
+    (root / "train" / "cat" / "deeper" / "d.png").symlink_to("../c.png")
+    found = listed(root)
+    assert by_class(found) == {"cat": 6, "dog": 5}
+    assert any(path.endswith("a.png") for path, _ in found.train)
+    assert "3 link to an image that is read already" in found.notes[-1]
+    with pytest.raises(UserError, match="two classes or splits"):
+        listed(root, labels="path")  # where train/cat and train/cat/deeper are two classes
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("val/cat/x.png", "../../train/cat/0.png"),
+        ("train/dog/x.png", "../cat/0.png"),
+        ("val/dog/x.png", "../cat/0.png"),
+    ],
+)
+def test_an_image_linked_into_two_classes_or_splits_is_refused(link: str, target: str, tmp_path: Path) -> None:
+    fill(tmp_path, "train/cat", "train/dog", "val/cat", "val/dog")
+    (tmp_path / link).symlink_to(target)
+    message = refused(tmp_path)
+    assert f"{tmp_path}/{link}'" in message
+    assert os.path.normpath(tmp_path / link / ".." / target) in message
+    (tmp_path / link).unlink()
+    pool = fill(tmp_path / "pool", "all")
+    for name in (link, "train/cat/y.png"):
+        (tmp_path / name).symlink_to(pool / "all" / "0.png")
+    assert f"{tmp_path}/{link}'" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("link", ["train/cat/7.png", "train/owl", "val", "train/cat/loop"])

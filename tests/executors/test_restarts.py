@@ -125,7 +125,7 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("rank", "size", "part"),
-    [("", "", "RANK is ''"), ("0", "", "WORLD_SIZE is ''"), ("x", "2", "RANK is 'x'"), ("2", "2", "from 0 to 1"),
+    [("", "", "RANK is ''"), ("0", "", "WORLD_SIZE is ''"), ("x", "2", "RANK is 'x'"), ("2", "2", "WORLD_SIZE 2"),
      ("-1", "2", "RANK is '-1'"), ("0", "1.5", "WORLD_SIZE is '1.5'"), ("0", "0", "WORLD_SIZE 0")],
 )  # fmt: skip
 def test_variables_that_are_no_ranks_are_one_line(
@@ -140,5 +140,20 @@ def test_variables_that_are_no_ranks_are_one_line(
     assert main(["plan"]) == 2
     error = capsys.readouterr().err
     assert part in error
+    assert "torchrun" in error
+    assert error.count("\n") == 1
+
+
+def test_ranks_without_an_address_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from sparsekit.cli.main import main
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main(["fit", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "MASTER_ADDR" in error
     assert "torchrun" in error
     assert error.count("\n") == 1
