@@ -44,6 +44,7 @@ def check(config: FitConfig) -> None:
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
         ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
+        ("data.white", d.white, d.white is None or 1 <= d.white <= 65535, "1 to 65535"),
         ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
         ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
         ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),

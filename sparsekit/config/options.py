@@ -79,6 +79,8 @@ class DataConfig:
         labels: How an image of `imagefolder` gets its label where folders lie in folders: `folder`, by the folder right
             below `train`, as torchvision does; `path`, by its whole path below `train`, as Places365 needs. Must be
             given where a class's folder would hold images in several folders, and none of its own.
+        white: The value that is white in `imagefolder`'s 16-bit grey images, such as 4095 where they hold 12 bits;
+            65535 by default.
         batch_size: Images an optimizer step.
         image_size: Side in pixels to which images are resized; by default that in the config.json of a finished model,
             else 16 for digits, 224 for `imagefolder`, else their own.
@@ -95,6 +97,7 @@ class DataConfig:
     name: Literal["digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = None
     labels: Literal["folder", "path"] | None = None
+    white: int | None = None
     batch_size: int = 50
     image_size: int | None = None
     held_out: float = 0.1

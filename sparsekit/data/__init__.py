@@ -49,7 +49,7 @@ def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
         from sparsekit.data.folder import FolderData
 
         return FolderData.load(config, device, channels_last)
-    for option, value in (("kwargs", config.kwargs), ("labels", config.labels)):
+    for option, value in (("kwargs", config.kwargs), ("labels", config.labels), ("white", config.white)):
         if value:
             raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
     from sparsekit.data.images import ImageData

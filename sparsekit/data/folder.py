@@ -77,6 +77,7 @@ class FolderData(MadeImages):
         kwargs: dict[str, Any],
         device: torch.device,
         channels_last: bool,
+        white: int | None = None,
     ) -> None:
         """Keep the paths and labels of the images; no image is read yet.
 
@@ -90,11 +91,12 @@ class FolderData(MadeImages):
             kwargs: Further arguments of `timm.data.create_loader`.
             device: The device of the batches.
             channels_last: Memory format of the batches.
+            white: The value of 16-bit grey images that is white; None for 65,535.
         """
         self.class_names, self.num_classes, self.batch_size = tuple(class_names), len(class_names), batch_size
         self.device, self._workers, self._augment = device, workers, augment
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
-        self._samples = samples
+        self._samples, self._white = samples, white
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
         self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
         self._make_as((image_size, image_size))
@@ -141,6 +143,7 @@ class FolderData(MadeImages):
                 kwargs=config.kwargs,
                 device=device,
                 channels_last=channels_last,
+                white=config.white,
             )
             data._try_transforms()
         except Exception as error:  # timm may raise anything for bad arguments
@@ -237,7 +240,7 @@ class FolderData(MadeImages):
             indices = shuffled[epoch][first : first + share].tolist()
             return [(index, derive(seed, "augment", epoch, index)) for index in indices]
 
-        stream = Stream(self._samples["train"], batch, start, steps)
+        stream = Stream(self._samples["train"], batch, start, steps, self._white)
         loader = self._loader(stream, True, share)
         if loader.random_erasing is not None:  # timm erases in whole batches, in this process
             own = derive(seed, "part", part[0]) if part[0] else seed
@@ -269,7 +272,7 @@ class FolderData(MadeImages):
             part = chosen[number * self.batch_size : (number + 1) * self.batch_size]
             return [(index, None) for index in part.tolist()]
 
-        stream = Stream(self._samples[split], batch, 0, -(-len(chosen) // self.batch_size))
+        stream = Stream(self._samples[split], batch, 0, -(-len(chosen) // self.batch_size), self._white)
         return self._batches(self._loader(stream, False, self.batch_size))
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data.contents import Part
+from sparsekit.data.decode import dark_note
 from sparsekit.data.folder_walk import Tree, Walk, entries, is_litter, kind_of
 from sparsekit.display.text import listed
 from sparsekit.errors import UserError, nearest, printable
@@ -111,6 +112,8 @@ def list_images(config: DataConfig) -> Listing:
         if lacking := sorted(set(classes) - {name for _, name in labelled[split]}, key=_natural):
             some = f"{len(lacking):,} of {len(classes):,} classes: {listed([*map(repr, lacking)], 3)}"
             notes.append(f"{folders[split].name}/ has no image of {some}")
+    if config.white is None and (text := dark_note([str(folders["train"] / path) for path, _ in labelled["train"]])):
+        notes.append(text)
     if text := walk.passed_text():
         notes.append(text)
     index = {name: label for label, name in enumerate(classes)}

@@ -28,8 +28,8 @@ class Stream(IterableDataset[tuple[Any, int]]):
 
     transform: Callable[[Image.Image], Any]  # set by timm's loader
 
-    def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int) -> None:
-        self.samples, self.batch, self.start, self.stop = samples, batch, start, stop
+    def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int, white: int | None = None) -> None:
+        self.samples, self.batch, self.start, self.stop, self.white = samples, batch, start, stop, white
         # Ctrl-C, GNU timeout, Slurm and systemd signal the whole process group, but the run itself ends its workers
         self.signals = _handled_signals()
 
@@ -42,7 +42,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
                 path, label = self.samples[index]
-                image = read_rgb(path)
+                image = read_rgb(path, self.white)
                 if seed is not None:
                     _seed(seed)
                 yield self.transform(image), label

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsekit.data.decode import read_rgb
+from sparsekit.data.decode import dark_note, read_rgb
 from sparsekit.errors import RunError
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
@@ -44,6 +44,28 @@ def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
     """No image is stretched to its own range."""
     Image.fromarray(np.full((4, 4), 2570, np.uint16)).save(tmp_path / "a.png")
     assert (read(tmp_path / "a.png") == 10).all()
+
+
+def test_white_may_be_less_than_65535(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1000, 4095]], np.uint16)).save(tmp_path / "a.png")
+    found = np.asarray(read_rgb(str(tmp_path / "a.png"), white=4095))[0, :, 0]
+    assert found.tolist() == [0, 62, 255]  # 62.27
+    with pytest.raises(RunError, match=r"0 to 4095.*2,000"):
+        read_rgb(str(tmp_path / "a.png"), white=2000)
+
+
+@pytest.mark.parametrize(
+    ("brightest", "white"), [(4000, 4095), (1023, 1023), (16000, 16383), (255, None), (20000, None)]
+)
+def test_images_of_fewer_bits_are_told_with_the_option(brightest: int, white: int | None, tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(40)]
+    for path in paths:
+        Image.fromarray(np.full((4, 4), 7, np.uint16)).save(path)
+    Image.fromarray(np.full((4, 4), brightest, np.uint16)).save(paths[0])
+    note = dark_note(paths)
+    assert (f"--data.white {white}" in note) if white else not note
+    Image.fromarray(RGB).save(paths[0])
+    assert dark_note(paths) == ""
 
 
 def test_float_grey_runs_from_0_to_1(tmp_path: Path) -> None:
