@@ -25,8 +25,12 @@ from sparsekit.errors import UserError
 from sparsekit.models import sparse_file
 from sparsekit.models.reparametrized import Readers, dense_tensor, multiply_out
 
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
-_TRAINED = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
+_TIMM_AVERAGED = ("state_dict_ema", "model_ema")
+_AVERAGED = (*_TIMM_AVERAGED, "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
+_TIMM = ("state_dict", "model")
+_TRAINED = (*_TIMM, "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
+_KNOWN = tuple(dict.fromkeys((*_TIMM_AVERAGED, *_TIMM, *_AVERAGED, *_TRAINED)))
+"""Names of a model's part: in timm's order those that timm knows, then moving averages, then the rest."""
 _NO_MODEL = re.compile(
     r"optim|sched|scaler|loss|criterion|callback|metric|hyper_param|hparam|config|(^|_)(rng|args?|loops?|log|history)"
 )
@@ -172,10 +176,10 @@ def _choose(found: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
     Raises:
         UserError: no part does, or several do and nothing says which is meant.
     """
-    path, left, known = list[str](), list[str](), (*_AVERAGED, *_TRAINED)
+    path, left = list[str](), list[str]()
     while isinstance(found, Mapping) and len(path) < _DEEPEST and (parts := _models(found)):
         whole = max((_size(found[part]) for part in parts if part in _TRAINED), default=0)  # some average no buffers
-        key = next((key for key in known if key in parts and (key in _TRAINED or _size(found[key]) >= whole)), None)
+        key = next((key for key in _KNOWN if key in parts and (key in _TRAINED or _size(found[key]) >= whole)), None)
         if key is None and len(parts) > 1:
             raise UserError(f"{where} holds several models: {', '.join(parts)}; save the state dict of one")
         key = key or parts[0]
@@ -184,8 +188,11 @@ def _choose(found: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
         found = found[key]
     notes: tuple[str, ...] = ()
     if left or set(path) - set(_TRAINED):
-        as_timm = ", as timm chooses" if set(path) & {"state_dict_ema", "model_ema"} else ""
-        why = f" (the moving average{as_timm})" if set(path) & set(_AVERAGED) else ""
+        average = "the moving average" if set(path) & set(_AVERAGED) else ""
+        why = ", ".join(
+            filter(None, [average, "as timm chooses" if left and set(path) & {*_TIMM_AVERAGED, *_TIMM} else ""])
+        )
+        why = f" ({why})" if why else ""
         notes = (f"weights: {'.'.join(path)}{why}" + (f"; not taken: {', '.join(left)}" if left else ""),)
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} is not a state dict; save model.state_dict()")
@@ -201,8 +208,7 @@ def _models(found: Mapping[Any, Any]) -> list[str]:
 
 
 def _is_model(key: str, value: object, depth: int) -> bool:
-    known = (*_AVERAGED, *_TRAINED)
-    if not isinstance(value, Mapping) or (key not in known and _NO_MODEL.search(key.lower())) or not depth:
+    if not isinstance(value, Mapping) or (key not in _KNOWN and _NO_MODEL.search(key.lower())) or not depth:
         return False
     if any(isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items()):
         return True

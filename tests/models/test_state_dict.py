@@ -67,6 +67,8 @@ TIMM = {
     "ddp compiled": prefixed("module._orig_mod."),
     "ema": {"state_dict": OTHER, "state_dict_ema": TENSORS},
     "model_ema": {"model": OTHER, "model_ema": TENSORS, **beside()},
+    "ema of another name": {"model": TENSORS, "ema": OTHER},
+    "both": {"model": OTHER, "state_dict": TENSORS},
     "no ema": {"state_dict": TENSORS, "state_dict_ema": None},
     "ema alone": {"state_dict_ema": TENSORS, "epoch": 3},
     "bare": TENSORS,
@@ -107,8 +109,10 @@ def test_what_other_scripts_save_is_found_by_its_content(name: str, tmp_path: Pa
 
 CHOICES = {
     "state_dict_ema|moving average|not taken: state_dict": {"state_dict": OTHER, "state_dict_ema": TENSORS},
-    "state_dict|not taken: ema": {"state_dict": TENSORS, "ema": {"shadow": {"conv.weight": OTHER["conv.weight"]}}},
-    "ema.shadow|moving average|not taken: state_dict": {"state_dict": OTHER, "ema": {"decay": 0.9, "shadow": TENSORS}},
+    "state_dict|as timm|not taken: ema": {"state_dict": TENSORS, "ema": {"decay": 0.9, "shadow": OTHER}},
+    "model|as timm|not taken: ema": {"model": TENSORS, "ema": OTHER},
+    "ema.shadow|moving average|not taken: net": {"net": OTHER, "ema": {"decay": 0.9, "shadow": TENSORS}},
+    "net|not taken: ema": {"net": TENSORS, "ema": {"shadow": {"conv.weight": OTHER["conv.weight"]}}},
     "model|not taken: teacher": {"model": TENSORS, "teacher": OTHER},
     "a.net": {"a": {"net": TENSORS}},
     "model.|not taken: criterion.weight": {"state_dict": prefixed("model.") | {"criterion.weight": torch.ones(3)}},
