@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,10 @@ class ExportModel:
     notes: Sequence[str] = ()
 
     @property
-    def described(self) -> Path | None:
-        """The saved model's config.json; None if it has none, or `--model` overrides what it says."""
-        file = self.source.file.parent / "config.json"
+    def card(self) -> dict[str, Any]:
+        """The saved model's config.json; empty if it has none, or `--model` overrides what it says."""
         same = (self.source.name, self.source.kwargs) == (self.config.name, self.config.kwargs)
-        return file if self.source.card and same and file.is_file() else None
+        return self.source.card if same else {}
 
 
 def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataConfig | None) -> ExportModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.sparse import to_sparse_semi_structured
 from sparsekit.errors import RunError, UserError
 from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
-from sparsekit.files import load_tensors, save_tensors
+from sparsekit.files import load_tensors, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict
 
@@ -57,8 +56,8 @@ def write(export_model: ExportModel, out: Path) -> None:
     """Write config.json, and half-precision weights with the names of the layers to pack."""
     model = copy.deepcopy(export_model.model)
     save_model(model, export_model.config, export_model.inputs, out, export_model.class_names)
-    if export_model.described:
-        shutil.copyfile(export_model.described, out / "config.json")
+    if export_model.card:
+        write_json(out / "config.json", export_model.card)
     half = {name: t.half() if t.is_floating_point() else t for name, t in cpu_state_dict(export_model.model).items()}
     save_tensors(out / "model.safetensors", half, {KEY: json.dumps(layers(export_model.model))})
 

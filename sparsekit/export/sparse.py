@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from sparsekit.export import timm_directory
 from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
 from sparsekit.models import sparse_file
@@ -14,7 +16,11 @@ from sparsekit.models.state import cpu_state_dict
 
 def write(export_model: ExportModel, out: Path) -> None:
     """Write all tensors, with config.json in the file's metadata."""
-    card = export_model.source.card
+    card = export_model.card
+    if not card:
+        with TemporaryDirectory(dir=out.parent) as folder:
+            timm_directory.write(export_model, Path(folder) / "model")
+            card = json.loads((Path(folder) / "model" / "config.json").read_text("utf-8"))
     arguments = {**(card.get("model_args") or {}), **export_model.config.kwargs}
     config = {**card, "architecture": export_model.config.name, "model_args": arguments}
     # pruning by multiplication leaves -0.0, which would be stored as a value

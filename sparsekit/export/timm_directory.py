@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 
 import timm
 
 from sparsekit.export.formats import Format, Loaded, from_module
 from sparsekit.export.model import ExportModel
-from sparsekit.files import make_readable, save_tensors
+from sparsekit.files import make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict
 
 
 def write(export_model: ExportModel, out: Path) -> None:
     """Write the weights, and the saved model's config.json or a new one."""
-    if export_model.described:
+    if export_model.card:
         out.mkdir()
-        shutil.copyfile(export_model.described, out / "config.json")
+        write_json(out / "config.json", export_model.card)
         save_tensors(out / "model.safetensors", cpu_state_dict(export_model.model))
     else:
         model = copy.deepcopy(export_model.model)

@@ -5,7 +5,6 @@ Tensors are read one at a time: apart from the soup, no whole model is in memory
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from sparsekit.merging.diagnostics import has_lost
 from sparsekit.merging.finished_context import (
     FinishedMergeContext,
     SavedCandidate,
-    check_classes,
     check_normalisation,
+    in_one_order,
 )
 from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, compare_masks, tied
@@ -65,10 +64,9 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
         raise UserError(f"--merge {name} takes no more than {most} model{'s' * (most > 1)}, not {len(sources)}")
     known = _architecture(sources, config)
     parent = open_saved_model("--parent", config.parent) if config.parent else None
-    check_classes([*sources, parent] if parent else sources)
     setup = _setup(known, config, data) if data else None
     model = setup.model if setup else _shapes(known, config)
-    every = _under_same_names([*sources, parent] if parent else sources, model)
+    every, mapped = in_one_order(_under_same_names([*sources, parent] if parent else sources, model), model)
     sources, parent = every[: len(sources)], every[-1] if parent else None
     if model:
         check_fit(model, sources[0])
@@ -83,7 +81,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
     check_soup(type(config.merge).__name__, soup, candidates)
     used = [source for index, source in enumerate(sources) if index in soup.ingredients]
-    check_normalisation(used)
+    check_normalisation([*used, parent] if parent else used)
     described = next((source for source in used if source.card), known[0] if known else None)
     if setup and described:
         setup = context.setup_of(described)
@@ -100,7 +98,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     except OSError as error:
         raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
     notes = [*(setup.notes if setup else ()), *context.notes, *(_differing(described, used) if described else ())]
-    chosen = [("model", note) for source in sources for note in source.notes]
+    chosen = [("model", note) for note in [*mapped, *(note for source in sources for note in source.notes)]]
     return [*chosen, *_table(result, out, overlap, setup, sources[0], notes)]
 
 
@@ -262,7 +260,7 @@ def _write(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if described and described.card:
-        shutil.copyfile(described.file.parent / "config.json", out / "config.json")
+        write_json(out / "config.json", described.card)
     elif setup:
         create.save_model(setup.model, setup.config.model, setup.data.inputs, out, setup.data.class_names)
     save_tensors(out / "model.safetensors", tensors)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score
@@ -16,6 +17,7 @@ from sparsekit.errors import UserError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import read_tensors
 from sparsekit.models.card import class_names, normalisation, seen_by
+from sparsekit.models.fill import classifiers, inside
 from sparsekit.models.saved import Lazy, SavedModel
 from sparsekit.models.state import State
 from sparsekit.seeds import derive
@@ -131,12 +133,31 @@ def check_normalisation(sources: Sequence[SavedModel]) -> None:
             )
 
 
-def check_classes(sources: Sequence[SavedModel]) -> None:
-    """Raise UserError if models name other classes, or the same in another order: their last layers differ."""
-    named = [(source, names) for source in sources if (names := class_names(source))]
-    for source, names in named[1:]:
-        first, reference = named[0]
-        if names != reference:
+def in_one_order(sources: Sequence[SavedModel], model: nn.Module | None) -> tuple[list[SavedModel], list[str]]:
+    """The models with their classes in the order of the first that names them: the rows of their classifiers are moved.
+
+    Args:
+        sources: The models.
+        model: A model of their architecture; None of an unknown one.
+
+    Returns:
+        The models, and lines for the user.
+
+    Raises:
+        UserError: models name other classes, or the same in another order where no classifier is known.
+    """
+    first = next((source for source in sources if class_names(source)), None)
+    reference = first and class_names(first)
+    if not first or not reference:
+        return [*sources], []
+    head = classifiers(model) if model else ()
+    found, notes = [], list[str]()
+    for source in sources:
+        if (names := class_names(source) or reference) == reference:
+            found.append(source)
+            continue
+        rows = [name for name in source.names() if inside(name, head) and source.read(name).shape[:1] == (len(names),)]
+        if sorted(names) != sorted(reference) or len(set(names)) < len(names) or not rows:
             at = next(i for i, pair in enumerate(itertools.zip_longest(reference, names)) if pair[0] != pair[1])
             order = "the same classes in another order" if set(names) == set(reference) else "other classes"
             one, other = (repr(each[at]) if at < len(each) else "none" for each in (reference, names))
@@ -144,6 +165,11 @@ def check_classes(sources: Sequence[SavedModel]) -> None:
                 f"{source.path} names {order} than {first.path}: class {at} is {other}, not {one}; give models of the "
                 "same classes in the same order"
             )
+        order_of = [names.index(name) for name in reference]
+        card = {**source.card, "label_names": list(reference)}
+        found.append(replace(source, rows=dict.fromkeys(rows, order_of), card=card))
+        notes.append(f"{source.path} has the classes of {first.path} in another order; they are matched by name")
+    return found, notes
 
 
 class _NoParent(Mapping[str, torch.Tensor]):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
 """Arguments of `timm.create_model` that follow from the data, and are passed separately from the others."""
+SPARSE = "sparsekit-sparse-1"
+"""The format of a file of sparse tensors, in its metadata."""
 KINDS = "a run directory, a directory that timm saved, a safetensors file or a state dict"
 
 
@@ -42,6 +44,7 @@ class SavedModel:
         card: The content of config.json; empty without one.
         run: The options of the sparsekit run that trained it, as plain data; empty for other models.
         given: Its tensors; None reads the file.
+        rows: For tensors whose rows are read in another order than they are stored, that order.
     """
 
     option: str
@@ -52,6 +55,7 @@ class SavedModel:
     card: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     given: StateDict | None = None
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -65,7 +69,8 @@ class SavedModel:
     def read(self, name: str) -> Tensor:
         """Read one tensor to the CPU; raises UserError if the file is damaged."""
         with self._guarded():
-            return self.content.readers[name]()
+            tensor = self.content.readers[name]()
+        return tensor[list(self.rows[name])] if name in self.rows else tensor
 
     def tensors(self) -> Tensors:
         """Read all tensors to the CPU; raises UserError if the file is damaged."""
@@ -129,9 +134,9 @@ class SavedModel:
 
         file = self.path / "masks.safetensors"
         if file.is_file():
-            return SavedModel(self.option, file, file)
+            return SavedModel(self.option, file, file, rows=self.rows)
         masks = self.content.masks
-        return SavedModel(self.option, self.path, self.file, given=StateDict(masks)) if masks else None
+        return SavedModel(self.option, self.path, self.file, given=StateDict(masks), rows=self.rows) if masks else None
 
     @cached_property
     def content(self) -> StateDict:
@@ -191,7 +196,8 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
     """
     path = expanded(str(path))
     if path.is_file():
-        return SavedModel(option, path, path)
+        card = _stored_card(path)
+        return SavedModel(option, path, path, *(_described(option, path, card) if card else ()))
     if not path.is_dir():
         raise UserError(f"{option} {path}: nothing is there; give {KINDS}")
     base, run = path, {}
@@ -218,7 +224,10 @@ def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any],
     Raises:
         UserError: the file cannot be read or names no architecture.
     """
-    card = _mapping(option, base / "config.json", json.loads, ValueError)
+    return _described(option, path, _mapping(option, base / "config.json", json.loads, ValueError))
+
+
+def _described(option: str, path: Path, card: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     name, kwargs = card.get("architecture"), card.get("model_args") or {}
     if (
         not isinstance(name, str)
@@ -227,6 +236,19 @@ def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any],
     ):
         raise UserError(f"{option} {path}: config.json names no timm architecture; give {KINDS}")
     return name, without_sizes(kwargs), card
+
+
+def _stored_card(file: Path) -> dict[str, Any]:
+    """The config.json in the metadata of a file in sparsekit's sparse format; empty in other files."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as opened:
+            metadata = opened.metadata() or {}
+        card = json.loads(metadata.get("config", "{}")) if metadata.get("format") == SPARSE else {}
+    except (OSError, ValueError, RecursionError, SafetensorError):  # what is wrong is said when the weights are read
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:

@@ -15,8 +15,8 @@ from torch import Tensor
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
 from sparsekit.files import save_tensors
+from sparsekit.models.saved import SPARSE
 
-FORMAT = "sparsekit-sparse-1"
 _LARGEST = 255
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,7 +36,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
         layout[name] = [kind, list(tensor.shape)]
         for part, value in parts.items():
             stored[f"{name}:{part}" if part else name] = value
-    save_tensors(path, stored, {**(metadata or {}), "format": FORMAT, "tensors": json.dumps(layout)})
+    save_tensors(path, stored, {**(metadata or {}), "format": SPARSE, "tensors": json.dumps(layout)})
 
 
 def load(path: Path | str) -> Tensors:
@@ -48,7 +48,7 @@ def load(path: Path | str) -> Tensors:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
         if not is_sparse(metadata):
-            raise RunError(f"{path} does not have the format {FORMAT}")
+            raise RunError(f"{path} does not have the format {SPARSE}")
         try:
             layout = json.loads(metadata["tensors"])
             return {name: _decode(file, name, kind, shape) for name, (kind, shape) in layout.items()}
@@ -58,7 +58,7 @@ def load(path: Path | str) -> Tensors:
 
 def is_sparse(metadata: Mapping[str, str] | None) -> bool:
     """Whether a safetensors file has this format, by its metadata."""
-    return (metadata or {}).get("format") == FORMAT
+    return (metadata or {}).get("format") == SPARSE
 
 
 def _encode(tensor: Tensor) -> tuple[str, Tensors]:

@@ -373,3 +373,21 @@ def test_a_file_of_weights_is_measured_as_the_run_it_came_from(
     for file in (run / "model" / "model.safetensors", tmp_path / "weights.pt"):
         found, _ = evaluate(file, *model, "--data.image_size", "8")
         assert found["variants"] == whole["variants"]
+
+
+def test_a_sparse_file_is_measured_by_the_card_that_it_holds(
+    run: Path, tmp_path: Path, evaluate: Callable[..., tuple[dict[str, Any], str]]
+) -> None:
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    other = quartered(reordered(run / "model", tmp_path / "o", order), tmp_path / "q")
+    expected, _ = evaluate(other, "--data.name", "digits")
+    assert main.main(["export", str(other), "--format", "sparse", "-o", str(tmp_path / "small.safetensors")]) == 0
+    found, _ = evaluate(tmp_path / "small.safetensors", "--data.name", "digits")
+    assert {**found, "model": None} == {**expected, "model": None}
+    bare = tmp_path / "bare.safetensors"  # without a card of its own it gets the one that a timm directory would get
+    bare.write_bytes((run / "model" / "model.safetensors").read_bytes())
+    model = ["--model.name", "resnet18", "--model.kwargs", json.dumps({**KWARGS, "in_chans": 1, "num_classes": 10})]
+    data = ["--data.name", "digits", "--data.image_size", "8"]
+    out = tmp_path / "again.safetensors"
+    assert main.main(["export", str(bare), "--format", "sparse", "-o", str(out), *model, *data]) == 0
+    assert evaluate(out, "--data.name", "digits")[0]["variants"] == evaluate(run)[0]["variants"]

@@ -368,8 +368,7 @@ def test_each_model_is_scored_on_its_own_images_and_the_best_keeps_its_card(runs
         assert (found[runs[0]], found[quarter]) == (accuracies[0], accuracies[1])
         assert found[large] != accuracies[2]
         best = max(sources, key=lambda source: found[source])
-        card = best / "config.json" if (best / "config.json").is_file() else best / "model" / "config.json"
-        assert (out / "config.json").read_text() == card.read_text()
+        assert card_of(out) == card_of(best if (best / "config.json").is_file() else best / "model")
 
 
 @pytest.mark.parametrize("data", [[], DATA])
@@ -400,19 +399,43 @@ def test_another_crop_or_size_is_told(runs: list[Path], tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("data", [[], DATA])
-def test_models_that_name_classes_in_another_order_are_refused_by_name(
+def test_models_that_name_classes_in_another_order_are_matched_by_name(
     data: list[str], runs: list[Path], tmp_path: Path, capsys: Capture
 ) -> None:
     order = [0, 2, 1, *range(3, 10)]
     other = reordered(runs[1] / "model", tmp_path / "other", order)
-    for models, more in (((runs[0] / "model", other), []), ((runs[0], runs[0]), ["--parent", other])):
-        assert merge(*models, *more, *data, "-o", tmp_path / "soup") == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert all(word in err for word in (str(other), "class 1 is '2', not '1'", "order"))
+    for number, (models, more) in enumerate(
+        (((runs[0], runs[1]), []), ((runs[0], other), []), ((other, runs[0]), []), ((*runs[:2],), ["--parent", other]))
+    ):
+        assert merge(*models, *more, *data, "-o", tmp_path / f"soup{number}") == 0
+        assert ("in another order" in capsys.readouterr().out) == (number > 0)
+    expected = load_tensors(tmp_path / "soup0" / "model.safetensors")
+    for number, rows in ((1, range(10)), (2, order), (3, range(10))):
+        found = load_tensors(tmp_path / f"soup{number}" / "model.safetensors")
+        assert card_of(tmp_path / f"soup{number}")["label_names"] == [CLASSES[label] for label in rows]
+        for name, tensor in expected.items():
+            same = tensor[list(rows)] if name.startswith("fc.") else tensor
+            torch.testing.assert_close(found[name], same, msg=name)
+
+
+@pytest.mark.parametrize("data", [[], DATA])
+def test_models_that_name_other_classes_are_refused_by_name(
+    data: list[str], runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
     strange = copied(runs[1] / "model", tmp_path / "strange", names=[*CLASSES[:-1], "zorilla"])
     assert merge(runs[0], strange, *data, "-o", tmp_path / "soup") == 2
     assert "'zorilla', not '9'" in capsys.readouterr().err
+    twice = copied(runs[1] / "model", tmp_path / "twice", names=[*CLASSES[:-1], "0"])
+    assert merge(runs[0], twice, *data, "-o", tmp_path / "soup") == 2
+    assert str(twice) in capsys.readouterr().err
+    assert not (tmp_path / "soup").exists()
+
+
+def test_a_parent_of_differing_normalisation_is_refused(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    quarter = quartered(runs[1] / "model", tmp_path / "q")
+    assert merge(*runs[:2], "--parent", quarter, "--merge", "ties", "-o", tmp_path / "soup") == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("normalisation", str(quarter), str(runs[0])))
     assert not (tmp_path / "soup").exists()
 
 
