@@ -17,10 +17,11 @@ from torch import nn
 from sparsekit._types import Tensors
 from sparsekit.config.options import ModelConfig
 from sparsekit.data.inputs import InputConfig
+from sparsekit.display.text import listed
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
-from sparsekit.models.fill import classifiers, fill, fit_names, inside
+from sparsekit.models.fill import classifiers, fill, fit_names, foreign, inside
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
@@ -107,7 +108,10 @@ def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]
         return {}, []
     fitted, head = fit_names(source, model), classifiers(model) if config.new_head else ()
     fresh = [name for name in prunable if inside(name, head)]
-    notes = [*fitted.notes, *([f"{source.where}: its classifier ({', '.join(head)}) starts anew"] if head else [])]
+    left = foreign(fitted, model) if head else []
+    without = f"; not taken: {listed(left, 1)}" if left else ""
+    anew = [f"{source.where}: its classifier ({', '.join(head)}) starts anew{without}"] if head else []
+    notes = [*fitted.notes, *anew]
     kept = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in fresh}
     return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
 

@@ -95,7 +95,9 @@ def check_fit(model: nn.Module, source: SavedModel, new_heads: Sequence[str] = (
         new_heads: Names of classifiers that may be missing or others.
     """
     expected = {name: tensor for name, tensor in model.state_dict().items() if not inside(name, new_heads)}
-    _check_names(source, list(expected), [name for name in source.names() if not inside(name, new_heads)], model)
+    left = set(foreign(source, model)) if new_heads else set()
+    names = [name for name in source.names() if not inside(name, new_heads) and name not in left]
+    _check_names(source, list(expected), names, model)
     shapes = {}
     for name, tensor in expected.items():
         found = source.read(name)
@@ -111,6 +113,12 @@ def inside(name: str, modules: Sequence[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
 
 
+def foreign(source: SavedModel, model: nn.Module) -> list[str]:
+    """A file's tensors in modules that a model has none of by name, such as a head that is called otherwise."""
+    own = {name.partition(".")[0] for name in model.state_dict()}
+    return [name for name in source.names() if name.partition(".")[0] not in own]
+
+
 def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[str], model: nn.Module) -> None:
     """Raise UserError unless a saved model has the expected tensors; the message says how far it is from that."""
     has, needs = set(found), set(expected)
@@ -120,8 +128,11 @@ def _check_names(source: SavedModel, expected: Sequence[str], found: Sequence[st
     apart = [f"lacks {listed(missing, 1)}"] if missing else []
     apart += [f"has {listed(unknown, 1)}, which the model lacks"] if unknown else []
     fits, many, head = len(expected) - len(missing), max(len(expected), len(found)), classifiers(model)
-    if all(inside(name, head) for name in (*missing, *unknown)):
+    others = {*foreign(source, model), *(name for name in unknown if inside(name, head))}
+    if all(inside(name, head) for name in missing) and others.issuperset(unknown):
         verdict = f"its classifier is another{_remedy(source, 'num_classes')}"
+        if not unknown and source.option != "--model.init":
+            verdict = "it has no classifier; give a file with one"
     else:
         kind = "another architecture" if 2 * fits < many else "a variant of this one, or saved by other code"
         verdict = f"{fits} of {many} tensors fit: it is {kind} (see --model.name and --model.kwargs)"

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DATA_ARGS = ("in_chans", "num_classes")
 """Arguments of `timm.create_model` that follow from the data, and are passed separately from the others."""
-SPARSE = "sparsekit-sparse-1"
-"""The format of a file of sparse tensors, in its metadata."""
 KINDS = "a run directory, a directory that timm saved, a safetensors file or a state dict"
 
 
@@ -196,7 +194,9 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
     """
     path = expanded(str(path))
     if path.is_file():
-        card = _stored_card(path)
+        from sparsekit.models.sparse_file import config_of  # not at the top of the file, as it imports torch
+
+        card = config_of(path)
         return SavedModel(option, path, path, *(_described(option, path, card) if card else ()))
     if not path.is_dir():
         raise UserError(f"{option} {path}: nothing is there; give {KINDS}")
@@ -236,19 +236,6 @@ def _described(option: str, path: Path, card: dict[str, Any]) -> tuple[str, dict
     ):
         raise UserError(f"{option} {path}: config.json names no timm architecture; give {KINDS}")
     return name, without_sizes(kwargs), card
-
-
-def _stored_card(file: Path) -> dict[str, Any]:
-    """The config.json in the metadata of a file in sparsekit's sparse format; empty in other files."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="np") as opened:
-            metadata = opened.metadata() or {}
-        card = json.loads(metadata.get("config", "{}")) if metadata.get("format") == SPARSE else {}
-    except (OSError, ValueError, RecursionError, SafetensorError):  # what is wrong is said when the weights are read
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:

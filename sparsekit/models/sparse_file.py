@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
 from sparsekit.files import save_tensors
-from sparsekit.models.saved import SPARSE
 
+FORMAT = "sparsekit-sparse-1"
 _LARGEST = 255
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,7 +36,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
         layout[name] = [kind, list(tensor.shape)]
         for part, value in parts.items():
             stored[f"{name}:{part}" if part else name] = value
-    save_tensors(path, stored, {**(metadata or {}), "format": SPARSE, "tensors": json.dumps(layout)})
+    save_tensors(path, stored, {**(metadata or {}), "format": FORMAT, "tensors": json.dumps(layout)})
 
 
 def load(path: Path | str) -> Tensors:
@@ -48,7 +48,7 @@ def load(path: Path | str) -> Tensors:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
         if not is_sparse(metadata):
-            raise RunError(f"{path} does not have the format {SPARSE}")
+            raise RunError(f"{path} does not have the format {FORMAT}")
         try:
             layout = json.loads(metadata["tensors"])
             return {name: _decode(file, name, kind, shape) for name, (kind, shape) in layout.items()}
@@ -56,9 +56,20 @@ def load(path: Path | str) -> Tensors:
             raise RunError(f"{path}: its parts do not fit one another ({error})") from error
 
 
+def config_of(path: Path) -> dict[str, Any]:
+    """The config.json in the metadata of a file of this format; empty in other files."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata()
+        found = json.loads(metadata.get("config", "{}")) if is_sparse(metadata) else {}
+    except (OSError, ValueError, RecursionError, SafetensorError):  # what is wrong is said when the weights are read
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_sparse(metadata: Mapping[str, str] | None) -> bool:
     """Whether a safetensors file has this format, by its metadata."""
-    return (metadata or {}).get("format") == SPARSE
+    return (metadata or {}).get("format") == FORMAT
 
 
 def _encode(tensor: Tensor) -> tuple[str, Tensors]:

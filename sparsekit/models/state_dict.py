@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import re
 import types
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -137,7 +138,8 @@ def _unpickle(file: Path, where: str) -> object:
         UserError: it holds an object of another class.
     """
     others = torch.serialization.get_safe_globals()  # leaving the block would take these away
-    with torch.serialization.safe_globals([kind for kind in _inert() if kind not in others]):
+    inert = [kind for kind in _inert() if kind not in others]
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(inert):
         try:
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -197,6 +199,8 @@ def _choose(found: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ..
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} is not a state dict; save model.state_dict()")
     for name, value in found.items():
+        if isinstance(name, str) and "_packed_params" in name:
+            raise UserError(f"{where} is quantised ({name}); give the model from before it was quantised")
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{where} is not a state dict: {name!r} is {type(value).__name__}; save model.state_dict()")
     return dict(found), notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import KWARGS
 
 from sparsekit.config.options import ModelConfig
 from sparsekit.errors import UserError
-from sparsekit.models.create import build_model
+from sparsekit.models.create import build_model, initial_masks, load_model
 from sparsekit.models.fill import classifiers, fit_names
 from sparsekit.models.saved import open_saved_model
 
@@ -84,3 +85,36 @@ def test_what_timms_filter_leaves_out_is_said_and_what_it_leaves_in_is_refused(t
     torch.save({"model": state | {"more.weight": torch.zeros(4)}}, tmp_path / "m.pt")
     with pytest.raises(UserError, match=r"has more\.weight, which the model lacks"):
         build_model(config, 10, 3, 0)
+
+
+def renamed(path: Path, head: str) -> Path:
+    """A small ResNet whose classifier, of 7 classes, is called otherwise; or is not there."""
+    state = timm.create_model("resnet18", **{**SMALL, "num_classes": 7}).state_dict()
+    kept = {name.replace("fc.", f"{head}."): tensor for name, tensor in state.items() if head or "fc." not in name}
+    torch.save(kept, path)
+    return path
+
+
+@pytest.mark.parametrize("head", ["head", "classifier.1", ""])
+def test_a_classifier_of_another_name_is_another_classifier(head: str, tmp_path: Path) -> None:
+    config = ModelConfig("resnet18", init=str(renamed(tmp_path / "m.pt", head)), kwargs=KWARGS)
+    with pytest.raises(UserError, match=r"its classifier is another.*--model\.new_head true"):
+        build_model(config, 10, 1, 0)
+    model = build_model(replace(config, new_head=True), 10, 1, 0)
+    assert torch.equal(model.get_parameter("conv1.weight"), torch.load(tmp_path / "m.pt")["conv1.weight"])
+    (note,) = initial_masks(replace(config, new_head=True), model, ["conv1.weight", "fc.weight"])[1]
+    assert ("not taken: " in note) == bool(head)
+    assert head in note
+
+
+def test_what_lies_in_modules_of_the_model_is_no_other_classifier(tmp_path: Path) -> None:
+    """A deeper model's file holds all layers of a shallower one."""
+    torch.save(timm.create_model("resnet18", **{**SMALL, "layers": [2, 1, 1, 1]}).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(UserError, match=r"has layer1\.1"):
+        build_model(ModelConfig("resnet18", init=str(tmp_path / "m.pt"), new_head=True, kwargs=KWARGS), 10, 1, 0)
+
+
+def test_a_file_without_a_classifier_is_no_model_to_measure(tmp_path: Path) -> None:
+    source = open_saved_model("MODEL", renamed(tmp_path / "m.pt", ""))
+    with pytest.raises(UserError, match="it has no classifier"):
+        load_model(source, ModelConfig("resnet18", kwargs=KWARGS), 10, 1)

@@ -227,3 +227,12 @@ def test_timms_own_filter_changes_older_files_as_timm_does(tmp_path: Path) -> No
     assert_equal(dict(model.state_dict()), dict(expected.state_dict()))
     (note,) = fit_names(open_saved_model("MODEL", tmp_path / "m.pt"), model).notes
     assert "pos_embed" in note
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_quantised_for_inference_is_named_as_such(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    torch.save(quantised.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(UserError, match="quantised"):
+        open_saved_model("MODEL", tmp_path / "m.pt").names()
