@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -95,7 +96,9 @@ class Plot:
     def svg(self, label: str) -> Markup:
         """The figure as an SVG element, with a label for screen readers."""
         file = io.StringIO()
-        self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # text stays text: browsers have fonts that matplotlib lacks
+            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return Markup(_inline(file.getvalue(), label))
 
 

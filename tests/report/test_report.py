@@ -449,3 +449,10 @@ def test_a_report_that_fails_is_a_warning(tmp_path: Path, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert "plan.json" in err
     assert "the run itself is done" in err
+
+
+def test_names_in_any_script_are_text_and_warn_of_no_font(recwarn: pytest.WarningsRecorder) -> None:
+    with Plot(1.0) as plot:
+        plot.panels[0].set_title("猫 кошка قطة")
+        assert "猫 кошка قطة" in plot.svg("cats")
+    assert not recwarn.list
