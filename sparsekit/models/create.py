@@ -21,7 +21,7 @@ from sparsekit.display.text import listed
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, sync
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
-from sparsekit.models.fill import classifiers, fill, fit_names, foreign, inside
+from sparsekit.models.fill import classifiers, fill, foreign, inside
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
@@ -51,14 +51,8 @@ def initial_model(config: ModelConfig) -> SavedModel | None:
     return open_saved_model("--model.init", config.init) if config.init is not None else None
 
 
-def started_from(config: ModelConfig) -> SavedModel | None:
-    """Whatever gives a run its first weights, as far as its config.json goes; None for random weights.
-
-    Raises:
-        UserError: there is no model at `--model.init`.
-    """
-    if not config.pretrained:
-        return initial_model(config)
+def pretrained(config: ModelConfig) -> SavedModel | None:
+    """The description of the weights that `--model.pretrained` loads; None where they have none."""
     name, _ = resolve_model(config)
     if (directory := local_directory(name)) is not None:
         with suppress(UserError):  # creating the model reports the error
@@ -69,7 +63,9 @@ def started_from(config: ModelConfig) -> SavedModel | None:
     return SavedModel("--model.name", Path(name), Path(name), name, card=card)
 
 
-def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
+def build_model(
+    config: ModelConfig, num_classes: int, channels: int, seed: int, source: SavedModel | None = None
+) -> nn.Module:
     """Create the timm model, with the weights of `--model.init` if given.
 
     Args:
@@ -77,12 +73,13 @@ def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int)
         num_classes: Number of classes.
         channels: Number of image channels.
         seed: The only seed of random initial weights.
+        source: The model of `--model.init`, if it is open already.
 
     Raises:
         UserError: timm does not know the name, refuses an argument, or finds no pretrained weights; or the weights of
             `--model.init` do not fit the model.
     """
-    source = initial_model(config)
+    source = source or initial_model(config)
     model = _create(config, num_classes, channels, seed)
     if config.new_head and not classifiers(model):
         raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
@@ -91,12 +88,15 @@ def build_model(config: ModelConfig, num_classes: int, channels: int, seed: int)
     return model
 
 
-def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]) -> tuple[Tensors, list[str]]:
+def initial_masks(
+    source: SavedModel | None, config: ModelConfig, model: nn.Module, prunable: Sequence[str]
+) -> tuple[Tensors, list[str]]:
     """Masks of the weights that `--model.init` gave, True keeps, and lines for the user; empty without the option.
 
     A new classifier's masks keep all.
 
     Args:
+        source: The model of `--model.init`, under the model's names; None without one.
         config: The options of `--model`.
         model: The model that they create.
         prunable: Names of its prunable weights.
@@ -104,16 +104,16 @@ def initial_masks(config: ModelConfig, model: nn.Module, prunable: Sequence[str]
     Raises:
         UserError: a stored mask does not suit its weight.
     """
-    if (source := initial_model(config)) is None:
+    if source is None:
         return {}, []
-    fitted, head = fit_names(source, model), classifiers(model) if config.new_head else ()
+    head = classifiers(model) if config.new_head else ()
     fresh = [name for name in prunable if inside(name, head)]
-    left = foreign(fitted, model) if head else []
+    left = foreign(source, model) if head else []
     without = f"; not taken: {listed(left, 1)}" if left else ""
     anew = [f"{source.where}: its classifier ({', '.join(head)}) starts anew{without}"] if head else []
-    notes = [*fitted.notes, *anew]
+    notes = [*source.notes, *anew]
     kept = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in fresh}
-    return fitted.masks([name for name in prunable if name not in kept]) | kept, notes
+    return source.masks([name for name in prunable if name not in kept]) | kept, notes
 
 
 def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channels: int) -> nn.Module:

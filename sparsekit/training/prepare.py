@@ -16,7 +16,7 @@ from sparsekit.data import Data, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.card import seen_by
-from sparsekit.models.create import build_model, initial_masks, initial_model, resolve_model, started_from
+from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
 from sparsekit.models.device import choose_device, choose_dtype
 from sparsekit.models.fill import classifiers, fit_names, inside
 from sparsekit.models.saved import SavedModel
@@ -56,11 +56,13 @@ def prepare(
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
-    data, notes = _seen(config, load(config.data, device, config.channels_last), finished)
-    model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
+    source = initial_model(config.model)
+    data, notes = _seen(config, load(config.data, device, config.channels_last), finished, source)
+    model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"), source)
+    source = fit_names(source, model) if source else None
     prunable = masks.prunable_names(model, config.masks.exclude)
     shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
-    initial, more = initial_masks(config.model, model, prunable)
+    initial, more = initial_masks(source, config.model, model, prunable)
     notes += more
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
@@ -73,7 +75,7 @@ def prepare(
     _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
     warnings: list[str] = []
     if training:
-        more, warnings = _of_weights(config, model, prunable, initial)
+        more, warnings = _of_weights(config, source, model, prunable, initial)
         notes += more + nothing_to_merge(config, plan)
     teacher = None
     if config.distill.model:
@@ -122,7 +124,7 @@ def _check_floor(
 
 
 def _of_weights(
-    config: FitConfig, model: nn.Module, prunable: list[str], initial: Tensors
+    config: FitConfig, source: SavedModel | None, model: nn.Module, prunable: list[str], initial: Tensors
 ) -> tuple[list[str], list[str]]:
     """Notes and warnings about which weights are pruned, and about those that are 0 at the start."""
     covered = coverage.coverage(model, prunable)
@@ -133,10 +135,10 @@ def _of_weights(
             "most of whose weights cannot be pruned; choose another --model.name if that is too little"
         )
     weights, others = {name: model.get_parameter(name).detach() for name in prunable}, coverage.matrices(model)
-    if source := initial_model(config.model):
+    if source:
         head = classifiers(model) if config.model.new_head else ()
         left_out = [name for name in others if name not in initial and not inside(name, head)]
-        more, wrong = coverage.of_zeros(source.where, weights, initial, fit_names(source, model).masks(left_out))
+        more, wrong = coverage.of_zeros(source.where, weights, initial, source.masks(left_out))
         return notes + more, warnings + wrong
     zeros = sum(int((weight == 0).sum()) for weight in weights.values()) if config.model.pretrained else 0
     if zeros > 0.01 * covered.prunable:
@@ -147,11 +149,13 @@ def _of_weights(
     return notes, warnings
 
 
-def _seen(config: FitConfig, data: Data, finished: SavedModel | None) -> tuple[Data, list[str]]:
+def _seen(
+    config: FitConfig, data: Data, finished: SavedModel | None, source: SavedModel | None
+) -> tuple[Data, list[str]]:
     """The data set as a finished model sees it, or the one that gives the first weights; and lines for the user."""
     if finished is not None:
         return seen_by(finished, data, config.data)
-    source = started_from(config.model)
+    source = pretrained(config.model) if config.model.pretrained else source
     if source is None:
         return data, []
     seen, notes = seen_by(

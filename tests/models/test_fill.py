@@ -102,7 +102,8 @@ def test_a_classifier_of_another_name_is_another_classifier(head: str, tmp_path:
         build_model(config, 10, 1, 0)
     model = build_model(replace(config, new_head=True), 10, 1, 0)
     assert torch.equal(model.get_parameter("conv1.weight"), torch.load(tmp_path / "m.pt")["conv1.weight"])
-    (note,) = initial_masks(replace(config, new_head=True), model, ["conv1.weight", "fc.weight"])[1]
+    source = open_saved_model("--model.init", tmp_path / "m.pt")
+    (note,) = initial_masks(source, replace(config, new_head=True), model, ["conv1.weight", "fc.weight"])[1]
     assert ("not taken: " in note) == bool(head)
     assert head in note
 

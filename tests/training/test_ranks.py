@@ -61,9 +61,23 @@ class Gone:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("call", [lambda r: r.tell("a", 1), lambda r: r.ask("a"), lambda r: r.read("a")])
-def test_without_the_store_every_call_ends_the_run(call: Callable[[Ranks], object], rank: int) -> None:
-    with pytest.raises(RunError, match=rf"rank {rank} lost touch with the others; go on with --resume"):
+def test_without_the_store_every_call_ends_the_run(
+    call: Callable[[Ranks], object], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsekit.training.ranks._SIGNAL_SECONDS", 0.0)
+    with pytest.raises(RunError, match=rf"rank {rank} lost touch.*--resume"):
         call(Ranks(rank, 2, Gone()))
+
+
+def test_a_signal_that_ended_the_store_too_is_what_stopped_the_rank() -> None:
+    rank = Ranks(1, 2, Gone())
+    with StopSignals() as signals, signals.deferred():
+        rank.stop = signals.stop
+        threading.Timer(
+            0.3, os.kill, (os.getpid(), signal.SIGUSR1)
+        ).start()  # as one to all processes may reach us late
+        with pytest.raises(Stopped, match="SIGUSR1"):
+            rank.tell("a", 1)
 
 
 @pytest.mark.parametrize(("rank", "over", "stops"), [(1, False, True), (1, True, False), (0, False, False)])
