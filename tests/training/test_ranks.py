@@ -75,7 +75,7 @@ def test_a_signal_that_ended_the_store_too_is_what_stopped_the_rank() -> None:
         rank.stop = signals.stop
         threading.Timer(
             0.3, os.kill, (os.getpid(), signal.SIGUSR1)
-        ).start()  # as one to all processes may reach us late
+        ).start()
         with pytest.raises(Stopped, match="SIGUSR1"):
             rank.tell("a", 1)
 
