@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -13,6 +14,9 @@ from sparsekit.api import Candidate, Score
 from sparsekit.files import save_tensors
 from sparsekit.models.state import OPTIMIZER, State
 from sparsekit.pruning import masks
+
+_REOPEN = 32 << 20
+"""Bytes that are read of a file before it is opened anew."""
 
 
 class FileCandidate(Candidate):
@@ -27,6 +31,8 @@ class FileCandidate(Candidate):
     def __init__(self, path: Path, index: int, score: Score, mask_digest: str, tested: Score | None = None) -> None:
         self.path, self.index, self.score, self.mask_digest = path, index, score, mask_digest
         self.tested = tested
+        self._file: Any = None
+        self._read = 0
 
     @classmethod
     def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
@@ -42,12 +48,25 @@ class FileCandidate(Candidate):
         return [name for name in self._all_names() if name.startswith(OPTIMIZER)]
 
     def read(self, name: str) -> Tensor:
-        with safe_open(str(self.path), framework="pt") as file:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+        tensor: Tensor = self._opened().get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+    def read_rows(self, name: str, rows: slice) -> Tensor:
+        """Read some rows of a tensor, which must not be a scalar."""
+        tensor: Tensor = self._opened().get_slice(name)[rows]
+        self._read += tensor.nbytes
+        return tensor
 
     def _all_names(self) -> list[str]:
-        with safe_open(str(self.path), framework="pt") as file:
-            return sorted(file.keys())
+        return sorted(self._opened().keys())
+
+    def _opened(self) -> Any:
+        """The file, opened once for many tensors; now and then anew, as what was read of a file stays in memory."""
+        if self._file is None or self._read > _REOPEN:
+            file: Any = safe_open(str(self.path), framework="pt")
+            self._file, self._read = file.__enter__(), 0
+        return self._file
 
 
 def read_tensors(candidate: Candidate) -> Tensors:

@@ -1,13 +1,13 @@
 """Diagnostics of a merge: how the soup compares with its candidates, their ensemble, and how far apart they are.
 
-Candidates are streamed: in memory is one candidate's model at a time, or two candidates' copies of one tensor (all
-candidates' copies if they take less than 32 MB).
+Candidates are streamed: in memory is one candidate's model at a time, or up to 32 MB of rows of one tensor of twelve
+candidates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -111,54 +111,72 @@ def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence
     Returns:
         The entries `distance.*`, `angle.*`, `turn.*` and `barycentre*` of the `merge` row.
     """
-    chosen = list(range(len(candidates)))
-    if len(chosen) > MOST:  # evenly spread
-        chosen = [i * len(candidates) // MOST for i in range(MOST)]
-    pairs = list(combinations(chosen, 2))
-    squares, products, turned = ([0.0] * len(pairs) for _ in range(3))
-    norms, changes, centre = ([0.0] * len(candidates) for _ in range(3))
+    count = len(candidates)
+    chosen = [i * count // MOST for i in range(MOST)] if count > MOST else list(range(count))  # evenly spread
+    # rows: the first candidate, its change since the parent, and the others' differences from it, which are 0 to the
+    # bit where two candidates are one
+    gram = torch.zeros(len(chosen) + 1, len(chosen) + 1, dtype=torch.float64)
+    centre = [0.0] * count
     for name in names:
-        start = parent.tensors[name].double().flatten()
-        vector = _reader(candidates, name, start.numel())
-        mean = vector(0).clone()
-        for i in range(1, len(candidates)):
-            mean += vector(i)
-        mean /= len(candidates)
-        for i in range(len(candidates)):
-            w = vector(i)
-            norms[i] += float(w @ w)
-            changes[i] += float((w - start).square().sum())
-            centre[i] += float((w - mean).square().sum())
-            del w
-        del mean
-        for k, (i, j) in enumerate(pairs):
-            a, b = vector(i), vector(j)
-            squares[k] += float((a - b).square().sum())
-            products[k] += float(a @ b)
-            turned[k] += float((a - start) @ (b - start))
-            del a, b
-    angles = [_degrees(products[k], norms[i], norms[j]) for k, (i, j) in enumerate(pairs)]
-    turns = [_degrees(turned[k], changes[i], changes[j]) for k, (i, j) in enumerate(pairs)]
+        start = parent.tensors[name]
+        for rows in _blocks(start, len(chosen) + 1):
+            own = [_read(candidates[i], name, rows) for i in chosen]
+            vectors = torch.stack([own[0], own[0] - _part(start, rows), *(w - own[0] for w in own[1:])])
+            gram.addmm_(vectors, vectors.T)
+            del own, vectors
+            if count > MOST:
+                mean = _read(candidates[0], name, rows)
+                for candidate in candidates[1:]:
+                    mean += _read(candidate, name, rows)
+                mean /= count
+                for i, candidate in enumerate(candidates):
+                    centre[i] += float((_read(candidate, name, rows) - mean).square().sum())
+    between = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)  # products of differences from the first
+    between[1:, 1:] = gram[2:, 2:]
+    weights, changes = (_shifted(between, gram, row) for row in (0, 1))
+    apart = between.diag()[:, None] + between.diag() - 2.0 * between
+    if count <= MOST:
+        mean = between.mean(0)
+        centre = (between.diag() - 2.0 * mean + mean.mean()).clamp(min=0.0).tolist()
+    pairs = list(combinations(range(len(chosen)), 2))
     barycentre = [math.sqrt(value) for value in centre]
     return (
-        _spread("distance", [math.sqrt(value) for value in squares])
-        | _spread("angle", angles)
-        | _spread("turn", turns)
+        _spread("distance", [math.sqrt(max(0.0, float(apart[i, j]))) for i, j in pairs])
+        | _spread("angle", [_degrees(weights, i, j) for i, j in pairs])
+        | _spread("turn", [_degrees(changes, i, j) for i, j in pairs])
         | {"barycentre": barycentre, "barycentre.mean": sum(barycentre) / len(barycentre)}
     )
 
 
-def _reader(candidates: Sequence[FileCandidate], name: str, size: int) -> Callable[[int], Tensor]:
-    """A function from a candidate's index to its tensor as a float64 vector, cached in memory if all are small."""
-    if size * len(candidates) > SMALL:
-        return lambda i: candidates[i].read(name).double().flatten()
-    return [candidate.read(name).double().flatten() for candidate in candidates].__getitem__
+def _blocks(tensor: Tensor, copies: int) -> Iterator[slice | None]:
+    """Blocks of rows of which so many copies are small; None for a tensor without rows."""
+    if tensor.dim() == 0:
+        yield None
+        return
+    each = max(1, SMALL // max(1, copies * tensor[0].numel())) if len(tensor) else 1
+    for first in range(0, len(tensor), each):
+        yield slice(first, first + each)
 
 
-def _degrees(product: float, left: float, right: float) -> float:
-    """The angle between two vectors, from their dot product and squared lengths; 0 if one has length 0."""
-    length = math.sqrt(left * right)
-    return math.degrees(math.acos(max(-1.0, min(1.0, product / length)))) if length else 0.0
+def _read(candidate: FileCandidate, name: str, rows: slice | None) -> Tensor:
+    """Rows of a candidate's tensor as a float64 vector."""
+    return (candidate.read(name) if rows is None else candidate.read_rows(name, rows)).double().flatten()
+
+
+def _part(tensor: Tensor, rows: slice | None) -> Tensor:
+    return (tensor if rows is None else tensor[rows]).double().flatten()
+
+
+def _shifted(between: Tensor, gram: Tensor, row: int) -> Tensor:
+    """Products of the vectors that are a row of the Gram matrix plus the differences from the first candidate."""
+    shift = torch.cat([torch.zeros(1, dtype=torch.float64), gram[row, 2:]])
+    return between + shift[:, None] + shift + gram[row, row]
+
+
+def _degrees(products: Tensor, i: int, j: int) -> float:
+    """The angle between two vectors, from all dot products; 0 if one has length 0."""
+    length = math.sqrt(max(0.0, float(products[i, i])) * max(0.0, float(products[j, j])))
+    return math.degrees(math.acos(max(-1.0, min(1.0, float(products[i, j]) / length)))) if length else 0.0
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -1,0 +1,120 @@
+"""A segment's end without its data: from three trained replicas to the next segment's pruned parent, phase by phase.
+
+python benchmarks/segment_end.py [--quick]
+
+Replicas are random changes of one model, with the optimizer's state; images are left out. What is counted is processor
+time, which the disk's speed does not change.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from _measure import Section, main
+
+from sparsekit.api import Score, Stage
+from sparsekit.config.options import FitConfig, ReplicasConfig
+from sparsekit.merges.uniform import Uniform
+from sparsekit.merging import diagnostics
+from sparsekit.merging.candidates import FileCandidate
+from sparsekit.merging.merge import merge
+from sparsekit.methods.gmp import GMP
+from sparsekit.models.state import State, cpu_state_dict, effective
+from sparsekit.planning.plan import make_stages
+from sparsekit.pruning import masks
+from sparsekit.pruning.prune import prune
+from sparsekit.run import progress
+from sparsekit.run.checkpoint import CheckpointStore
+from sparsekit.training.setup import Setup
+
+REPLICAS = 3
+MODELS = {"resnet50": ("momentum_buffer",), "vit_base_patch16_224": ("exp_avg", "exp_avg_sq")}
+
+
+def states(model: torch.nn.Module, buffers: tuple[str, ...]) -> tuple[State, list[State]]:
+    """A parent that is pruned a little, and replicas of it."""
+    torch.manual_seed(0)
+    tensors, names = cpu_state_dict(model), masks.prunable_names(model)
+    kept = masks.select({n: tensors[n].abs() for n in names}, masks.full({n: tensors[n] for n in names}), 0.2, "global")
+    parent = State(tensors | {n: tensors[n] * kept[n] for n in names}, kept, target=0.9)
+    replicas = []
+    for _ in range(REPLICAS):
+        moved = {n: t + 0.01 * torch.randn(t.shape) if t.is_floating_point() else t for n, t in parent.tensors.items()}
+        moved |= {n: moved[n] * kept[n] for n in names}
+        trained = dict(model.named_parameters())
+        optimizer = {f"{n}/{buffer}": moved[n].clone() for n in trained for buffer in buffers}
+        replicas.append(replace(parent, tensors=moved, optimizer=optimizer))
+    return parent, replicas
+
+
+class Phases:
+    """Processor seconds of named phases."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result of some work, whose time is added to a phase."""
+        before = _processor()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + _processor() - before
+        return result
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def end(setup: Setup, parent: State, replicas: list[State], stages: list[Stage], folder: Path) -> dict[str, float]:
+    """Processor seconds of each phase of the first segment's end."""
+    phases, store, score = Phases(), CheckpointStore(folder), Score(0.9, 0.1)
+    at, names = progress.RunProgress(0, 0, parent), [name for name, _ in setup.model.named_parameters()]
+    for index, state in enumerate(replicas):
+        path = store.new(f"segment-000-{index}")
+        candidate = phases.run(
+            "candidates written", lambda p=path, i=index, s=state: FileCandidate.write(p, i, s, score)
+        )
+        at = replace(at, candidates=(*at.candidates, candidate))
+        phases.run("checkpoints", partial(progress.save, store, at, {}))
+    merged, _ = phases.run("merge", lambda: merge(setup, parent, at.candidates, stages[0]))
+    phases.run("distances", lambda: diagnostics.geometry(at.candidates, parent, names))
+    phases.run("empty layers", lambda: masks.empty(effective(setup.method, merged).weights))
+    at = replace(at, segment=1, parent=merged, candidates=())
+    phases.run("checkpoints", lambda: progress.save(store, at, {}))
+    pruned, _ = phases.run(
+        "pruning", lambda: prune(setup.method, merged, stages[-1], setup.config.masks, 0, lambda: {})
+    )
+    phases.run("mask digest", lambda: masks.digest(pruned.masks))
+    return phases.seconds
+
+
+def measure(quick: bool = False) -> Section:
+    """A row a phase and model."""
+    section = Section(f"A segment's end ({REPLICAS} replicas, no data)", ["model", "phase", "processor time"])
+    for name, buffers in list(MODELS.items())[: 1 if quick else None]:
+        model = timm.create_model(name)
+        config = FitConfig(GMP(), Uniform(), replicas=ReplicasConfig(REPLICAS, batchnorm="average"))
+        setup = Setup(config, (), None, model, tuple(masks.prunable_names(model)), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+        parent, replicas = states(model, buffers)
+        rounds = []
+        for _ in range(1 if quick else 3):
+            with tempfile.TemporaryDirectory() as folder:
+                rounds.append(end(setup, parent, replicas, make_stages(config), Path(folder)))
+        for phase in rounds[0]:
+            section.add(name, phase, f"{median(each[phase] for each in rounds):.2f} s")
+        section.add(name, "all", f"{median(sum(each.values()) for each in rounds):.2f} s")
+    return section
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)
