@@ -73,9 +73,7 @@ def test_a_signal_that_ended_the_store_too_is_what_stopped_the_rank() -> None:
     rank = Ranks(1, 2, Gone())
     with StopSignals() as signals, signals.deferred():
         rank.stop = signals.stop
-        threading.Timer(
-            0.3, os.kill, (os.getpid(), signal.SIGUSR1)
-        ).start()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(Stopped, match="SIGUSR1"):
             rank.tell("a", 1)
 
