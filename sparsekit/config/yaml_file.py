@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from sparsekit.files import expanded
 
 MAX_BYTES = 1 << 20
 TAG = "!text"
+_MAX_LEVELS = 100  # PyYAML's time grows with their square
 _MAX_DIGITS = 20  # far longer integers overflow a float, or cannot even be printed
 
 
@@ -101,6 +103,9 @@ _ArgumentLoader.add_constructor(TAG, lambda loader, node: Quoted(node.value))
 
 def parse(text: str, loader: type[Loader] = Loader) -> Any:
     """The value that a YAML text stands for; raises yaml.YAMLError."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    if max(itertools.accumulate(steps), default=0) > _MAX_LEVELS:
+        raise yaml.YAMLError("too many levels")
     try:
         return yaml.load(text, loader)
     except RecursionError as error:
