@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from sparsekit.config.options import FitConfig, describe, flatten
 from sparsekit.config.sweep_values import check_agent
+from sparsekit.config.wandb_limits import check_environment
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose_executor, torchrun
@@ -84,6 +85,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     check_agent(flatten(describe(config)))
+    check_environment(config.wandb)
     ranks = Ranks.here()
     if not ranks.leads:
         return follow(config, ranks)

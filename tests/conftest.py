@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
 # `make test` tries the same few examples everywhere, `make slow` the same and more; `make fuzz` looks for new ones.
-settings.register_profile("fixed", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile("fixed", max_examples=15, derandomize=True, deadline=None, database=None)
 settings.register_profile("full", parent=settings.get_profile("fixed"), max_examples=100)
 settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile("fixed")

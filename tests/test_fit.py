@@ -300,9 +300,8 @@ REPEATED: dict[str, tuple[Callable[[], PruningMethod], Callable[[], MergeStrateg
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case == "gmp-greedy" else pytest.mark.slow) for case in REPEATED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(REPEATED))
 def test_the_same_config_and_seed_give_the_same_bits(tmp_path: Path, case: str) -> None:
     method, merge = REPEATED[case]
     epochs = 2 if case == "gmp-greedy" else 6
@@ -338,14 +337,8 @@ def test_a_process_of_its_own_gives_the_same_bits(tmp_path: Path) -> None:
 # --- replicas --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("start", "counts"),
-    [
-        pytest.param(0.0, [3] * 7, marks=pytest.mark.slow),
-        (0.35, [1, 1, 1, 3, 3, 3, 3]),
-        pytest.param(0.9, [1] * 7, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "counts"), [(0.0, [3] * 7), (0.35, [1, 1, 1, 3, 3, 3, 3]), (0.9, [1] * 7)])
 def test_one_model_trains_alone_before_the_start(tmp_path: Path, start: float, counts: list[int]) -> None:
     out = tmp_path / "run"
     config = tiny_config(out=out, replicas=ReplicasConfig(3, start=start))  # segments at 0, 0.2, 0.3, … and 0.7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 from sparsekit.api import MergeStrategy, PruningMethod
@@ -368,6 +368,19 @@ def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(item.default_factory):
             types |= option_types(item.default_factory, f"{prefix}{item.name}.")
     return types
+
+
+def option_defaults(owner: Any, prefix: str = "") -> dict[str, Any]:
+    """The default of every option of a dataclass that has one, under its dotted name."""
+    defaults: dict[str, Any] = {}
+    for item in fields(owner):
+        if is_dataclass(item.default_factory):
+            defaults |= option_defaults(item.default_factory, f"{prefix}{item.name}.")
+        elif item.default is not MISSING:
+            defaults[f"{prefix}{item.name}"] = item.default
+        elif item.default_factory is not MISSING:
+            defaults[f"{prefix}{item.name}"] = item.default_factory()
+    return defaults
 
 
 def describe(config: FitConfig) -> dict[str, Any]:

@@ -30,6 +30,15 @@ _Dumper.yaml_implicit_resolvers = {
 _Dumper.add_representer(yaml_file.Quoted, yaml.SafeDumper.represent_str)
 
 
+class _ArgumentDumper(_Dumper):
+    """Marks `Quoted` texts for our parser."""
+
+
+_ArgumentDumper.add_representer(
+    yaml_file.Quoted, lambda dumper, text: dumper.represent_scalar(yaml_file.TAG, text, "'")
+)
+
+
 def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Options by their dotted names, from all ways to write them.
 
@@ -51,7 +60,7 @@ def flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def text(value: object) -> str:
     """A value as one line of YAML, which a parser reads as the same value."""
-    line = yaml.dump(value, None, _Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    line = yaml.dump(value, None, _ArgumentDumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return str(line).removesuffix("...\n").strip()
 
 

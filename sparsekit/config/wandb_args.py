@@ -81,6 +81,8 @@ def _option(flag: str, equals: str, value: str, types: Mapping[str, Any]) -> lis
             value = text([item if isinstance(item, str) else own for item, own in items])
     elif yaml_values.takes_whole(types, name):
         value = re.sub(r"(?<=\d)\.0+$", "", value)  # W&B's q_uniform
+    elif isinstance(read, dict) and yaml_file.TAG in (line := text(yaml_file.quoted(read))):
+        value = line
     elif isinstance(read, (dict, list, tuple)) and read != _yaml(value):  # what is YAML too stays as it was given
         value = json.dumps(read, ensure_ascii=False)
     value = _WORDS.get(value, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from sparsekit.config.options import WandbConfig
 from sparsekit.errors import UserError
@@ -45,13 +45,16 @@ def check_wandb(options: WandbConfig) -> None:
         _check_length(option, [value] if value else [], most)
     if taken := [character for character in ":;,#?/'" if character in os.environ.get("WANDB_RUN_ID", "")]:
         raise UserError(f"WANDB_RUN_ID is {os.environ['WANDB_RUN_ID']!r}; W&B takes no {taken[0]} in it")
-    _check_settings({name: value for name, value in os.environ.items() if name.startswith("WANDB_")})
 
 
-def _check_settings(environment: Mapping[str, str]) -> None:
-    """Have W&B read its other variables, which it would do too late to be told; importing it takes a second."""
-    others = {name: value for name, value in environment.items() if name not in _FREE}
-    if not others:
+def check_environment(options: WandbConfig) -> None:
+    """Have W&B read its other variables, as it will once training has begun; importing it takes a second.
+
+    Raises:
+        UserError: W&B refuses one of them.
+    """
+    others = {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and name not in _FREE}
+    if not others or "disabled" in (options.mode, os.environ.get("WANDB_MODE")):
         return
     try:
         import wandb

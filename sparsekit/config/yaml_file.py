@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -11,6 +12,8 @@ from sparsekit.errors import UserError
 from sparsekit.files import expanded
 
 MAX_BYTES = 1 << 20
+TAG = "!text"
+_MAX_LEVELS = 100  # PyYAML's time grows with their square
 _MAX_DIGITS = 20  # far longer integers overflow a float, or cannot even be printed
 
 
@@ -40,7 +43,16 @@ class Loader(yaml.SafeLoader):
 
 
 class Quoted(str):
-    """A text that stood in quotes; its type tells jsonargparse, which parses a plain text once more, to let it be."""
+    """A text inside a mapping; its type tells jsonargparse, which parses a plain text there once more, to let it be."""
+
+
+def quoted(value: Any) -> Any:
+    """The same value with texts that YAML would read as something else marked as `Quoted`."""
+    if isinstance(value, dict):
+        return {key: quoted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(quoted, value))
+    return Quoted(value) if isinstance(value, str) and _read_again(value) != value else value
 
 
 def unquoted(value: Any) -> Any:
@@ -53,7 +65,7 @@ def unquoted(value: Any) -> Any:
 
 
 class _ArgumentLoader(Loader):
-    """Texts in quotes are told from others."""
+    """Reads `Quoted` texts back, which stand behind `TAG`."""
 
 
 class TextLoader(Loader):
@@ -85,22 +97,28 @@ def _int(loader: Loader, node: yaml.ScalarNode) -> int:
     return int(digits, 0 if digits.lstrip("+-")[1:2] in ("x", "o", "b") else 10)
 
 
-def _str(loader: Loader, node: yaml.ScalarNode) -> str:
-    return Quoted(node.value) if node.style else str(node.value)
-
-
 Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_ArgumentLoader.add_constructor("tag:yaml.org,2002:str", _str)
+_ArgumentLoader.add_constructor(TAG, lambda loader, node: Quoted(node.value))
 
 
 def parse(text: str, loader: type[Loader] = Loader) -> Any:
     """The value that a YAML text stands for; raises yaml.YAMLError."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    if max(itertools.accumulate(steps), default=0) > _MAX_LEVELS:
+        raise yaml.YAMLError("too many levels")
     try:
         return yaml.load(text, loader)
     except RecursionError as error:
         raise yaml.YAMLError("too many levels") from error
     except (ValueError, OverflowError) as error:  # a lone value that Python refuses
         raise yaml.YAMLError(str(error)) from error
+
+
+def _read_again(text: str) -> Any:
+    try:
+        return parse(text)
+    except yaml.YAMLError:
+        return text
 
 
 def parse_argument(text: str) -> Any:

@@ -26,7 +26,7 @@ def meant(types: Mapping[str, Any], name: str, value: Any, text: Any) -> Any:
         text: The same with the texts that stand in the file.
 
     Returns:
-        The text where the option takes text, else the value.
+        The text where the option takes text, else the value; in a mapping, texts are marked as such.
 
     Raises:
         UserError: nothing but a comment stands for a value, `~` for a text, or `1:30` for a number.
@@ -36,6 +36,8 @@ def meant(types: Mapping[str, Any], name: str, value: Any, text: Any) -> Any:
     _check_number(types, name, value)
     if takes_whole(types, name) and isinstance(value, float) and value.is_integer():
         return int(value)  # as the command line does
+    if takes_mapping(types, name):
+        return yaml_file.quoted(value)
     if not takes_text(types, name) or isinstance(value, dict):
         return value
     if _nulls(value, text, "~"):
@@ -77,6 +79,11 @@ def takes_list(types: Mapping[str, Any], name: str) -> bool:
     return any(str(kind).startswith("list") for kind in _types(types, name))
 
 
+def takes_mapping(types: Mapping[str, Any], name: str) -> bool:
+    """Whether an option takes a mapping."""
+    return any(str(kind).startswith("dict") for kind in _types(types, name))
+
+
 def takes_whole(types: Mapping[str, Any], name: str) -> bool:
     """Whether an option takes a whole number, or none."""
     return any(kind is int or kind in ("int", "int | None") or int in get_args(kind) for kind in _types(types, name))
@@ -92,8 +99,9 @@ def _check_number(types: Mapping[str, Any], name: str, value: object) -> None:
 
 def _nulls(value: Any, text: Any, word: str) -> bool:
     """Whether YAML reads a word, or nothing, as null: as the value, or in its lists and mappings."""
-    if isinstance(value, dict):
-        return any(_nulls(inner, own, word) for inner, own in zip(value.values(), text.values(), strict=True))
+    if isinstance(value, dict):  # `{layers:3}` has a key of that name, and another check for it
+        each = zip(value, value.values(), text.values(), strict=True)
+        return any(_nulls(inner, own, word) for key, inner, own in each if str(key).isidentifier())
     if isinstance(value, list):
         return any(_nulls(inner, own, word) for inner, own in zip(value, text, strict=True))
     return value is None and text == word

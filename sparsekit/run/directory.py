@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sparsekit.config.options import FREE, flatten
+from sparsekit.config.options import FREE, FitConfig, flatten, option_defaults
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.run import images
@@ -102,11 +102,12 @@ def size(path: Path) -> int:
 
 def _compare(path: Path, plain: dict[str, Any]) -> None:
     try:
-        old = flatten(yaml.safe_load(path.read_text("utf-8")))
+        found = flatten(yaml.safe_load(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise UserError(
             f"--resume: {path} cannot be read ({type(error).__name__}); start again with another --out"
         ) from error
+    old = option_defaults(FitConfig) | found  # options that are newer than the run
     new = flatten(yaml.safe_load(yaml.safe_dump(plain)))
     names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     # where the images are listed, they are compared themselves: they may lie elsewhere now

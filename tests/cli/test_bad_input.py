@@ -357,7 +357,7 @@ PLAN = rows(
     ("--checkpoint.minutes 0", "--checkpoint.minutes|0.0|above 0", "--checkpoint.minutes .inf"),
     ("--checkpoint.minutes .nan", "--checkpoint.minutes|nan|above 0", "--checkpoint.minutes 0.1"),
     ("--masks.pattern 4:2", "--masks.pattern|'4:2'|2:4", "--masks.pattern 2:4"),
-    ("--masks.exclude [1]", "--masks.exclude|'1'|text", "--masks.exclude [fc]"),
+    ("--masks.exclude [[1]]", "--masks.exclude|text", "--masks.exclude [1]"),
     ("--wandb {mode:x}", "--wandb", '--wandb {"mode":"offline"}'),
     ('--wandb {"mode":"x"}', "--wandb.mode is 'x'|choose from", '--wandb {"mode":"offline"}'),
     ("--resume=maybe", "--resume|'maybe'|true or false", "--resume=false"),

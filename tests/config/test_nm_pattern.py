@@ -131,7 +131,8 @@ def test_impossible_patterns_are_refused_before_anything_is_made(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("method", ["gmp", pytest.param("dpf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gmp", "dpf"])
 def test_a_run_ends_with_exactly_two_of_four(method: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--method", method, "--masks.pattern", "2:4", "--sparsity", "0.5", "--masks.exclude", "[^conv1]"]

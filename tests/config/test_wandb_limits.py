@@ -8,7 +8,7 @@ import pytest
 import wandb
 
 from sparsekit.config.options import WandbConfig
-from sparsekit.config.wandb_limits import check_wandb
+from sparsekit.config.wandb_limits import check_environment, check_wandb
 from sparsekit.errors import UserError
 
 PROJECTS = ["a", "a b", "ä.b-c_d", "x" * 128, "x" * 129, "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b"]
@@ -26,6 +26,7 @@ def taken_by_wandb(**settings: Any) -> bool:
 def refused(options: WandbConfig) -> str:
     try:
         check_wandb(options)
+        check_environment(options)
     except UserError as error:
         return str(error)
     return ""

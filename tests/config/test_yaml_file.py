@@ -119,6 +119,19 @@ def test_texts_in_quotes_stay_texts_inside_mappings(tmp_path: Path, option: str,
     assert in_file(tmp_path, written)[option] == plain
 
 
+@pytest.mark.parametrize(
+    ("line", "option", "value"),
+    [
+        ("sparsity: '0.6'", "sparsity", 0.6),
+        ("epochs: '010'", "epochs", 10),
+        ("data.augment: 'off'", "data.augment", False),
+    ],
+)
+def test_a_number_in_quotes_is_a_number_where_one_is_due(tmp_path: Path, line: str, option: str, value: Any) -> None:
+    assert in_file(tmp_path, line)[option] == value
+    assert in_file(tmp_path, f"method: imp\nmethod.cycles: '2'\n{line}")["method.cycles"] == 2
+
+
 @pytest.mark.parametrize("given", ["{a: }", "{a: 1, b: {c: }}", "{a: [1, {b: }]}"])
 def test_an_entry_of_a_mapping_without_a_value_is_refused(tmp_path: Path, given: str) -> None:
     for attempt in (lambda: parse("--model.kwargs", given), lambda: in_file(tmp_path, f"model.kwargs: {given}")):

@@ -161,7 +161,10 @@ def test_an_export_is_compared_and_described_as_the_models_own_card_says(
         torch.testing.assert_close(model(images), original(images / 4))
 
 
-@each_format
+@pytest.mark.parametrize(
+    "name",
+    ["timm", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow]), pytest.param("torch", marks=pytest.mark.slow)],
+)
 def test_every_format_is_compared_on_images_of_the_models_own(name: str, run: Path, tmp_path: Path) -> None:
     quarter = quartered(run / "model", tmp_path / "q")
     assert exported(quarter, name, tmp_path / "out", "--data.name", "digits", "--measure") == 0

@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from resuming import QUIET, contents, fit, strike
+from tiny import tiny_config
 
 from sparsekit.cli.main import main
+from sparsekit.config.options import MasksConfig, describe
 from sparsekit.data import ImageData
-from sparsekit.errors import ReadError
+from sparsekit.errors import ReadError, UserError
+from sparsekit.methods.oneshot import OneShot
 from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.training.replica import Training
@@ -292,3 +296,17 @@ def test_no_finite_replica_ends_the_run_and_keeps_its_checkpoint(
     assert "no replica stayed finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "failed"
     assert list((tmp_path / "out" / "checkpoints").glob("*.json"))
+
+
+def test_a_run_that_is_older_than_an_option_had_its_default(tmp_path: Path) -> None:
+    plain = describe(tiny_config(OneShot()))
+    old = json.loads(json.dumps(plain))
+    for group, option in (("masks", "floor"), ("model", "new_head"), ("data", "white")):
+        del old[group][option]
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(yaml.safe_dump(old))
+    assert directory.choose(str(out), True, plain) == (out, True)
+    changed = describe(tiny_config(OneShot(), masks=MasksConfig(floor=1.0)))
+    with pytest.raises(UserError, match=r"--masks\.floor was 0\.0, is 1\.0"):
+        directory.choose(str(out), True, changed)

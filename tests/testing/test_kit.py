@@ -34,6 +34,7 @@ def test_gmp_passes() -> None:
     check_method(GMP, interval=0.3)
 
 
+@pytest.mark.slow
 def test_uniform_passes() -> None:
     check_merge(Uniform)
 
