@@ -18,7 +18,19 @@ from pathlib import Path
 
 from _measure import NO_CUDA, Section, environment, machine
 
-ALL = ("pruning", "step", "replicas", "memory", "merging", "segment_end", "startup", "growth", "evaluate_speed", "wandb_cost", "gpu")
+ALL = (
+    "pruning",
+    "step",
+    "replicas",
+    "memory",
+    "merging",
+    "segment_end",
+    "startup",
+    "growth",
+    "evaluate_speed",
+    "wandb_cost",
+    "gpu",
+)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 UNMEASURED = "Not measured yet."
 INTRODUCTION = """# Benchmarks

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import numpy as np
+import torch
 from torch import Tensor
 
 from sparsekit._types import Tensors
@@ -15,8 +19,12 @@ from sparsekit.files import save_tensors
 from sparsekit.models.state import OPTIMIZER, State
 from sparsekit.pruning import masks
 
-_REOPEN = 32 << 20
-"""Bytes that are read of a file before it is opened anew."""
+_TYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{"C64": torch.complex64, "BOOL": torch.bool},
+}
+"""The types of tensors in a safetensors file."""
 
 
 class FileCandidate(Candidate):
@@ -31,8 +39,7 @@ class FileCandidate(Candidate):
     def __init__(self, path: Path, index: int, score: Score, mask_digest: str, tested: Score | None = None) -> None:
         self.path, self.index, self.score, self.mask_digest = path, index, score, mask_digest
         self.tested = tested
-        self._file: Any = None
-        self._read = 0
+        self._start, self._entries = 0, dict[str, Any]()
 
     @classmethod
     def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
@@ -48,25 +55,40 @@ class FileCandidate(Candidate):
         return [name for name in self._all_names() if name.startswith(OPTIMIZER)]
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._opened().get_tensor(name)
-        self._read += tensor.nbytes
-        return tensor
+        return self._read(name, self._entry(name)["shape"], 0)
 
     def read_rows(self, name: str, rows: slice) -> Tensor:
         """Read some rows of a tensor, which must not be a scalar."""
-        tensor: Tensor = self._opened().get_slice(name)[rows]
-        self._read += tensor.nbytes
-        return tensor
+        first, *row = self._entry(name)["shape"]
+        start, stop, _ = rows.indices(first)
+        return self._read(name, [stop - start, *row], start * math.prod(row))
+
+    def _read(self, name: str, shape: Sequence[int], skipped: int) -> Tensor:
+        """Read values into memory of their own: what was read of a mapped file would stay in memory."""
+        entry = self._entry(name)
+        dtype = _TYPES[entry["dtype"]]
+        offset = self._start + entry["data_offsets"][0] + skipped * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
+        found = np.fromfile(self.path, np.uint8, size, offset=offset)
+        if len(found) < size:
+            raise OSError(errno.EIO, "the file is cut short", str(self.path))
+        return torch.from_numpy(found).view(dtype).reshape(shape)
 
     def _all_names(self) -> list[str]:
-        return sorted(self._opened().keys())
+        return sorted(self._header())
 
-    def _opened(self) -> Any:
-        """The file, opened once for many tensors; now and then anew, as what was read of a file stays in memory."""
-        if self._file is None or self._read > _REOPEN:
-            file: Any = safe_open(str(self.path), framework="pt")
-            self._file, self._read = file.__enter__(), 0
-        return self._file
+    def _entry(self, name: str) -> Any:
+        return self._header()[name]
+
+    def _header(self) -> dict[str, Any]:
+        """The file's own table of its tensors, read once: https://github.com/huggingface/safetensors#format."""
+        if not self._entries:
+            with self.path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                self._entries = json.loads(file.read(size))
+            self._entries.pop("__metadata__", None)
+            self._start = 8 + size
+        return self._entries
 
 
 def read_tensors(candidate: Candidate) -> Tensors:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import MERGES, METHODS, OnePrune, assert_equal, dense_then_pruned, masked_are_zero, tiny_setup, trained
 from torch import Tensor
 
@@ -132,6 +133,30 @@ def test_a_candidates_file_holds_all_of_it(tmp_path: Path) -> None:
         assert torch.equal(candidate.read(name), tensor)
     assert torch.equal(candidate.read("optimizer.w/momentum"), state.optimizer["w/momentum"])
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["0.safetensors"]
+
+
+def test_a_candidates_file_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool]
+    kinds += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+    numbers = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0)) * 50
+    tensors = {str(kind): numbers.abs().to(kind) for kind in kinds}
+    tensors |= {"one": torch.tensor(2.5), "none": torch.empty(0, 4), "vector": numbers.flatten()}
+    candidate = FileCandidate.write(tmp_path / "0.safetensors", 0, State(tensors, {}), Score(0.5, 1.5))
+    expected = load_file(tmp_path / "0.safetensors")
+    assert_equal({name: candidate.read(name) for name in sorted(candidate.names())}, dict(sorted(expected.items())))
+    for name in (*map(str, kinds), "vector"):
+        assert torch.equal(candidate.read_rows(name, slice(1, 3)), expected[name][1:3])
+        assert torch.equal(candidate.read_rows(name, slice(4, 90)), expected[name][4:90])
+
+
+def test_a_candidates_file_that_is_cut_short_or_gone_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    candidate = FileCandidate.write(tmp_path / "0.safetensors", 0, State({"w": torch.ones(9)}, {}), Score(0.5, 1.5))
+    candidate.path.write_bytes(candidate.path.read_bytes()[:-5])
+    with pytest.raises(OSError, match="cut short"):
+        candidate.read("w")
+    candidate.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        candidate.read("w")
 
 
 # --- the built-in merges, by hand -----------------------------------------------------------------------
