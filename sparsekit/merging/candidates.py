@@ -72,7 +72,7 @@ class FileCandidate(Candidate):
         found = np.fromfile(self.path, np.uint8, size, offset=offset)
         if len(found) < size:
             raise OSError(errno.EIO, "the file is cut short", str(self.path))
-        return torch.from_numpy(found).view(dtype).reshape(shape)
+        return torch.from_numpy(found).view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
 
     def _all_names(self) -> list[str]:
         return sorted(self._header())
