@@ -98,7 +98,9 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     except OSError as error:
         raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
     notes = [*(setup.notes if setup else ()), *context.notes, *(_differing(described, used) if described else ())]
-    chosen = [("model", note) for note in [*mapped, *(note for source in sources for note in source.notes)]]
+    files = [source.file.resolve() for source in sources]
+    twice = [f"{source.path} is given before" for i, source in enumerate(sources) if files[i] in files[:i]]
+    chosen = [("model", note) for note in [*twice, *mapped, *(note for source in sources for note in source.notes)]]
     return [*chosen, *_table(result, out, overlap, setup, sources[0], notes)]
 
 

@@ -645,3 +645,9 @@ def test_ten_models_are_merged_in_the_memory_of_two(tmp_path: Path) -> None:
     )
     assert size > 300e6
     assert many - base < 2 * size
+
+
+def test_a_model_that_is_given_twice_is_told(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    assert merge(runs[0], runs[1], runs[0] / "model", "-o", tmp_path / "soup") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "given before" in line)
+    assert str(runs[0] / "model") in line
