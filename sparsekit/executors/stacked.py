@@ -132,6 +132,10 @@ class Lockstep:
             weight.requires_grad_()
         parameters = [dict(model.named_parameters()) for model in self.models]
         self.rows = [(weight, [each[name] for each in parameters]) for name, weight in self.weights.items()]
+        if setup.dtype != torch.float32:
+            for layer in self.models[0].modules():
+                if isinstance(layer, nn.modules.batchnorm._NormBase):
+                    layer.forward = partial(_in_float32, layer.forward)
         self.forward = vmap(partial(_forward, self.models[0]), randomness="different")
         if setup.config.compile:
             self.forward = torch.compile(self.forward)
@@ -192,6 +196,11 @@ def _batch(setup: Setup, replica: Replica) -> int:
 
 def _forward(model: nn.Module, weights: Tensors, buffers: Tensors, images: Tensor) -> Tensor:
     return functional_call(model, (weights, buffers), (images,))  # type: ignore[no-any-return]
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A BatchNorm layer in float32, as it computes without vmap too; vmap refuses another type (torch #184890)."""
+    return forward(values.float()).to(values.dtype)
 
 
 def _stack(parts: Sequence[Tensors]) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from tiny import METHODS, assert_equal, rows, tiny_config, tiny_setup
 
 from sparsekit import Tensor, TrainingStep
@@ -208,6 +210,22 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
 
 
 # --- precision and compilation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, BatchNormAct2d])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stacked_batchnorm_takes_half_precision(kind: type[torch.nn.Module], dtype: torch.dtype) -> None:
+    """As CUDA's autocast hands it to the layers of a stack; the result is one layer's own, in the input's type."""
+    model = torch.nn.Sequential(kind(4))
+    setup = replace(tiny_setup(replicas=LOCKSTEP, precision="bf16"), model=model)
+    lockstep = vectorized.Lockstep(setup, 2)
+    images = torch.randn(2, 8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    stacked = lockstep.forward(lockstep.weights, lockstep.buffers, images)
+    for row, part, copied in zip(stacked, images, lockstep.models, strict=True):
+        assert row.dtype is dtype
+        alone = copy.deepcopy(model)
+        torch.testing.assert_close(row, alone(part))
+        torch.testing.assert_close(copied[0].running_var, alone[0].running_var)
 
 
 @pytest.mark.slow
