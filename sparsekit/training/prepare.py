@@ -56,6 +56,8 @@ def prepare(
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
+    if config.compile:
+        _try_compile(device)
     data, notes = _seen(config, load(config.data, device, config.channels_last), finished)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"))
     prunable = masks.prunable_names(model, config.masks.exclude)
@@ -161,6 +163,17 @@ def _seen(config: FitConfig, data: Data, finished: SavedModel | None) -> tuple[D
         said = f"trains with {seen.inputs.text(changed)}, as its config.json says; --data.kwargs and --data.image_size"
         notes.append(f"{source.option} {source.path} {said} change that")
     return seen, notes
+
+
+def _try_compile(device: torch.device) -> None:
+    """Compile one addition, for which torch needs what it needs for a model: a compiler of C or C++ that works."""
+    try:
+        torch.compile(lambda values: values + 1.0)(torch.ones(2, device=device))
+    except Exception as error:  # torch, its backend and the compiler may raise anything
+        raise UserError(
+            f"--compile: torch cannot compile here: {first_line(error).rstrip('.;')}; install gcc and g++ (CC and CXX "
+            "name others), or leave --compile out"
+        ) from error
 
 
 def _try_step(setup: Setup) -> None:

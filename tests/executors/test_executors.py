@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
-from tiny import METHODS, assert_equal, rows, tiny_config, tiny_setup
+from tiny import ARGUMENTS, METHODS, assert_equal, rows, tiny_config, tiny_setup
 
 from sparsekit import Tensor, TrainingStep
 from sparsekit.api import PruningMethod
@@ -229,6 +232,21 @@ def test_stacked_batchnorm_takes_half_precision(kind: type[torch.nn.Module], dty
 
 
 @pytest.mark.slow
+def test_without_a_compiler_nothing_is_compiled_and_one_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    environment = {"PATH": str(tmp_path / "empty"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "sparsekit", "fit", *ARGUMENTS, "--device", "cpu", "--compile", "true"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert all(part in done.stderr for part in ("sparsekit: error: --compile", "g++"))
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gmp", "dpf"])
 def test_half_precision_keeps_masks_exact_and_resumes_with_its_scaler(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,8 +299,8 @@ def test_a_compiled_step_is_compiled_once_for_all_prunings(method: str, executor
     replicas = replace(LOCKSTEP, count=2, executor=executor, start=0.3)
     made: list[int] = []
     torch._dynamo.reset()
-    counters.clear()
     setup = prepare(tiny_config(METHODS[method](), replicas=replicas, compile=True, precision="fp32"))
+    counters.clear()  # the setup compiled something small, to see that it can
     with job(setup) as running:
         at = first_progress(setup)
         for segment in setup.plan:
