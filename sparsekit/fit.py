@@ -197,6 +197,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
             with signals.reraise_if_swallowed():
                 result = run(context, torchrun.add_interrupted_results(context, start.at))
                 leader.finish()
+                setup.team.leave()
                 summary |= finish.finish(setup, result, out)
                 done = summary | {"status": "done"}
                 row = {key: value for key, value in done.items() if key not in finish.NOT_REPRODUCIBLE}
