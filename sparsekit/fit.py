@@ -72,6 +72,10 @@ class Start:
     seconds: float = 0.0
 
 
+@device.enough_memory(
+    "lower --data.batch_size or --data.image_size, or set --replicas.executor sequential or --precision bf16; "
+    "checkpoints that were finished before are intact"
+)
 def fit(config: FitConfig) -> dict[str, Any]:
     """Train, prune and merge as configured, or resume a run.
 
@@ -98,7 +102,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     with StopSignals() as signals:
         ranks.stop = signals.stop
         with signals.reraise_if_swallowed():
-            setup = prepare(config, ranks=ranks)  # no rank waits for another here
+            setup = _prepare(config, ranks)  # no rank waits for another here
         own = images.digest(setup.data.contents) if ranks.size > 1 else ""
         for rank in ranks.others:
             wrong, others = ranks.ask(f"ready/{rank}", rank)
@@ -129,7 +133,7 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
         ranks.stop = signals.stop
         try:
             with signals.reraise_if_swallowed():
-                setup = prepare(config, ranks=ranks)
+                setup = _prepare(config, ranks)
         except UserError as error:
             ranks.tell(f"ready/{ranks.rank}", (str(error), ""))
             raise
@@ -150,6 +154,12 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
                 except (OSError, SafetensorError) as error:
                     raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
     return {}
+
+
+@device.enough_memory("lower --data.batch_size or --data.image_size, or set --precision bf16", UserError)
+def _prepare(config: FitConfig, ranks: Ranks) -> Setup:
+    """The setup of this rank; raises UserError where one training step of it does not fit into the device's memory."""
+    return prepare(config, ranks=ranks)
 
 
 def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
@@ -189,6 +199,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
             with signals.reraise_if_swallowed():
                 result = run(context, torchrun.add_interrupted_results(context, start.at))
                 leader.finish()
+                setup.team.leave()
                 summary |= finish.finish(setup, result, out)
                 done = summary | {"status": "done"}
                 row = {key: value for key, value in done.items() if key not in finish.NOT_REPRODUCIBLE}

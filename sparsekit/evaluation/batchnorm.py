@@ -30,8 +30,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tens
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean
         layer.train()
+    hooks = [layer.register_forward_pre_hook(_CumulativeMean()) for layer in layers]
     size = 0
     try:
         for images, _ in batches:
@@ -41,6 +41,21 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tens
             with autocast:
                 model(images)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, hook in zip(layers, momenta, hooks, strict=True):
+            hook.remove()
             layer.momentum = momentum
             layer.eval()
+
+
+class _CumulativeMean:
+    """Sets a layer's momentum to 1/k before its k-th call, so that its running statistics are a plain mean.
+
+    As `momentum = None` does, for which torch reads the number of calls from the device: a wait a layer and batch.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, layer: nn.modules.batchnorm._BatchNorm, _: tuple[Tensor, ...]) -> None:
+        self.calls += 1
+        layer.momentum = 1.0 / self.calls

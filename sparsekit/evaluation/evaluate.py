@@ -21,7 +21,7 @@ from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
 from sparsekit.models.card import recommended, seen_by
 from sparsekit.models.create import load_model
-from sparsekit.models.device import autocast, choose_device, choose_dtype
+from sparsekit.models.device import autocast, choose_device, choose_dtype, enough_memory, lacks_memory
 from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
 
@@ -52,6 +52,7 @@ class Evaluator:
         return measure_model(self.model, batches, self.classes, self.autocast)
 
 
+@enough_memory("lower --data.batch_size or --data.image_size, or set --precision bf16 or --device cpu")
 def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None = None) -> dict[str, Any]:
     """Evaluate a saved model.
 
@@ -191,6 +192,8 @@ def _evaluator(
     try:
         predict_logits(model, seen.normalise(images[:2]), evaluator.autocast)
     except (RuntimeError, ValueError, AssertionError) as error:
+        if lacks_memory(error):
+            raise
         raise UserError(
             f"{source.path}: the model cannot take images of {seen.inputs.pixels} pixels "
             f"({first_line(error).rstrip('.;')}); set --data.image_size"

@@ -20,6 +20,7 @@ from sparsekit._types import Tensors
 from sparsekit.api import Stage
 from sparsekit.errors import ReadError, first_line
 from sparsekit.executors import sequential
+from sparsekit.models.device import lacks_memory
 from sparsekit.planning.replicas import Replica
 from sparsekit.run.context import RunContext
 from sparsekit.run.progress import RunProgress
@@ -132,6 +133,9 @@ class Lockstep:
             weight.requires_grad_()
         parameters = [dict(model.named_parameters()) for model in self.models]
         self.rows = [(weight, [each[name] for each in parameters]) for name, weight in self.weights.items()]
+        if setup.dtype != torch.float32:
+            for layer in filter(_needs_float32, self.models[0].modules()):
+                layer.forward = partial(_from_float32, layer.forward)
         self.forward = vmap(partial(_forward, self.models[0]), randomness="different")
         if setup.config.compile:
             self.forward = torch.compile(self.forward)
@@ -166,22 +170,32 @@ def obstacle(setup: Setup) -> str:
     if setup.config.replicas.vary == "epochs":
         return "as they differ in length"
     batches = {_batch(setup, replica) for segment in setup.plan for replica in segment.replicas}
+    # each team stacks its own share
+    most = max(-(-len(segment.replicas) // setup.team.count) for segment in setup.plan)
     if len(batches) > 1:
         return f"as their batches differ in size ({min(batches)} and {max(batches)} images)"
-    lockstep = Lockstep(setup, 2)
-    for model in lockstep.models:
-        model.train()
-    images, _ = next(iter(setup.data.evaluation_batches("held_out")))
     state = torch.get_rng_state()
     try:
-        with setup.autocast():
-            logits = lockstep.forward(lockstep.weights, lockstep.buffers, torch.stack([images[:2], images[:2]]))
-        logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        _try(setup, *((most, max(batches)) if setup.device.type == "cuda" else (2, 2)))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        if lacks_memory(error):
+            return f"as {most} of them do not fit into the memory of {setup.device} together"
         return f"as the model does not go through torch.func.vmap: {first_line(error)}"
     finally:
         torch.set_rng_state(state)
     return ""
+
+
+def _try(setup: Setup, count: int, batch: int) -> None:
+    """Run a batch of copies of two images through `count` stacked replicas, forward and backward."""
+    lockstep = Lockstep(setup, count)
+    for model in lockstep.models:
+        model.train()
+    two = next(iter(setup.data.evaluation_batches("held_out")))[0][:2]
+    images = two.repeat(-(-batch // 2), 1, 1, 1)[:batch]
+    with setup.autocast():
+        logits = lockstep.forward(lockstep.weights, lockstep.buffers, torch.stack([images] * count))
+    logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
 
 def _batch(setup: Setup, replica: Replica) -> int:
@@ -192,6 +206,17 @@ def _batch(setup: Setup, replica: Replica) -> int:
 
 def _forward(model: nn.Module, weights: Tensors, buffers: Tensors, images: Tensor) -> Tensor:
     return functional_call(model, (weights, buffers), (images,))  # type: ignore[no-any-return]
+
+
+def _needs_float32(layer: nn.Module) -> bool:
+    """Whether a layer with tensors in float32 takes no half precision under vmap (torch #184890 on BatchNorm)."""
+    biased = isinstance(layer, nn.modules.conv._ConvNd) and layer.bias is not None
+    return biased or isinstance(layer, nn.modules.batchnorm._NormBase)
+
+
+def _from_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A layer's result from its input in float32, which is what BatchNorm computes in without vmap, too."""
+    return forward(values.float()).to(values.dtype)
 
 
 def _stack(parts: Sequence[Tensors]) -> Tensors:

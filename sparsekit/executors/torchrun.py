@@ -89,6 +89,7 @@ def follow(context: RunContext, ranks: Ranks) -> None:
             ranks.tell(f"taken/{number}/{ranks.rank}", "")
             ranks.tell(f"over/{number}/{ranks.rank}", _train_share(context, stage, at, order["shares"]))
             number += 1
+        context.setup.team.leave()
     ranks.over = True
 
 

@@ -32,6 +32,7 @@ from sparsekit.merging.overlap import Overlap, compare_masks, tied
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import create
 from sparsekit.models.card import made_as
+from sparsekit.models.device import enough_memory
 from sparsekit.models.fill import check_fit, fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
 from sparsekit.models.state import State
@@ -42,6 +43,7 @@ from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
 
+@enough_memory("lower --data.batch_size or --data.image_size, or set --device cpu")
 def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig | None) -> list[tuple[str, str]]:
     """Merge finished models and write the soup to `--out`.
 

@@ -1,12 +1,15 @@
-"""The device and precision of a model, and warnings about the number of CPU threads."""
+"""The device and precision of a model, a device that is too small, and warnings about the number of CPU threads."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from sparsekit.errors import UserError
+from sparsekit.errors import RunError, UserError, first_line
 
 _BUSY = 1.5
 """Load per core from which several threads lose more by waiting for each other than they gain."""
@@ -46,6 +49,23 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether torch raised an error because the device's memory does not suffice; it has no single type."""
+    text = r"CUDA error: out of memory|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(text, str(error)))
+
+
+@contextmanager
+def enough_memory(fix: str, kind: type[UserError | RunError] = RunError) -> Iterator[None]:
+    """Where the device's memory does not suffice inside, raise an error of this kind with one line and the fix."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        raise kind(f"{first_line(error).partition('. GPU')[0]}; {fix}") from error
 
 
 def crowded_threads() -> str:

@@ -17,7 +17,7 @@ from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
-from sparsekit.models.device import choose_device, choose_dtype
+from sparsekit.models.device import choose_device, choose_dtype, lacks_memory
 from sparsekit.models.fill import classifiers, fit_names, inside
 from sparsekit.models.saved import SavedModel
 from sparsekit.models.state import cpu_state_dict
@@ -56,6 +56,8 @@ def prepare(
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
+    if config.compile:
+        _try_compile(device)
     source = initial_model(config.model)
     data, notes = _seen(config, load(config.data, device, config.channels_last), finished, source)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"), source)
@@ -167,6 +169,17 @@ def _seen(
     return seen, notes
 
 
+def _try_compile(device: torch.device) -> None:
+    """Compile one addition, for which torch needs what it needs for a model: a compiler of C or C++ that works."""
+    try:
+        torch.compile(lambda values: values + 1.0)(torch.ones(2, device=device))
+    except Exception as error:  # torch, its backend and the compiler may raise anything
+        raise UserError(
+            f"--compile: torch cannot compile here: {first_line(error).rstrip('.;')}; install gcc and g++ (CC and CXX "
+            "name others), or leave --compile out"
+        ) from error
+
+
 def _try_step(setup: Setup) -> None:
     """Take one training step to check that batch size and optimizer suit the model; the weights are put back."""
     config, o = setup.config, setup.config.optimizer
@@ -184,6 +197,8 @@ def _try_step(setup: Setup) -> None:
         optimizer.step()
         optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise
         reason = first_line(error)
         raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
     setup.model.zero_grad(set_to_none=True)
@@ -191,26 +206,34 @@ def _try_step(setup: Setup) -> None:
 
 
 def _try_forward(setup: Setup) -> None:
-    """Run one small batch through model and teacher to check that image size and number of classes suit them."""
+    """Run one batch through model and teacher to check that image size and number of classes suit them.
+
+    Two images on a CPU, a whole batch where it may not fit into the device's memory.
+    """
     images, _ = next(iter(setup.data.evaluation_batches("held_out")))
+    images = images if setup.device.type == "cuda" else images[:2]
     setup.model.eval()
     try:
         with torch.no_grad(), setup.autocast():
-            shape = tuple(setup.model(images[:2]).shape)
+            shape = tuple(setup.model(images).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
+        if lacks_memory(error):
+            raise
         size, name = setup.data.inputs.pixels, resolve_model(setup.config.model)[0]
         text = first_line(error).rstrip(".;")
         raise UserError(
             f"--model.name {name} cannot take images of {size} pixels: {text}; set --data.image_size, or "
             "img_size in --model.kwargs"
         ) from error
-    if shape != (2, setup.data.num_classes):
-        raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not (2, {setup.data.num_classes})")
+    if shape != (wanted := (len(images), setup.data.num_classes)):
+        raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not {wanted}")
     if setup.teacher is not None:
         try:
             with torch.no_grad(), setup.autocast():
-                setup.teacher(images[:2])
+                setup.teacher(images)
         except (RuntimeError, ValueError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
             text = first_line(error).rstrip(".;")
             raise UserError(
                 f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "

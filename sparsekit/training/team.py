@@ -83,6 +83,11 @@ class Team:
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         return bool(flag)
 
+    def leave(self) -> None:
+        """End the process groups, once all replicas are trained; all members call it, or NCCL waits for them."""
+        if self.group is not None:
+            dist.destroy_process_group()
+
     def _flag(self, value: bool) -> Tensor:
         on_cuda = self.size > 1 and dist.get_backend(self.group) == "nccl"
         return torch.tensor(int(value), device="cuda" if on_cuda else "cpu")

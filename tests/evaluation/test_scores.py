@@ -161,6 +161,21 @@ def test_over_several_batches_it_is_their_plain_mean() -> None:
     torch.testing.assert_close(layer.running_var.double(), outputs.var((0, 2, 3)), rtol=0.05, atol=0.0)
 
 
+def test_it_is_torchs_cumulative_mean_without_a_look_at_its_count() -> None:
+    """Which lies on the device; a layer that a forward pass calls twice counts twice."""
+    shared = nn.BatchNorm2d(2)
+    model, (images, labels) = nn.Sequential(shared, nn.ReLU(), shared), data(60)
+    plain, momenta = deepcopy(model), []
+    plain[0].momentum = None
+    with torch.no_grad():
+        for part in images.split(20):
+            plain(part)
+    shared.register_forward_hook(lambda layer, *_: momenta.append(layer.momentum))
+    recalibrate_batchnorm(model, zip(images.split(20), labels.split(20), strict=True), FP32)
+    assert momenta == [1.0 / count for count in range(1, 7)]
+    assert_equal(model.state_dict(), plain.state_dict())
+
+
 def test_a_short_last_batch_does_not_count_as_a_whole_one() -> None:
     first, second, (images, labels) = network(), network(), data(41)
     recalibrate_batchnorm(first, zip(images.split(20), labels.split(20), strict=True), FP32)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import METHODS, assert_equal, rows, tiny_config, tiny_setup
+from timm.layers import BatchNormAct2d
+from tiny import ARGUMENTS, METHODS, assert_equal, rows, tiny_config, tiny_setup
+from torch import nn
 
 from sparsekit import Tensor, TrainingStep
 from sparsekit.api import PruningMethod
@@ -210,6 +216,38 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
 # --- precision and compilation ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), BatchNormAct2d(4), nn.InstanceNorm2d(4), nn.Conv2d(4, 4, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stacked_layers_take_half_precision(layer: nn.Module, dtype: torch.dtype) -> None:
+    """As CUDA's autocast hands it to the layers of a stack; the result is that of float32, in the input's type."""
+    model = nn.Sequential(layer)
+    setup = replace(tiny_setup(replicas=LOCKSTEP, precision="bf16"), model=model)
+    lockstep = vectorized.Lockstep(setup, 2)
+    images = torch.randn(2, 8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    stacked = lockstep.forward(lockstep.weights, lockstep.buffers, images)
+    for row, part, copied in zip(stacked, images, lockstep.models, strict=True):
+        assert row.dtype is dtype
+        alone = copy.deepcopy(model)
+        torch.testing.assert_close(row, alone(part.float()).to(dtype))
+        for name, buffer in alone.named_buffers():
+            torch.testing.assert_close(copied.get_buffer(name), buffer)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_nothing_is_compiled_and_one_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    environment = {"PATH": str(tmp_path / "empty"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "sparsekit", "fit", *ARGUMENTS, "--device", "cpu", "--compile", "true"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert all(part in done.stderr for part in ("sparsekit: error: --compile", "g++"))
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gmp", "dpf"])
 def test_half_precision_keeps_masks_exact_and_resumes_with_its_scaler(
@@ -263,8 +301,8 @@ def test_a_compiled_step_is_compiled_once_for_all_prunings(method: str, executor
     replicas = replace(LOCKSTEP, count=2, executor=executor, start=0.3)
     made: list[int] = []
     torch._dynamo.reset()
-    counters.clear()
     setup = prepare(tiny_config(METHODS[method](), replicas=replicas, compile=True, precision="fp32"))
+    counters.clear()  # the setup compiled something small, to see that it can
     with job(setup) as running:
         at = first_progress(setup)
         for segment in setup.plan:

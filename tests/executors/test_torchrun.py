@@ -253,6 +253,22 @@ def test_four_ranks_train_two_replicas_in_teams_of_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_team_ends_its_process_group(tmp_path: Path) -> None:
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys\nimport torch.distributed as dist\nfrom sparsekit.cli.main import main\n"
+        "code = main()\nprint('group left' if not dist.is_initialized() else 'group kept')\nsys.exit(code)\n"
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), "fit"]
+    arguments = [*NO_BATCHNORM, "--replicas.count", "1", "--epochs", "6", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("group left") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "arguments", "error"),
     [
