@@ -134,9 +134,8 @@ class Lockstep:
         parameters = [dict(model.named_parameters()) for model in self.models]
         self.rows = [(weight, [each[name] for each in parameters]) for name, weight in self.weights.items()]
         if setup.dtype != torch.float32:
-            for layer in self.models[0].modules():
-                if isinstance(layer, nn.modules.batchnorm._NormBase):
-                    layer.forward = partial(_in_float32, layer.forward)
+            for layer in filter(_needs_float32, self.models[0].modules()):
+                layer.forward = partial(_from_float32, layer.forward)
         self.forward = vmap(partial(_forward, self.models[0]), randomness="different")
         if setup.config.compile:
             self.forward = torch.compile(self.forward)
@@ -209,8 +208,14 @@ def _forward(model: nn.Module, weights: Tensors, buffers: Tensors, images: Tenso
     return functional_call(model, (weights, buffers), (images,))  # type: ignore[no-any-return]
 
 
-def _in_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """A BatchNorm layer in float32, as it computes without vmap too; vmap refuses another type (torch #184890)."""
+def _needs_float32(layer: nn.Module) -> bool:
+    """Whether a layer of float32 tensors takes no half precision under vmap (torch #184890, on BatchNorm)."""
+    biased = isinstance(layer, nn.modules.conv._ConvNd) and layer.bias is not None
+    return biased or isinstance(layer, nn.modules.batchnorm._NormBase)
+
+
+def _from_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A layer's result from its input in float32, which is what BatchNorm computes in without vmap, too."""
     return forward(values.float()).to(values.dtype)
 
 

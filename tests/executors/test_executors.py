@@ -17,6 +17,7 @@ import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from tiny import ARGUMENTS, METHODS, assert_equal, rows, tiny_config, tiny_setup
+from torch import nn
 
 from sparsekit import Tensor, TrainingStep
 from sparsekit.api import PruningMethod
@@ -215,11 +216,11 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
 # --- precision and compilation ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, BatchNormAct2d])
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), BatchNormAct2d(4), nn.InstanceNorm2d(4), nn.Conv2d(4, 4, 1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stacked_batchnorm_takes_half_precision(kind: type[torch.nn.Module], dtype: torch.dtype) -> None:
-    """As CUDA's autocast hands it to the layers of a stack; the result is one layer's own, in the input's type."""
-    model = torch.nn.Sequential(kind(4))
+def test_stacked_layers_take_half_precision(layer: nn.Module, dtype: torch.dtype) -> None:
+    """As CUDA's autocast hands it to the layers of a stack; the result is that of float32, in the input's type."""
+    model = nn.Sequential(layer)
     setup = replace(tiny_setup(replicas=LOCKSTEP, precision="bf16"), model=model)
     lockstep = vectorized.Lockstep(setup, 2)
     images = torch.randn(2, 8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -227,8 +228,9 @@ def test_stacked_batchnorm_takes_half_precision(kind: type[torch.nn.Module], dty
     for row, part, copied in zip(stacked, images, lockstep.models, strict=True):
         assert row.dtype is dtype
         alone = copy.deepcopy(model)
-        torch.testing.assert_close(row, alone(part))
-        torch.testing.assert_close(copied[0].running_var, alone[0].running_var)
+        torch.testing.assert_close(row, alone(part.float()).to(dtype))
+        for name, buffer in alone.named_buffers():
+            torch.testing.assert_close(copied.get_buffer(name), buffer)
 
 
 @pytest.mark.slow
