@@ -209,7 +209,7 @@ def _forward(model: nn.Module, weights: Tensors, buffers: Tensors, images: Tenso
 
 
 def _needs_float32(layer: nn.Module) -> bool:
-    """Whether a layer with tensors in float32 takes no half precision under vmap (torch #184890 on BatchNorm)."""
+    """Whether a layer of float32 tensors takes no half precision under vmap (torch #184890, on BatchNorm)."""
     biased = isinstance(layer, nn.modules.conv._ConvNd) and layer.bias is not None
     return biased or isinstance(layer, nn.modules.batchnorm._NormBase)
 

@@ -58,7 +58,7 @@ def test_every_method_and_merge_gets_through(nullcuda: NullCuda, tmp_path: Path,
 
 @pytest.mark.slow
 def test_models_of_many_kinds_are_stacked_in_half_precision(nullcuda: NullCuda, tmp_path: Path) -> None:
-    """Autocast under `torch.func.vmap` differs from layer to layer. Attention is left out: the stub refuses it."""
+    """Under vmap autocast does something else to each kind of layer. Attention is left out: cuDNN's stub refuses it."""
     runs = []
     for name in ("test_resnet", "test_efficientnet", "test_byobnet", "test_convnext", "test_nfnet"):
         model = ["--model.name", name, "--model.kwargs", "{}", "--data.image_size", "32", "--replicas.start", "0"]
