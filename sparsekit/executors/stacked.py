@@ -169,6 +169,8 @@ def obstacle(setup: Setup) -> str:
     """Why this setup's replicas cannot be trained in lockstep; empty if they can."""
     if setup.config.replicas.vary == "epochs":
         return "as they differ in length"
+    if setup.device.type == "cpu" and setup.dtype != torch.float32:
+        return "as autocast does not reach stacked replicas on a CPU, which would train in fp32"
     batches = {_batch(setup, replica) for segment in setup.plan for replica in segment.replicas}
     # each team stacks its own share
     most = max(-(-len(segment.replicas) // setup.team.count) for segment in setup.plan)

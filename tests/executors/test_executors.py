@@ -345,3 +345,8 @@ def test_dropout_draws_for_every_replica() -> None:
         model.train()
     logits = lockstep.forward(lockstep.weights, lockstep.buffers, torch.stack([images[:8], images[:8]]))
     assert not torch.allclose(logits[0], logits[1])
+
+
+def test_half_precision_on_a_cpu_is_not_stacked_which_would_drop_it() -> None:
+    assert "fp32" in vectorized.obstacle(tiny_setup(replicas=LOCKSTEP, precision="bf16"))
+    assert vectorized.obstacle(tiny_setup(replicas=LOCKSTEP)) == ""
