@@ -20,8 +20,7 @@ from sparsekit.config import yaml_file, yaml_values
 from sparsekit.config.messages import GROUPED
 from sparsekit.config.options import FitConfig, option_types
 from sparsekit.config.plugin_yaml import ONE_VALUE, WANDB_KEY, flat, text
-from sparsekit.plugins.registry import GROUPS, discover
-from sparsekit.plugins.signatures import options_of
+from sparsekit.plugins.registry import GROUPS
 
 _WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's words, and YAML's
 
@@ -49,7 +48,7 @@ def plain(argv: Sequence[str], types: Mapping[str, Any]) -> list[str]:
             found += [argument] if values is None else plain(as_flags(values), types)
             continue
         if not equals and (not rest or rest[0].startswith("--")):
-            found.append(f"{flag}=true" if _is_switch(flag[2:]) else flag)
+            found.append(f"{flag}=true" if yaml_values.takes_switch(_FIT, flag[2:]) else flag)
             continue
         if not equals and flag not in _HELP:
             value, equals = rest.pop(0), " "
@@ -122,15 +121,5 @@ def _text(value: object) -> str:
 
 # --- what may stand without a value -------------------------------------------------------------------
 
+_FIT = option_types(FitConfig)
 _HELP = {f"--{kind}.help" for kind in GROUPS}
-
-
-_SWITCHES = frozenset(name for name, kind in option_types(FitConfig).items() if kind is bool)
-
-
-def _is_switch(name: str) -> bool:
-    kind, _, option = name.partition(".")
-    if kind not in GROUPS:
-        return name in _SWITCHES
-    own = [options_of(plugin).get(option) for plugin in discover().plugins if plugin.kind == kind and option]
-    return any(found is not None and found.annotation == "bool" for found in own)

@@ -89,6 +89,11 @@ def takes_whole(types: Mapping[str, Any], name: str) -> bool:
     return any(kind is int or kind in ("int", "int | None") or int in get_args(kind) for kind in _types(types, name))
 
 
+def takes_switch(types: Mapping[str, Any], name: str) -> bool:
+    """Whether an option is true or false, and may stand without a value."""
+    return any(kind in (bool, "bool") for kind in _types(types, name))
+
+
 def _check_number(types: Mapping[str, Any], name: str, value: object) -> None:
     texts = list(map(str, _types(types, name)))
     is_number = any(re.search(r"\b(int|float|bool)\b", text) and "str" not in text for text in texts)

@@ -58,7 +58,7 @@ def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
 
 
 def contents_at_hand(config: DataConfig) -> Contents | None:
-    """What the data set of `--data` holds, where that can be told without torch and without opening an image.
+    """What the data set of `--data` holds, where that can be told without torch and without reading more than a sample.
 
     Raises:
         UserError: the folder of images is there, but its layout is not clear.

@@ -106,7 +106,7 @@ class FolderData(MadeImages):
 
     @classmethod
     def load(cls, config: DataConfig, device: torch.device, channels_last: bool) -> FolderData:
-        """List and split the images in `--data.root`, without opening any.
+        """List and split the images in `--data.root`, opening a few of them at most.
 
         The held-out images are the same in every run: they depend on `--data.held_out`, not on `--seed`.
 

@@ -73,7 +73,7 @@ class Listing:
 
 
 def list_images(config: DataConfig) -> Listing:
-    """List the images in `--data.root`, without opening any.
+    """List the images in `--data.root`, opening a few of them at most.
 
     The label of an image is the name of the folder right below its split's; with `--data.labels path` its whole path.
 

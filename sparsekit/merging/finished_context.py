@@ -16,7 +16,7 @@ from sparsekit.api import Candidate, MergeStep, Score
 from sparsekit.errors import UserError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import read_tensors
-from sparsekit.models.card import class_names, normalisation, seen_by
+from sparsekit.models.card import class_names, class_order, normalisation, seen_by
 from sparsekit.models.fill import classifiers, inside
 from sparsekit.models.saved import Lazy, SavedModel
 from sparsekit.models.state import State
@@ -165,10 +165,10 @@ def in_one_order(sources: Sequence[SavedModel], model: nn.Module | None) -> tupl
                 f"{source.path} names {order} than {first.path}: class {at} is {other}, not {one}; give models of the "
                 "same classes in the same order"
             )
-        order_of = [names.index(name) for name in reference]
+        moved, mapped = class_order(source, reference, str(first.path))
         card = {**source.card, "label_names": list(reference)}
-        found.append(replace(source, rows=dict.fromkeys(rows, order_of), card=card))
-        notes.append(f"{source.path} has the classes of {first.path} in another order; they are matched by name")
+        found.append(replace(source, rows=dict.fromkeys(rows, moved) if moved else {}, card=card))
+        notes += mapped
     return found, notes
 
 
