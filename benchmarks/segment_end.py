@@ -28,7 +28,7 @@ from sparsekit.merging import diagnostics
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.merging.merge import merge
 from sparsekit.methods.gmp import GMP
-from sparsekit.models.state import State, cpu_state_dict, effective
+from sparsekit.models.state import State, cpu_state_dict, in_use
 from sparsekit.planning.plan import make_stages
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
@@ -88,7 +88,7 @@ def end(setup: Setup, parent: State, replicas: list[State], stages: list[Stage],
         phases.run("checkpoints", partial(progress.save, store, at, {}))
     merged, _ = phases.run("merge", lambda: merge(setup, parent, at.candidates, stages[0]))
     phases.run("distances", lambda: diagnostics.geometry(at.candidates, parent, names))
-    phases.run("empty layers", lambda: masks.empty(effective(setup.method, merged).weights))
+    phases.run("empty layers", lambda: masks.empty(in_use(setup.method, merged).weights))
     at = replace(at, segment=1, parent=merged, candidates=())
     phases.run("checkpoints", lambda: progress.save(store, at, {}))
     pruned, _ = phases.run(

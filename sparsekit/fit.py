@@ -18,7 +18,7 @@ from sparsekit.config.sweep_values import check_agent
 from sparsekit.config.wandb_limits import check_environment
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
-from sparsekit.executors import choose_executor, torchrun
+from sparsekit.executors import choose_executor, executor_name, torchrun
 from sparsekit.files import write_json, write_yaml
 from sparsekit.models import device
 from sparsekit.planning.plan import summarize, table_rows
@@ -65,11 +65,13 @@ class Start:
         at: The run's progress.
         metrics: Size of metrics.jsonl in bytes at that progress.
         seconds: Wall time of earlier calls.
+        executor: Name of the executor of the call that wrote the checkpoint; empty if it does not say.
     """
 
     at: RunProgress
     metrics: int = 0
     seconds: float = 0.0
+    executor: str = ""
 
 
 @device.enough_memory(
@@ -179,6 +181,11 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
         executor, why = choose_executor(setup)
     if why:
         display.note(why)
+    if start.executor not in ("", trained := executor_name(executor)):
+        display.warn(
+            f"its replicas were trained {start.executor} before, and {trained} now: weights will differ in rounding, "
+            "and dropout draws other numbers"
+        )
     leader = torchrun.Leader(launch.ranks, executor)
     alone = launch.ranks.size == 1
     if setup.device.type == "cpu" and (slow := device.crowded_threads()):
@@ -193,7 +200,9 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     with Tracker(out, config.wandb, options, out.name, warn=display.warn, offset=start.metrics, rank=rank) as tracker:
         context = RunContext(
             setup, tracker, display, checkpoints, executor if alone else leader, signals, config.checkpoint.minutes,
-            header=lambda: {"metrics": tracker.offset, "seconds": seconds(), "threads": torch.get_num_threads()},
+            header=lambda: {
+                "metrics": tracker.offset, "seconds": seconds(), "threads": torch.get_num_threads(), "executor": trained
+            },
         )  # fmt: skip
         try:
             with signals.reraise_if_swallowed():
@@ -209,9 +218,12 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
                 tracker.model((out / "model", out / "masks.safetensors"), summary_metadata(done), config.model.name)
                 summary = done
         except Stopped:
+            checkpoints.wait()
             summary["status"] = "stopped"
             raise
         finally:
+            with suppress(OSError, SafetensorError):  # nothing may be written any longer once the lock is released
+                checkpoints.wait()
             summary["wall_seconds"] = seconds()
             with suppress(OSError):  # if the disk is full, report the first error
                 write_json(out / "summary.json", summary)
@@ -254,7 +266,7 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
     display.note(f"{out}: resuming in segment {at.segment + 1} of {len(setup.plan)}")
     if setup.device.type == "cpu" and (differs := device.changed_threads(body.get("threads"))):
         display.warn(differs)
-    return Start(at, body["metrics"], float(body["seconds"]))
+    return Start(at, body["metrics"], float(body["seconds"]), str(body.get("executor", "")))
 
 
 def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:

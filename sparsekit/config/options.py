@@ -229,7 +229,8 @@ class FitConfig:
         label_smoothing: Label smoothing of the training loss, from 0 to below 1.
         channels_last: Keep images and convolutions in channels-last memory order.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss. tf32, on CUDA devices
+            alone, rounds the factors of products to 10 bits.
         compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
@@ -252,7 +253,7 @@ class FitConfig:
     label_smoothing: float = 0.0
     channels_last: bool = True
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     compile: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
@@ -339,7 +340,7 @@ class EvaluateConfig:
         dense: Run or model to compare with: the share of test images on which both predict the same class.
         seed: Seed of the corruptions.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` is bf16 on CUDA devices that have it, else fp32.
+        precision: `auto` is bf16 on CUDA devices that have it, else fp32; tf32 as in training.
         channels_last: Keep images and convolutions in channels-last memory order.
         out: JSON file of the result; also `-o`. A run's default: RUN/evaluation.json.
     """
@@ -352,13 +353,16 @@ class EvaluateConfig:
     dense: str | None = None
     seed: int = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     out: str | None = None
 
 
-FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers"}
-"""Options and groups that cannot change the result; a resumed run may give other values for them."""
+FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers", "replicas.executor"}
+"""Options and groups that a resumed run may give other values for.
+
+They do not change the result; another executor changes its rounding, and the random numbers of dropout.
+"""
 
 
 def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
 from sparsekit.evaluation.scores import measure_model, predict_logits
 from sparsekit.models.card import recommended, seen_by
 from sparsekit.models.create import load_model
-from sparsekit.models.device import autocast, choose_device, choose_dtype, enough_memory, lacks_memory
+from sparsekit.models.device import autocast, choose_device, enough_memory, lacks_memory, use_precision
 from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
 
@@ -68,7 +68,7 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
         UserError: model and data do not fit, or an option is bad.
     """
     device = choose_device(config.device)
-    dtype = choose_dtype(config.precision, device)
+    dtype = use_precision(config.precision, device)
     data = load(config.data, device, config.channels_last)
     report = report or (lambda line: None)
     evaluator, seen = _evaluator(source, config, data, device, dtype, report)

@@ -30,3 +30,8 @@ def choose_executor(setup: Setup) -> tuple[Executor, str]:
     if reason := stacked.obstacle(setup):
         return sequential.train_replicas, f"replicas one after another: they cannot be stacked, {reason}"
     return stacked.train_replicas, "" if option == "vectorized" else "replicas stacked: small enough for one device"
+
+
+def executor_name(executor: Executor) -> str:
+    """How an executor trains the replicas of a segment, for the user."""
+    return "stacked" if executor is stacked.train_replicas else "one after another"

@@ -12,6 +12,7 @@ from sparsekit.errors import ReadError
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State
 from sparsekit.planning.replicas import Replica
+from sparsekit.pruning import masks
 from sparsekit.run.context import RunContext
 from sparsekit.run.progress import RunProgress
 from sparsekit.training.replica import NonFinite, Progress, Training, train
@@ -25,7 +26,7 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
     """Train replicas of one segment; those that stay finite become candidates. Commits a checkpoint after each."""
     for replica in replicas:
         at = finish_replica(context, stage, replica, train_replica(context, stage, replica, at), at)
-        context.keep(at)
+        context.keep_beside(at)
         context.signals.stop()
     return at
 
@@ -65,7 +66,7 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
 def finish_replica(
     context: RunContext, stage: Stage, replica: Replica, trained: tuple[State, Score] | None, at: RunProgress
 ) -> RunProgress:
-    """Mark a replica as finished; write a trained one to its file as a candidate.
+    """Mark a replica as finished; a trained one becomes a candidate, whose file is written beside what follows.
 
     Candidates of the last merge are also scored on the test split, for the summary only: no merge sees that score.
     """
@@ -79,7 +80,8 @@ def finish_replica(
         tested = setup.score(state, "test")
         values |= {"test.accuracy": tested.accuracy, "test.loss": tested.loss}
     path = context.checkpoints.new(f"segment-{stage.index:03}-{replica.index}")
-    candidate = FileCandidate.write(path, replica.index, state, score, tested)
+    candidate = FileCandidate(path, replica.index, score, masks.digest(state.masks), tested)
+    context.checkpoints.beside(partial(candidate.save, state))
     step = at.step + setup.plan[stage.index].steps
     context.tracker.log("candidate", values, step=step, segment=stage.index, replica=replica.index)
     return replace(at, candidates=(*at.candidates, candidate))

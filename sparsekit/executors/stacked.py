@@ -23,7 +23,7 @@ from sparsekit.executors import sequential
 from sparsekit.models.device import lacks_memory
 from sparsekit.planning.replicas import Replica
 from sparsekit.run.context import RunContext
-from sparsekit.run.progress import RunProgress
+from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.seeds import derive
 from sparsekit.training.replica import NonFinite, Training
 from sparsekit.training.setup import Setup
@@ -174,6 +174,8 @@ def obstacle(setup: Setup) -> str:
     batches = {_batch(setup, replica) for segment in setup.plan for replica in segment.replicas}
     # each team stacks its own share
     most = max(-(-len(segment.replicas) // setup.team.count) for segment in setup.plan)
+    if most < 2:
+        return ""  # each is trained alone
     if len(batches) > 1:
         return f"as their batches differ in size ({min(batches)} and {max(batches)} images)"
     state = torch.get_rng_state()
@@ -189,15 +191,18 @@ def obstacle(setup: Setup) -> str:
 
 
 def _try(setup: Setup, count: int, batch: int) -> None:
-    """Run a batch of copies of two images through `count` stacked replicas, forward and backward."""
+    """Take one training step of `count` stacked replicas on copies of two images."""
+    segment = max(setup.plan, key=lambda each: len(each.replicas))
+    parent, schedule = first_progress(setup).parent, setup.method.learning_rate(segment.stage)
     lockstep = Lockstep(setup, count)
-    for model in lockstep.models:
-        model.train()
-    two = next(iter(setup.data.evaluation_batches("held_out")))[0][:2]
-    images = two.repeat(-(-batch // 2), 1, 1, 1)[:batch]
-    with setup.autocast():
-        logits = lockstep.forward(lockstep.weights, lockstep.buffers, torch.stack([images] * count))
-    logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+    trainings = [
+        Training(setup, parent, segment.stage, replica, schedule, model=model)
+        for replica, model in zip(segment.replicas, lockstep.models, strict=False)
+    ]
+    two, classes = next(iter(setup.data.evaluation_batches("held_out")))
+    images = two[:2].repeat(-(-batch // 2), 1, 1, 1)[:batch]
+    labels = classes[:2].repeat(-(-batch // 2))[:batch]
+    lockstep.step(trainings, [images] * count, [labels] * count)
 
 
 def _batch(setup: Setup, replica: Replica) -> int:

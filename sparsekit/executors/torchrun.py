@@ -54,6 +54,7 @@ class Leader:
         shares = [
             [r.index for r, key in zip(replicas, keys, strict=True) if key % team.count == i] for i in range(team.count)
         ]
+        context.checkpoints.wait()
         at = replace(at, ordered=context.checkpoints.number + 1)
         manifest = context.keep(at)
         order = {"manifest": manifest, "shares": shares, "mask": masks.digest(at.parent.masks)}

@@ -19,6 +19,7 @@ from sparsekit.export import onnx_file, semi_structured, sparse, speed, timm_dir
 from sparsekit.export.formats import Format, Loaded
 from sparsekit.export.model import ExportModel, load_export_model
 from sparsekit.files import expanded
+from sparsekit.models.device import enough_memory
 from sparsekit.models.saved import SavedModel
 
 FORMATS: Mapping[str, Format] = {
@@ -48,6 +49,7 @@ class Comparison:
     disagree: int
 
 
+@enough_memory("end other programs that use the device, or lower --data.image_size")
 def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) -> list[tuple[str, str]]:
     """Export a model to `--out`, read it back, and compare it with the original.
 

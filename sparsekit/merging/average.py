@@ -13,11 +13,16 @@ from sparsekit.errors import RunError
 from sparsekit.models.reparametrized import is_number
 
 
-def average(candidates: Sequence[Candidate], coefficients: Sequence[float], names: Sequence[str]) -> Tensors:
-    """The weighted mean of each named tensor, one tensor in memory at a time.
+def average(
+    candidates: Sequence[Candidate],
+    coefficients: Sequence[float],
+    names: Sequence[str],
+    device: torch.device | None = None,
+) -> Tensors:
+    """The weighted mean of each named tensor on the CPU, one tensor in memory at a time.
 
-    Sums in float64, in the candidates' order; of complex numbers both parts. Integer tensors are not averaged: they
-    come from the first candidate with a coefficient other than 0.
+    Sums in float64 on the device (the CPU without one), in the candidates' order; of complex numbers both parts.
+    Integer tensors are not averaged: they come from the first candidate with a coefficient other than 0.
 
     Raises:
         RunError: the coefficients do not match the candidates, are not finite, or do not sum up to 1.
@@ -27,7 +32,7 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
             f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1"
         )
     used = [(c, weight) for c, weight in zip(candidates, coefficients, strict=True) if weight]
-    scratch = torch.empty(2, 0, dtype=torch.float64)
+    scratch = torch.empty(2, 0, dtype=torch.float64, device=device)
     averaged = {}
     for name in names:
         first = used[0][0].read(name)
@@ -39,12 +44,12 @@ def average(candidates: Sequence[Candidate], coefficients: Sequence[float], name
         # The same two buffers for every tensor: temporaries allocated between the results would fragment the heap, and
         # memory would grow with the number of candidates.
         if scratch.shape[1] < first.numel():
-            scratch = torch.empty(2, first.numel(), dtype=torch.float64)
+            scratch = torch.empty(2, first.numel(), dtype=torch.float64, device=device)
         total, addend = scratch[:, : first.numel()].view(2, *first.shape)
-        total.copy_(first).mul_(used[0][1])
+        total.copy_(first.to(total.device)).mul_(used[0][1])
         for candidate, weight in used[1:]:
-            total += addend.copy_(parts(candidate.read(name))).mul_(weight)
-        mean = total.to(first.dtype, copy=True)
+            total += addend.copy_(parts(candidate.read(name)).to(total.device)).mul_(weight)
+        mean = total.to(first.dtype, copy=True).cpu()
         averaged[name] = mean if parts is _as_it_is else torch.view_as_complex(mean)
     return averaged
 

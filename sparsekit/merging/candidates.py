@@ -44,8 +44,13 @@ class FileCandidate(Candidate):
     @classmethod
     def write(cls, path: Path, index: int, state: State, score: Score, tested: Score | None = None) -> FileCandidate:
         """Save a trained replica to `path`, and return it as a candidate."""
-        save_tensors(path, state.named() | {OPTIMIZER + name: t for name, t in state.optimizer.items()})
-        return cls(path, index, score, masks.digest(state.masks), tested)
+        candidate = cls(path, index, score, masks.digest(state.masks), tested)
+        candidate.save(state)
+        return candidate
+
+    def save(self, state: State) -> None:
+        """Write the replica's tensors and its optimizer's state to the candidate's file."""
+        save_tensors(self.path, state.named() | {OPTIMIZER + name: t for name, t in state.optimizer.items()})
 
     def names(self) -> Sequence[str]:
         return [name for name in self._all_names() if not name.startswith(OPTIMIZER)]

@@ -24,6 +24,8 @@ from sparsekit.training.setup import Setup
 
 SMALL = 4_000_000
 """Values of a tensor, over all candidates, that may be in memory at once."""
+_BLOCK = 1 << 14
+"""Values of each vector that are multiplied at once on a CPU."""
 MOST = 12
 """Pairs are measured among at most this many candidates, as their number grows with the square."""
 
@@ -71,7 +73,7 @@ def of_merge(
         if all(candidate.tested for candidate in candidates):
             score = ensemble(setup, merged, candidates, "test")
             row |= {"ensemble.test_accuracy": score.accuracy, "ensemble.test_loss": score.loss}
-        row |= geometry(candidates, parent, names)
+        row |= geometry(candidates, parent, names, setup.device)
     return row
 
 
@@ -100,40 +102,46 @@ def _probabilities(setup: Setup, images: Tensor) -> Tensor:
     return predict_logits(setup.model, images, setup.autocast()).double().softmax(1)
 
 
-def geometry(candidates: Sequence[FileCandidate], parent: State, names: Sequence[str]) -> dict[str, Any]:
-    """Distances, angles, turns and barycentre distances over the named parameters, computed in float64.
+def geometry(
+    candidates: Sequence[FileCandidate], parent: State, names: Sequence[str], device: torch.device | None = None
+) -> dict[str, Any]:
+    """Distances, angles, turns and barycentre distances over the named parameters, computed in float64 on the device.
 
     Args:
         candidates: Two or more candidates.
         parent: The model that they started from.
         names: The parameters to measure.
+        device: Where to compute; the CPU without one.
 
     Returns:
         The entries `distance.*`, `angle.*`, `turn.*` and `barycentre*` of the `merge` row.
     """
     count = len(candidates)
     chosen = [i * count // MOST for i in range(MOST)] if count > MOST else list(range(count))  # evenly spread
-    # rows: the first candidate, its change since the parent, and the others' differences from it, which are 0 to the
-    # bit where two candidates are one
-    gram = torch.zeros(len(chosen) + 1, len(chosen) + 1, dtype=torch.float64)
+    # rows: the first candidate's change since the parent, the first candidate, and the others' differences from it,
+    # which are 0 to the bit where two candidates are one
+    gram = torch.zeros(len(chosen) + 1, len(chosen) + 1, dtype=torch.float64, device=device)
     centre = [0.0] * count
     for name in names:
         start = parent.tensors[name]
         for rows in _blocks(start, len(chosen) + 1):
             own = [_read(candidates[i], name, rows) for i in chosen]
-            vectors = torch.stack([own[0], own[0] - _part(start, rows), *(w - own[0] for w in own[1:])])
-            gram.addmm_(vectors, vectors.T)
-            del own, vectors
+            for vectors in _in_float64([_part(start, rows), *own], gram.device):
+                vectors[0].sub_(vectors[1]).neg_()
+                vectors[2:] -= vectors[1]
+                gram += _products(vectors)
+            del own
             if count > MOST:
-                mean = _read(candidates[0], name, rows)
+                mean = _read(candidates[0], name, rows).double()
                 for candidate in candidates[1:]:
                     mean += _read(candidate, name, rows)
                 mean /= count
                 for i, candidate in enumerate(candidates):
                     centre[i] += float((_read(candidate, name, rows) - mean).square().sum())
+    gram = gram.cpu()
     between = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)  # products of differences from the first
     between[1:, 1:] = gram[2:, 2:]
-    weights, changes = (_shifted(between, gram, row) for row in (0, 1))
+    weights, changes = (_shifted(between, gram, row) for row in (1, 0))
     apart = between.diag()[:, None] + between.diag() - 2.0 * between
     if count <= MOST:
         mean = between.mean(0)
@@ -159,12 +167,28 @@ def _blocks(tensor: Tensor, copies: int) -> Iterator[slice | None]:
 
 
 def _read(candidate: FileCandidate, name: str, rows: slice | None) -> Tensor:
-    """Rows of a candidate's tensor as a float64 vector."""
-    return (candidate.read(name) if rows is None else candidate.read_rows(name, rows)).double().flatten()
+    """Rows of a candidate's tensor as a vector."""
+    return (candidate.read(name) if rows is None else candidate.read_rows(name, rows)).flatten()
 
 
 def _part(tensor: Tensor, rows: slice | None) -> Tensor:
-    return (tensor if rows is None else tensor[rows]).double().flatten()
+    return (tensor if rows is None else tensor[rows]).flatten()
+
+
+def _in_float64(vectors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The vectors as rows in float64 on the device, a block at a time; on a CPU a block fits its cache."""
+    block = min(_BLOCK, len(vectors[0])) if device.type == "cpu" else len(vectors[0])
+    memory = torch.empty(len(vectors), block, dtype=torch.float64, device=device)
+    for parts in zip(*(torch.split(vector, max(block, 1)) for vector in vectors), strict=True):
+        rows = memory[:, : len(parts[0])]
+        for row, part in zip(rows, parts, strict=True):
+            row.copy_(part)
+        yield rows
+
+
+def _products(rows: Tensor) -> Tensor:
+    """The dot products of all pairs of rows; on a CPU by numpy, which uses that they are symmetric."""
+    return torch.from_numpy(rows.numpy() @ rows.numpy().T) if rows.is_cpu else rows @ rows.T
 
 
 def _shifted(between: Tensor, gram: Tensor, row: int) -> Tensor:

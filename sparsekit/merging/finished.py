@@ -34,7 +34,7 @@ from sparsekit.models import create
 from sparsekit.models.card import made_as
 from sparsekit.models.device import enough_memory
 from sparsekit.models.fill import check_fit, fit_names
-from sparsekit.models.saved import SavedModel, architecture, open_saved_model, sizes
+from sparsekit.models.saved import Lazy, SavedModel, architecture, open_saved_model, sizes
 from sparsekit.models.state import State
 from sparsekit.models.state_dict import without_wrappers
 from sparsekit.plugins.registry import name_of
@@ -81,7 +81,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     context = FinishedMergeContext(setup, overlap.union, name, parent)
     candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
     soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
-    check_soup(type(config.merge).__name__, soup, candidates)
+    check_soup(type(config.merge).__name__, soup, candidates, Lazy(sources[0]))
     used = [source for index, source in enumerate(sources) if index in soup.ingredients]
     check_normalisation([*used, parent] if parent else used)
     described = next((source for source in used if source.card), known[0] if known else None)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import FileCandidate, read_tensors
-from sparsekit.models.reparametrized import is_number
-from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights
+from sparsekit.models.reparametrized import all_finite
+from sparsekit.models.state import OPTIMIZER, State, has_dense_weights, in_use, masked
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
 from sparsekit.training import probes
@@ -46,7 +47,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
     after = replace(parent, progress=stage.end / stage.budget.epochs, optimizer={})
     names = candidates[0].names()
     step = MergeStep(
-        average=lambda some, coefficients: average(some, coefficients, names),
+        average=lambda some, coefficients: average(some, coefficients, names, setup.device),
         score=score,
         loss=partial(probes.held_out_loss, setup, after),
         fisher=lambda candidate, images=256: probes.fisher(setup, after.renamed(read_tensors(candidate)), images),
@@ -54,40 +55,46 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
         generator=torch.Generator().manual_seed(derive(setup.config.seed, "merge", stage.index)),
     )
     soup = setup.config.merge.merge(candidates, step)
-    check_soup(type(setup.config.merge).__name__, soup, candidates)
+    check_soup(type(setup.config.merge).__name__, soup, candidates, parent.named())
     merged = after.renamed(soup.tensors)
     if not has_dense_weights(setup.method):
-        merged = merged.with_weights({name: w * merged.masks[name] for name, w in merged.weights.items()})
+        merged = merged.with_weights({name: masked(w, merged.masks[name]) for name, w in merged.weights.items()})
     if len(soup.ingredients) > 1:
         merged = setup.recalibrated(merged)
     if soup.coefficients is not None:
-        stored = average(candidates, soup.coefficients, candidates[0].optimizer_names())
+        stored = average(candidates, soup.coefficients, candidates[0].optimizer_names(), setup.device)
         merged = replace(merged, optimizer={name.removeprefix(OPTIMIZER): t for name, t in stored.items()})
-    masks.check(effective(setup.method, merged).tensors, merged.masks, f"soup of segment {stage.index + 1}")
+    masks.check(in_use(setup.method, merged).tensors, merged.masks, f"soup of segment {stage.index + 1}")
     return merged, soup
 
 
-def check_soup(name: str, soup: Soup, candidates: Sequence[Candidate]) -> None:
+def check_soup(name: str, soup: Soup, candidates: Sequence[Candidate], like: Mapping[str, Tensor]) -> None:
     """Raise RunError unless a merge strategy returned a valid soup.
 
     A valid soup has the candidates' tensors, with their shapes and types, all finite, and at least one ingredient.
+
+    Args:
+        name: The strategy.
+        soup: What it returned.
+        candidates: The candidates.
+        like: A model with tensors like the candidates', by the names that merges see.
     """
     if not isinstance(soup, Soup):
         raise RunError(f"merge {name}: merge() must return a Soup, got {type(soup).__name__}")
     if unknown := set(soup.ingredients) - {candidate.index for candidate in candidates}:
         raise RunError(f"merge {name}: the soup names replica {min(unknown)}, which is not a candidate")
-    expected = sorted(candidates[0].names())
+    expected = sorted(like)
     if sorted(soup.tensors) != expected:
         wrong = sorted(set(soup.tensors) ^ set(expected))
         raise RunError(f"merge {name}: the soup must have the candidates' tensors; {wrong[0]!r} is missing or too many")
     for key, tensor in soup.tensors.items():
-        reference = candidates[0].read(key)
+        reference = like[key]
         if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
             raise RunError(
                 f"merge {name}: {key} has shape {tuple(tensor.shape)} and {tensor.dtype}, the candidates' "
                 f"{tuple(reference.shape)} and {reference.dtype}"
             )
-        if is_number(tensor) and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise RunError(f"merge {name}: {key} of the soup is not finite")
     if not soup.ingredients:
         raise RunError(f"merge {name}: the soup names no ingredient")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
-from sparsekit.models.reparametrized import is_number
+from sparsekit.models.reparametrized import all_finite, is_number
 from sparsekit.models.saved import SavedModel
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
@@ -130,7 +130,7 @@ def _check(
         raise UserError(f"{where} has shape {tuple(tensor.shape)}, in {first.path} {tuple(shape)}")
     if tensor.dtype != dtype:
         raise UserError(f"{where} is {tensor.dtype}, in {first.path} {dtype}; convert one of them")
-    if is_number(tensor) and not bool(torch.isfinite(tensor).all()):
+    if not all_finite(tensor):
         raise UserError(f"{where} is not finite; leave this model out")
 
 

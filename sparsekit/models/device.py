@@ -44,11 +44,25 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that autocast computes in for `--precision` on a device; float32 means no autocast."""
+def use_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Set up `--precision` on a device: the type that autocast computes in; float32 means no autocast.
+
+    On CUDA devices float32 products are TF32 with `tf32` alone, in convolutions and matrix products alike (torch's own
+    choice is TF32 in convolutions only). cuDNN's kernels are not chosen by timing them (`benchmark`): the choice, and
+    with it the rounding, would change from run to run.
+
+    Raises:
+        UserError: the device has no TF32.
+    """
+    if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UserError(f"--precision tf32: {device} has no TF32, which NVIDIA GPUs from Ampere on have; give fp32")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = False
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from sparsekit._types import Tensors
 from sparsekit.display.text import listed
 from sparsekit.errors import UserError
-from sparsekit.models.reparametrized import Readers, is_number
+from sparsekit.models.reparametrized import Readers, all_finite, is_number
 from sparsekit.models.saved import SavedModel
 from sparsekit.models.state_dict import StateDict
 
@@ -81,7 +81,7 @@ def fill(model: nn.Module, source: SavedModel, new_heads: Sequence[str] = ()) ->
     for name, tensor in model.state_dict().items():
         if not inside(name, new_heads):
             found = source.read(name)
-            if is_number(found) and not bool(torch.isfinite(found).all()):
+            if not all_finite(found):
                 raise UserError(f"{source.where}: {name} is not finite")
             tensor.copy_(found)
 

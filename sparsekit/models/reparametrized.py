@@ -78,6 +78,11 @@ def is_number(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether none of a tensor's real or complex numbers is infinite or NaN; a finite sum says so in one pass."""
+    return not is_number(tensor) or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def _pairs(found: Readers) -> Iterator[tuple[str, str, str, Callable[[Reader, Reader], Tensor]]]:
     """Pairs of tensors that stand for a third: its name, theirs, and what computes it."""
     for name in found:

@@ -15,7 +15,7 @@ from sparsekit.api import PruningMethod, PruningStep, Stage
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import MasksConfig
 from sparsekit.errors import RunError
-from sparsekit.models.state import State, effective, has_dense_weights, pruned_optimizer_state
+from sparsekit.models.state import State, effective, has_dense_weights, masked, pruned_optimizer_state
 from sparsekit.pruning import allocation, masks
 from sparsekit.seeds import derive
 
@@ -71,9 +71,9 @@ def prune(
     else:
         after, squares = {}, []
         for name, weight in parent.weights.items():
-            # numpy uses huge pages and torch does not, which halves the time for a large model
-            with np.errstate(invalid="ignore"):  # a pruned infinite weight becomes NaN; masks.check below reports it
-                after[name] = torch.from_numpy(np.multiply(weight.numpy(), chosen[name].numpy()))
+            after[name] = masked(
+                weight, chosen[name]
+            )  # a pruned infinite weight becomes NaN, which masks.check reports
             squares.append(_squares(weight, after[name]))
         pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")

@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, checksummed, without pickle; the last two are kept.
 
-A checkpoint is a manifest, `000012.json`, that names its safetensors files with their SHA-256. The manifest's first
-line is the SHA-256 of the rest. It is written last, so an interrupted checkpoint does not exist.
+A checkpoint is a manifest, `000012.json`, that names its safetensors files with their XXH128, which finds damage and
+takes a thirtieth of SHA-256's time. The manifest's first line is the SHA-256 of the rest. It is written last, so an
+interrupted checkpoint does not exist.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import xxhash
 
 from sparsekit._types import Tensors
 from sparsekit.errors import RunError
@@ -22,16 +27,19 @@ T = TypeVar("T")
 KEEP = 2
 OTHERS = "rank"
 """Start of the file prefixes of ranks other than the leader."""
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 names files with their SHA-256."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in the checkpoint folder: its name there, its size in bytes and its SHA-256."""
+    """A file in the checkpoint folder: its name there, its size in bytes and its checksum, of one kind or the other."""
 
     name: str
     size: int
-    sha256: str
+    xxh128: str = ""
+    sha256: str = ""
 
 
 class Damaged(Exception):
@@ -58,6 +66,8 @@ class CheckpointStore:
         self._written = time.monotonic()
         self._known: dict[str, StoredFile] = {}
         self._once: dict[str, tuple[object, StoredFile]] = {}
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._unfinished: deque[Future[object]] = deque()
 
     @property
     def age(self) -> float:
@@ -65,6 +75,19 @@ class CheckpointStore:
         return time.monotonic() - self._written
 
     # --- writing
+
+    def beside(self, work: Callable[[], object]) -> None:
+        """Do some writing beside the training, after what was given before; nothing else may be written until `wait`.
+
+        The tensors that are written must not change meanwhile.
+        """
+        self._unfinished.append(self._writer.submit(work))
+
+    def wait(self) -> None:
+        """Wait until everything that was given to `beside` is written; raises the first error of it."""
+        while self._unfinished:
+            self._unfinished[0].exception()  # if a signal ends this wait, the next one waits on
+            self._unfinished.popleft().result()
 
     def store(self, stem: str, tensors: Tensors) -> StoredFile:
         """Write tensors to a new file, flushed to the disk."""
@@ -91,7 +114,7 @@ class CheckpointStore:
     def described(self, path: Path) -> StoredFile:
         """The size and checksum of a file in the folder; the checksum is cached."""
         if path.name not in self._known:
-            self._known[path.name] = StoredFile(path.name, path.stat().st_size, _sha256(path))
+            self._known[path.name] = StoredFile(path.name, path.stat().st_size, _checksum(path, xxhash.xxh128()))
         return self._known[path.name]
 
     def commit(self, body: dict[str, Any], files: dict[str, StoredFile]) -> str:
@@ -160,8 +183,8 @@ class CheckpointStore:
             raise Damaged("its checksum is wrong")
         try:
             body = json.loads(text)
-            if body["format"] != FORMAT:
-                raise Damaged(f"it has format {body['format']!r}, this version reads {FORMAT}")
+            if body["format"] not in READS:
+                raise Damaged(f"it has format {body['format']!r}, this version reads {READS[0]} and {READS[1]}")
             files = {key: StoredFile(**entry) for key, entry in body["files"].items()}
             for file in files.values():
                 self._verify(file)
@@ -175,7 +198,9 @@ class CheckpointStore:
         path = self.path(file)
         if not path.is_file():
             raise Damaged(f"{file.name} is missing")
-        if path.stat().st_size != file.size or _sha256(path) != file.sha256:
+        expected = file.xxh128 or file.sha256
+        found = _checksum(path, xxhash.xxh128() if file.xxh128 else hashlib.sha256())
+        if path.stat().st_size != file.size or found != expected:
             raise Damaged(f"the checksum of {file.name} is wrong")
         self._known[file.name] = file
 
@@ -207,9 +232,10 @@ class CheckpointStore:
                 self._known.pop(path.name, None)
 
 
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+def _checksum(path: Path, state: Any) -> str:
+    """The hexadecimal checksum of a file, by an object as hashlib makes them."""
+    block = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            state.update(memoryview(block)[:size])
+    return str(state.hexdigest())

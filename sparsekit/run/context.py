@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sparsekit.api import Stage
 from sparsekit.display.live import Display
@@ -46,7 +47,12 @@ class RunContext:
 
     def keep(self, at: RunProgress) -> str:
         """Commit a checkpoint, and return its manifest's name."""
+        self.checkpoints.wait()
         return progress.save(self.checkpoints, at, self.header())
+
+    def keep_beside(self, at: RunProgress) -> None:
+        """Commit a checkpoint beside what follows; `checkpoints.wait` raises what went wrong."""
+        self.checkpoints.beside(partial(progress.save, self.checkpoints, at, self.header()))
 
     def pause(self, at: Callable[[], RunProgress], done: int = 0) -> None:
         """Between two optimizer steps, commit a checkpoint if one is due or a signal came, and stop for a signal.

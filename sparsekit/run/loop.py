@@ -9,7 +9,7 @@ from sparsekit.api import Score
 from sparsekit.errors import RunError
 from sparsekit.merging import diagnostics
 from sparsekit.merging.merge import merge
-from sparsekit.models.state import State, effective
+from sparsekit.models.state import State, in_use
 from sparsekit.planning.plan import PlannedSegment
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
@@ -34,20 +34,23 @@ class Result:
 
 
 def run(context: RunContext, at: RunProgress) -> Result:
-    """Prune, train and merge, segment by segment, from `at` to the end of the plan."""
+    """Prune, train and merge, segment by segment, from `at` to the end of the plan.
+
+    A merged parent is committed once it is pruned, so that it is stored once.
+    """
     for segment in context.setup.plan[at.segment :]:
         segment, at = prune_parent(context, segment, at)
         if segment.replicas:
             at = train_replicas(context, segment, at)
             at = merge_candidates(context, segment, at)
         at = evaluate(context, segment, at)
-        context.keep(at)
+    context.keep(at)
     assert at.test is not None
-    return Result(effective(context.setup.method, at.parent), at.test, at.tested)
+    return Result(in_use(context.setup.method, at.parent), at.test, at.tested)
 
 
 def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) -> tuple[PlannedSegment, RunProgress]:
-    """Prune the parent and log it, unless the progress comes from a checkpoint that was written after the pruning."""
+    """Prune the parent, log and commit it, unless the progress comes from a checkpoint that was written after that."""
     config, stage = context.setup.config, segment.stage
     if at.change is None:
         gradients = partial(probes.gradients, context.setup, at.parent, stage)
@@ -61,6 +64,7 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
             "layers": {name: masks.sparsity({name: mask}) for name, mask in parent.masks.items()},
         }
         context.tracker.log("segment", values, step=at.step, segment=stage.index)
+        context.keep_beside(at)
     sparsity = masks.sparsity(at.parent.masks)
     context.display.emptied(masks.empty(at.parent.masks), sparsity)
     context.display.start_segment(stage.index, len(stage.plan), sparsity, len(segment.replicas))
@@ -76,6 +80,7 @@ def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress
     remaining = [replica for replica in segment.replicas if replica.index not in at.finished]
     if remaining:
         at = context.executor(context, segment.stage, remaining, at)
+        context.checkpoints.wait()
     if not at.candidates:
         raise RunError(
             f"segment {segment.stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set "
@@ -104,7 +109,7 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
     context.display.merged(held_out.accuracy, accuracies, len(soup.ingredients), bool(values.get("soup.lost")))
     tested = tuple(candidate.tested for candidate in candidates if candidate.tested is not None)
     # not by the masks alone: training may leave nothing of the weights that they keep
-    context.display.emptied(masks.empty(effective(setup.method, merged).weights), masks.sparsity(merged.masks))
+    context.display.emptied(masks.empty(in_use(setup.method, merged).weights), masks.sparsity(merged.masks))
     return replace(at, parent=merged, step=step, candidates=(), tested=tested)
 
 

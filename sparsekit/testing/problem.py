@@ -65,7 +65,10 @@ def job(setup: Setup) -> Iterator[RunContext]:
         Tracker(Path(folder), setup.config.wandb, {}, "check", warn=silent.warn) as tracker,
     ):
         checkpoints = CheckpointStore(Path(folder) / "checkpoints")
-        yield RunContext(setup, tracker, silent, checkpoints, choose_executor(setup)[0])
+        try:
+            yield RunContext(setup, tracker, silent, checkpoints, choose_executor(setup)[0])
+        finally:
+            checkpoints.wait()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
-from sparsekit.models.device import choose_device, choose_dtype, lacks_memory
+from sparsekit.models.device import choose_device, lacks_memory, use_precision
 from sparsekit.models.fill import classifiers, fit_names, inside
 from sparsekit.models.saved import SavedModel
 from sparsekit.models.state import cpu_state_dict
@@ -34,6 +34,7 @@ from sparsekit.pruning import allocation, coverage, masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
 from sparsekit.training.ranks import Ranks
+from sparsekit.training.replica import averaged_from
 from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
@@ -55,7 +56,7 @@ def prepare(
     check(config)
     stages = make_stages(config)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.precision, device)
+    dtype = use_precision(config.precision, device)
     if config.compile:
         _try_compile(device)
     source = initial_model(config.model)
@@ -184,6 +185,10 @@ def _try_step(setup: Setup) -> None:
     """Take one training step to check that batch size and optimizer suit the model; the weights are put back."""
     config, o = setup.config, setup.config.optimizer
     fresh = cpu_state_dict(setup.model)
+    # as much memory as a run takes beside: masks, and with a mean of the trajectory that
+    averages = any(averaged_from(setup, segment.stage) is not None for segment in setup.plan)
+    parameters = [setup.model.get_parameter(name) for name in setup.prunable] + averages * [*setup.model.parameters()]
+    beside = [torch.empty_like(parameter) for parameter in parameters]
     optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
     images, labels = next(iter(setup.data.train_batches(0, 1, part=(setup.team.member, setup.team.size))))
     setup.model.train()
@@ -201,6 +206,7 @@ def _try_step(setup: Setup) -> None:
             raise
         reason = first_line(error)
         raise UserError(f"--optimizer.name {o.name} cannot be used here: {reason}; choose another") from error
+    del beside
     setup.model.zero_grad(set_to_none=True)
     setup.model.load_state_dict(fresh)
 

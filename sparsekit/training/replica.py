@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import Schedule, Stage
+from sparsekit.models.reparametrized import all_finite
 from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
 from sparsekit.planning.replicas import Replica
 from sparsekit.seeds import derive
@@ -166,7 +167,7 @@ class Training:
             progress=self.stage.end / self.stage.budget.epochs,
         )
         for name, tensor in state.named().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not all_finite(tensor):
                 raise NonFinite(f"{name} is not finite after {self.steps} steps")
         return state
 

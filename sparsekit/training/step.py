@@ -51,7 +51,9 @@ class MaskedStep:
         self.target, self.weight_decay = parent.target, weight_decay
         self.weights: Tensors = {n: p for n, p in model.named_parameters() if n in parent.masks}
         # masks in the weights' type and memory format, or the fused multiplication is slow
-        self.masks = {name: torch.empty_like(w).copy_(parent.masks[name]) for name, w in self.weights.items()}
+        self.masks = {
+            name: torch.empty_like(w).copy_(parent.masks[name].to(w.device)) for name, w in self.weights.items()
+        }
         self.masked = list(self.weights.values()), list(self.masks.values())
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.dense = has_dense_weights(setup.method)

@@ -72,13 +72,13 @@ class Team:
 
     def agree(self, value: bool) -> bool:
         """The first member's value; it scores the replica and so decides for all."""
-        flag = self._flag(value)
+        flag = torch.tensor(int(value))
         self.broadcast(flag)
         return bool(flag)
 
     def any(self, value: bool) -> bool:
         """Whether the value is true on any member."""
-        flag = self._flag(value)
+        flag = torch.tensor(int(value))
         if self.size > 1:
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         return bool(flag)
@@ -87,10 +87,6 @@ class Team:
         """End the process groups, once all replicas are trained; all members call it, or NCCL waits for them."""
         if self.group is not None:
             dist.destroy_process_group()
-
-    def _flag(self, value: bool) -> Tensor:
-        on_cuda = self.size > 1 and dist.get_backend(self.group) == "nccl"
-        return torch.tensor(int(value), device="cuda" if on_cuda else "cpu")
 
 
 class _Forward(nn.Module):
@@ -148,9 +144,10 @@ def with_process_group(team: Team, ranks: Ranks, device: torch.device) -> Team:
     """
     if team.size == 1:
         return team
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if backend == "nccl":
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"  # flags stay on the CPU, where reading them does not wait for the device
         _check_devices(team, ranks, f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
     dist.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.size)
-    groups = [dist.new_group(list(range(i, i + team.size))) for i in range(0, ranks.size, team.size)]
+    groups = [dist.new_group(list(range(i, i + team.size)), backend=backend) for i in range(0, ranks.size, team.size)]
     return replace(team, group=groups[team.index])

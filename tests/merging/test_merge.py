@@ -64,6 +64,14 @@ def three() -> list[InMemory]:
 FLOATS = ["w", "b", "half"]
 
 
+@pytest.mark.cuda
+def test_a_mean_on_the_device_has_the_same_bits() -> None:
+    candidates, weights = three(), [0.2, 0.5, 0.3]
+    on_cpu = average(candidates, weights, FLOATS)
+    on_cuda = average(candidates, weights, FLOATS, torch.device("cuda"))
+    assert all(torch.equal(on_cpu[name], on_cuda[name]) for name in FLOATS)
+
+
 def test_equal_coefficients_give_the_mean_in_float64() -> None:
     candidates = three()
     mean = average(candidates, [1 / 3] * 3, candidates[0].names())

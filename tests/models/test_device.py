@@ -1,4 +1,4 @@
-"""When a run says that its threads stand in one another's way."""
+"""Threads that stand in one another's way, and precisions that a device has not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from sparsekit.errors import UserError
 from sparsekit.models import device
 
 
@@ -25,6 +26,31 @@ def test_busy_cores_are_told_of_where_nobody_chose_the_threads(
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     expected = "the processor is busy (load 3.3 on 2 cores); OMP_NUM_THREADS=1 may be many times faster"
     assert device.crowded_threads() == (expected if told else "")
+
+
+def test_tf32_is_for_devices_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--precision tf32.*cpu.*fp32"):
+        device.use_precision("tf32", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(UserError, match=r"--precision tf32.*cuda:0.*Ampere"):
+        device.use_precision("tf32", torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_convolutions_and_matrix_products_round_alike_on_cuda(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    try:
+        torch.backends.cudnn.benchmark = True
+        device.use_precision(precision, torch.device("cuda:0"))
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision.replace(
+            "none", "ieee"
+        )
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (precision == "tf32")
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
 
 
 def test_a_run_that_goes_on_with_another_number_of_threads_is_told() -> None:

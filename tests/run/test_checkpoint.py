@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import random
+import threading
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from run_files import newest
 
 from sparsekit.errors import RunError
@@ -53,6 +57,49 @@ def test_the_newest_good_one_is_read_back(tmp_path: Path) -> None:
     assert said == []
     store.commit({"segment": 3}, files)
     assert (tmp_path / "000004.json").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Format 1 named its files with their SHA-256."""
+    filled(tmp_path, 1)
+    body = json.loads((tmp_path / "000001.json").read_bytes().partition(b"\n")[2])
+    file = body["files"]["parent"]
+    assert file.pop("xxh128") == xxhash.xxh128_hexdigest((tmp_path / file["name"]).read_bytes())
+    right = hashlib.sha256((tmp_path / file["name"]).read_bytes()).hexdigest()
+    for checksum in (right, right[::-1]):
+        file["sha256"] = checksum
+        text = json.dumps(body | {"format": 1}).encode()
+        (tmp_path / "000001.json").write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        if checksum == right:
+            found = newest(CheckpointStore(tmp_path), pytest.fail)
+            assert found is not None
+            assert found[0]["segment"] == 0
+        else:
+            with pytest.raises(RunError, match="damaged"):
+                newest(CheckpointStore(tmp_path), lambda text: None)
+
+
+def test_writing_goes_on_beside_in_its_order_until_it_is_waited_for(tmp_path: Path) -> None:
+    store, begun, go, order = CheckpointStore(tmp_path), threading.Event(), threading.Event(), []
+    store.beside(lambda: (begun.set(), go.wait(30), order.append("first")))
+    store.beside(lambda: order.append("second"))
+    assert begun.wait(30)
+    assert order == []  # this thread went on
+    go.set()
+    store.wait()
+    assert order == ["first", "second"]
+
+
+def test_what_went_wrong_beside_is_raised_by_the_wait(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+
+    def full() -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    store.beside(full)
+    with pytest.raises(OSError, match="No space left"):
+        store.wait()
+    store.wait()  # once
 
 
 def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ import pytest
 import torch
 import yaml
 from resuming import QUIET, contents, fit, strike
-from tiny import tiny_config
+from tiny import rows, tiny_config
 
 from sparsekit.cli.main import main
 from sparsekit.config.options import MasksConfig, describe
 from sparsekit.data import ImageData
 from sparsekit.errors import ReadError, UserError
+from sparsekit.executors.stacked import Lockstep
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
@@ -81,6 +82,30 @@ def test_stopped_inside_a_replica_and_resumed_equals_whole(
     assert "--resume" in capsys.readouterr().err
     assert fit(out, *CASES[case], "--resume") == 0
     assert contents(out) == whole(*CASES[case])
+    assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+def test_another_executor_goes_on_with_what_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where replicas that were stacked do not fit into the device's memory any longer."""
+    out, case = tmp_path / "cut", [*CASES["gmp"], "--replicas.executor"]
+    with monkeypatch.context() as patch:
+        taken, step = itertools.count(), Lockstep.step
+
+        def struck(*arguments: Any) -> None:
+            step(*arguments)
+            if next(taken) == 9:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(Lockstep, "step", struck)
+        assert fit(out, *case, "vectorized") == 143
+    begun = len(rows(out, "train"))
+    capsys.readouterr()
+    assert fit(out, *case, "sequential", "--resume") == 0
+    printed = "".join(capsys.readouterr())
+    assert all(part in printed for part in ("stacked before", "one after another now", "rounding"))
+    assert len(rows(out, "train")) > begun
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
