@@ -232,6 +232,8 @@ class FitConfig:
         precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss. tf32, on CUDA devices
             alone, rounds the factors of products to 10 bits.
         compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
+        cuda_graphs: Record training steps as CUDA graphs, where replicas are trained one after another and a recorded
+            step equals a plain one.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
         out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`, under a
@@ -255,6 +257,7 @@ class FitConfig:
     device: str = "auto"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    cuda_graphs: bool = True
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     resume: bool = False
@@ -358,7 +361,7 @@ class EvaluateConfig:
     out: str | None = None
 
 
-FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers", "replicas.executor"}
+FREE = {"out", "resume", "checkpoint", "wandb", "evaluation", "data.workers", "replicas.executor", "cuda_graphs"}
 """Options and groups that a resumed run may give other values for.
 
 They do not change the result; another executor changes its rounding, and the random numbers of dropout.

@@ -45,7 +45,7 @@ class Display:
         self._heading = ""
         self._segment = 0
         self._replicas = 0
-        self._emptied: set[str] = set()
+        self._said: set[str] = set()
         self._start = self._last_line = clock()
 
     def plan(self, rows: Sequence[Mapping[str, Any]], critical_epochs: float, total_epochs: float) -> None:
@@ -128,6 +128,12 @@ class Display:
         """Print a line on standard output."""
         self._line(text)
 
+    def once(self, text: str) -> None:
+        """Print a line on standard output, unless it was printed before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.note(text)
+
     def notes(self, lines: Sequence[str]) -> None:
         """Print lines on standard output, and an empty one after them."""
         for line in (*lines, ""):
@@ -145,8 +151,8 @@ class Display:
 
     def emptied(self, layers: Sequence[str], sparsity: float) -> None:
         """Warn of layers whose weights are all 0 at this sparsity of the model, 0 to 1; of each once."""
-        if new := [name for name in layers if name not in self._emptied]:
-            self._emptied.update(new)
+        if new := [name for name in layers if name not in self._said]:
+            self._said.update(new)
             self.warn(f"{listed(new)}: all weights are 0 at {percent(sparsity, 2)} sparsity; {FLOOR}")
 
     def finish(self, summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> None:

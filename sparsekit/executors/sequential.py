@@ -50,6 +50,8 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         try:
             with context.signals.deferred():
                 state = train(training, partial(report, context, stage, replica, at), pause)
+            if training.graphed and training.graphed.obstacle:
+                context.display.once(f"training steps are not recorded as CUDA graphs, {training.graphed.obstacle}")
             trained = recalibrate_and_score(context.setup, state)
             context.setup.team.agree(True)
             return trained

@@ -15,7 +15,8 @@ from sparsekit.models.reparametrized import all_finite
 from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
 from sparsekit.planning.replicas import Replica
 from sparsekit.seeds import derive
-from sparsekit.training import optimizers
+from sparsekit.training import graph, optimizers
+from sparsekit.training.graph import GraphedStep
 from sparsekit.training.setup import Setup
 from sparsekit.training.step import MaskedStep, TrajectoryMean
 
@@ -87,6 +88,7 @@ class Training:
     ) -> None:
         self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
         self.schedule, self.attempt, self.done = schedule, attempt, 0
+        alone = model is None
         self.model = model = model or setup.team.model(setup.model)
         config = setup.config
         again = ("attempt", attempt) if attempt else ()
@@ -102,6 +104,8 @@ class Training:
         if parent.optimizer and not self.schedule.restarts:
             optimizers.restore(self.optimizer, self.names, parent.optimizer)
         self.take_step = MaskedStep(setup, model, parent, self.extra, self.optimizer, replica.weight_decay)
+        recorded = alone and graph.applies(setup, self.take_step, self.steps)
+        self.graphed = GraphedStep(self.take_step) if recorded else None
         self.average_from = averaged_from(setup, stage)
         averages = self.average_from is not None
         self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()]) if averages else None
@@ -114,14 +118,15 @@ class Training:
         # each member needs its own random numbers, but a snapshot holds the first member's random state only
         if self.setup.team.size > 1:
             torch.manual_seed(derive(self.seed, "member", self.setup.team.member, self.done))
-        self.after(self.take_step(images, labels, self.before()))
+        self.after((self.graphed or self.take_step)(images, labels, self.before()))
 
     def before(self) -> float:
         """Set the learning rate of the next step, and return the fraction of the budget at the middle of that step."""
         middle, stage = (self.done + 0.5) / self.steps, self.stage
         self.lr = self.replica.lr * self.schedule(middle)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+            lr = self.lr * group.get("lr_scale", 1.0)
+            group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
         return (stage.start + middle * stage.segment.epochs) / stage.budget.epochs
 
     def after(self, loss: Tensor) -> None:

@@ -88,7 +88,8 @@ def _names(path: Path) -> list[str]:
 
 def _stub(name: str) -> str:
     counts = [f"nullcuda_{what}++; " for what, which in COUNTED.items() if re.fullmatch(which, name)]
-    return f"int {name}() {{ {''.join(counts)}return 0; }}\n"
+    refusal = "if (nullcuda_capturing) return 900; " if re.fullmatch(COUNTED["waits"], name) else ""
+    return f"int {name}() {{ {''.join(counts)}{refusal}return 0; }}\n"
 
 
 def _run(*command: object) -> str:

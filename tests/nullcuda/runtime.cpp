@@ -9,6 +9,7 @@
 #include "counts.h"
 
 std::atomic<long> nullcuda_launches, nullcuda_waits, nullcuda_pageable;
+std::atomic<void*> nullcuda_capturing;
 
 static long setting(const char* name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
 static const int devices = setting("NULLCUDA_DEVICES", 1);
@@ -68,7 +69,10 @@ cudaError_t cudaHostAlloc(void** p, size_t size, unsigned) { return take(p, size
 cudaError_t cudaFree(void* p) { return drop(p); }
 cudaError_t cudaFreeHost(void* p) { return drop(p); }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* all) { *all = total; return give(free, total - used); }
-cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) { nullcuda_waits++; return copy(to, from, n); }
+cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
+  nullcuda_waits++;
+  return nullcuda_capturing ? cudaErrorStreamCaptureUnsupported : copy(to, from, n);
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind, cudaStream_t) { return copy(to, from, n); }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t n, cudaStream_t) { return copy(to, from, n); }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t t, const void* from, size_t f, size_t n, size_t rows, cudaMemcpyKind, cudaStream_t) {
@@ -137,8 +141,19 @@ cudaError_t cudaStreamCreate(cudaStream_t* s) { return make(s); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return make(s); }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return make(s); }
 cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return give(priority, 0); }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) { return give(s, cudaStreamCaptureStatusNone); }
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* s, unsigned long long*, cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) { return give(s, cudaStreamCaptureStatusNone); }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* s) {
+  return give(s, stream && stream == nullcuda_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone);
+}
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* s, unsigned long long* id, cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
+  if (id) *id = (uintptr_t)stream;
+  return cudaStreamIsCapturing(stream, s);
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) { nullcuda_capturing = stream; return cudaSuccess; }
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) { nullcuda_capturing = nullptr; return make(graph); }
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) { return make(graph); }
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) { return make(graph); }
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) { return give(count, (size_t)1); }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { nullcuda_launches++; return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* e) { return make(e); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return make(e); }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return give(ms, 1.0f); }
@@ -158,6 +173,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** f, unsigned, un
   if (r) *r = cudaDriverEntryPointSuccess;
   return give(f, (void*)nothing);
 }
-const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : "null CUDA"; }
+const char* cudaGetErrorString(cudaError_t e) {
+  if (e == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
+  return e == cudaErrorMemoryAllocation ? "out of memory" : "null CUDA";
+}
 const char* cudaGetErrorName(cudaError_t) { return "null CUDA"; }
 }

@@ -1,0 +1,118 @@
+"""A training step recorded as a CUDA graph: one launch by the host instead of hundreds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsekit.errors import first_line
+from sparsekit.training.setup import Setup
+from sparsekit.training.step import MaskedStep
+
+_PLAIN_STEPS = 3
+"""Steps before the recording, in which torch and its libraries allocate what they keep."""
+_FEWEST = 50
+"""Steps of a segment from which a recording is worth the two steps that it costs."""
+_TOLERANCE = 1e-2
+"""Largest difference of the recorded step from the plain one, as a share of the step."""
+
+
+def applies(setup: Setup, step: MaskedStep, steps: int) -> bool:
+    """Whether a training's steps can be recorded, so that each does the same work on the device alone.
+
+    Hooks of methods take the progress as a number of the host, fp16's scaler decides there whether to step, and of
+    the optimizers only torch's fused ones read the learning rate from the device.
+    """
+    hooks = step.dense or step.penalised or step.changes_gradients
+    fused = type(step.optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) and all(
+        group.get("fused") for group in step.optimizer.param_groups
+    )
+    alone = setup.team.size == 1 and not setup.config.compile and not step.scaler.is_enabled()
+    return (
+        setup.config.cuda_graphs and setup.device.type == "cuda" and alone and fused and not hooks and steps >= _FEWEST
+    )
+
+
+class GraphedStep:
+    """Takes the steps of a `MaskedStep`, soon by replaying a recording of one.
+
+    The recording is used only if it takes its first step as the plain step does, and not where a step draws random
+    numbers on the host, which a recording would freeze. Batches of another shape take plain steps.
+
+    Attributes:
+        obstacle: Why there is no recording; empty while none was tried, and where it is used.
+    """
+
+    def __init__(self, step: MaskedStep) -> None:
+        self.step, self.taken, self.obstacle = step, 0, ""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        for group in step.optimizer.param_groups:  # from the first step on, or a resumed run would round otherwise
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+            group["capturable"] = True
+
+    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        self.taken += 1
+        if self.taken == _PLAIN_STEPS + 1:
+            return self._record(images, labels, progress)
+        if self.graph is None or images.shape != self.images.shape:
+            return self.step(images, labels, progress)
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        return self.loss
+
+    def _record(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Take a plain step, then the same step by a recording, which is kept if both agree."""
+        tensors, host = self._tensors(), _host_random()
+        before, drawn = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(images.device)
+        loss = self.step(images, labels, progress)
+        plain, drawn_after = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(images.device)
+        if host != _host_random():
+            self.obstacle = "as the model draws random numbers on the host"
+            return loss
+        _restore(tensors, before)
+        self.images, self.labels = images.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may call CUDA meanwhile: those that pin memory, for one
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.loss = self.step(self.images, self.labels, progress)
+            torch.cuda.set_rng_state(drawn, images.device)
+            graph.replay()
+            if _agree(tensors, plain, before):
+                self.graph = graph
+                return self.loss
+            self.obstacle = "as a recorded step does not do what a plain one does"
+        except RuntimeError as error:
+            self.obstacle = f"as the model or its loss cannot be recorded: {first_line(error)}"
+        _restore(tensors, plain)
+        torch.cuda.set_rng_state(drawn_after, images.device)
+        return loss
+
+    def _tensors(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        step = self.step
+        state = [t for entry in step.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+        return [t.detach() for t in (*step.model.parameters(), *step.model.buffers(), *step.extra.values(), *state)]
+
+
+def _host_random() -> object:
+    """The state of the random numbers that a model may draw on the host."""
+    return random.getstate(), torch.get_rng_state().tolist()
+
+
+def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _agree(found: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Whether two steps from the same tensors differ by little of what a step changes."""
+    wrong, step = torch.zeros(2, dtype=torch.float64, device=found[0].device)
+    for one, other, start in zip(found, expected, before, strict=True):
+        wrong += (one.double() - other.double()).square().sum()
+        step += (other.double() - start.double()).square().sum()
+    return float(wrong) <= _TOLERANCE**2 * float(step)  # not so where one is NaN

@@ -1,0 +1,147 @@
+"""Recorded steps, with a recorder of this file instead of CUDA's: what is checked is when a recording is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tiny import optimizer, pruned, tiny_setup
+
+from sparsekit.config.options import ModelConfig, OptimizerConfig
+from sparsekit.run.progress import first_progress
+from sparsekit.training import graph
+from sparsekit.training.graph import GraphedStep
+from sparsekit.training.replica import Training
+
+STEPS = 8
+
+
+class Recording:
+    """A graph whose replay takes the step again, as the recorded kernels would."""
+
+    replays = 0
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    def replay(self) -> None:
+        assert self.work is not None
+        Recording.replays += 1
+        self.work()
+
+
+def training(**changes: Any) -> Training:
+    setup = tiny_setup(**{"optimizer": optimizer(), "epochs": 60} | changes)
+    parent, stage = pruned(setup, first_progress(setup).parent, 1)
+    replica, schedule = setup.plan[stage.index].replicas[0], setup.method.learning_rate(stage)
+    return Training(setup, parent, stage, replica, schedule)
+
+
+def take(trained: Training) -> dict[str, torch.Tensor]:
+    for _, (images, labels) in zip(range(STEPS), trained.batches(), strict=False):
+        trained.step(images, labels)
+    return trained.result().tensors | {"loss": trained.loss}
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces CUDA's recorder and random state; `wrong` is added to the weights by each replay."""
+    options: dict[str, Any] = {"wrong": 0.0, "of": None}
+
+    @contextmanager
+    def record(recording: Recording, capture_error_mode: str) -> Iterator[None]:
+        graphed: GraphedStep = options["of"]
+        tensors = graphed._tensors()
+        before, drawn = [tensor.clone() for tensor in tensors], torch.get_rng_state()
+        yield
+        for tensor, value in zip(tensors, before, strict=True):  # a recording computes nothing
+            tensor.copy_(value)
+        torch.set_rng_state(drawn)
+        loss = graphed.loss
+
+        def work() -> None:
+            loss.copy_(graphed.step(graphed.images, graphed.labels, 0.5))
+            for weight in graphed.step.weights.values():
+                weight.data += options["wrong"]
+
+        recording.work = work
+
+    monkeypatch.setattr(Recording, "replays", 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    return options
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_recorded_steps_train_as_plain_ones_do(name: str, recorder: dict[str, Any]) -> None:
+    changes = {"optimizer": OptimizerConfig(name, lr=0.01)}
+    plain = take(training(**changes))
+    recorded = training(**changes)
+    recorded.graphed = recorder["of"] = GraphedStep(recorded.take_step)
+    found = take(recorded)
+    assert Recording.replays == STEPS - graph._PLAIN_STEPS
+    for key in plain:  # a learning rate on the device is rounded to float32
+        torch.testing.assert_close(found[key], plain[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_recording_that_does_something_else_is_not_used(recorder: dict[str, Any]) -> None:
+    plain = take(training())
+    recorded, recorder["wrong"] = training(), 1e-3
+    recorded.graphed = recorder["of"] = GraphedStep(recorded.take_step)
+    found = take(recorded)
+    assert Recording.replays == 1
+    assert "plain one" in recorded.graphed.obstacle
+    assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def test_a_model_that_draws_on_the_host_is_not_recorded(recorder: dict[str, Any]) -> None:
+    """Its dropout on a CPU is such a draw."""
+    model = ModelConfig("resnet18", kwargs={"channels": [4, 4, 8, 8], "layers": [1, 1, 1, 1], "drop_rate": 0.2})
+    plain = take(training(model=model))
+    recorded = training(model=model)
+    recorded.graphed = recorder["of"] = GraphedStep(recorded.take_step)
+    found = take(recorded)
+    assert Recording.replays == 0
+    assert "host" in recorded.graphed.obstacle
+    assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def test_what_cannot_be_recorded_takes_plain_steps(recorder: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, recorded = take(training()), training()
+
+    @contextmanager
+    def refuse(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    recorded.graphed = GraphedStep(recorded.take_step)
+    found = take(recorded)
+    assert "not permitted" in recorded.graphed.obstacle
+    assert "more" not in recorded.graphed.obstacle
+    assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def test_batches_of_another_shape_take_plain_steps(recorder: dict[str, Any]) -> None:
+    plain, recorded = training(), training()
+    recorded.graphed = recorder["of"] = GraphedStep(recorded.take_step)
+    batches = [
+        (images[: 20 if i == 6 else None], labels[: 20 if i == 6 else None])
+        for i, (images, labels) in zip(range(STEPS), plain.batches(), strict=False)
+    ]
+    for images, labels in batches:
+        plain.step(images, labels)
+        recorded.step(images, labels)
+    assert Recording.replays == STEPS - graph._PLAIN_STEPS - 1
+    found, expected = recorded.result().tensors, plain.result().tensors
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_only_steps_that_are_the_devices_alone_are_recorded() -> None:
+    """Not on a CPU, and not where a method, fp16 or the optimizer needs the host."""
+    assert training().graphed is None
