@@ -123,6 +123,7 @@ def test_a_worker_that_is_killed_is_one_line_after_a_checkpoint(images: Path, tm
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_worker_is_raised_by_the_next_read_alone(images: Path) -> None:
     """Not in the middle of an optimizer step, where torch's handler of SIGCHLD would raise it."""
     config = DataConfig("imagefolder", str(images), batch_size=12, image_size=16, workers=1)

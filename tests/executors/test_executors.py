@@ -98,7 +98,7 @@ def test_measuring_batchnorm_again_changes_no_weight() -> None:
     assert not torch.equal(again.tensors["bn1.running_var"], averaged.tensors["bn1.running_var"])
 
 
-FAST = ("dpf", "drawn")  # dense weights behind a mask; all that a method may do to a step
+FAST = ("drawn",)  # all that a method may do to a step
 
 
 @pytest.mark.parametrize(

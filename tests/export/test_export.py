@@ -84,7 +84,10 @@ def all_test_images(data: DataConfig) -> Tensor:
     return torch.cat([images for images, _ in loaded.evaluation_batches("test")]).contiguous()
 
 
-@each_format
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[needs_onnx, pytest.mark.slow] if name == "onnx" else []) for name in CPU_FORMATS],
+)
 def test_an_export_predicts_the_same_on_all_test_digits_and_keeps_every_zero(
     name: str, run: Path, tmp_path: Path, capsys: Capture
 ) -> None:

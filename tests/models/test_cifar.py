@@ -280,6 +280,7 @@ def test_replicas_are_stacked_and_compute_what_each_does_alone(name: str) -> Non
         assert torch.allclose(first[row], each.conv1.weight.grad, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_evaluate_merge_plan_and_export_know_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "cifar_resnet20"
     out = tmp_path / "run"

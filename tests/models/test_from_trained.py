@@ -61,7 +61,10 @@ def test_a_run_starts_with_the_weights_and_the_architecture_of_the_model_it_is_g
     assert (name, kwargs | KWARGS) == ("resnet18", kwargs)
 
 
-@pytest.mark.parametrize("method", [IMP(dense=0.4), OneShot(), GMP()])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(IMP(dense=0.4), marks=pytest.mark.slow), OneShot(), pytest.param(GMP(), marks=pytest.mark.slow)],
+)
 def test_zeros_that_were_there_stay_to_the_end(method: object, sparse_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = fit(tiny_config(method, out=out, model=from_(sparse_run), sparsity=0.8, epochs=2))  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ def fresh_process(out: Path, mode: str, **environment: str) -> str:
 NETRC = "machine {} login user password " + KEY
 
 
-@pytest.mark.parametrize("netrc", [False, True])
+@pytest.mark.parametrize("netrc", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_unreachable_server_leaves_an_offline_run_and_one_warning(tmp_path: Path, home: Path, netrc: bool) -> None:
     out = tmp_path / "out"
     out.mkdir()

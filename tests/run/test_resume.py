@@ -60,12 +60,10 @@ CASES = {
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
 }
 INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]
-FAST = [("gmp", 13)]
 
 
-@pytest.mark.parametrize(
-    ("case", "steps"), [pytest.param(*row, marks=[] if row in FAST else pytest.mark.slow) for row in INSIDE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "steps"), INSIDE)
 def test_stopped_inside_a_replica_and_resumed_equals_whole(
     case: str,
     steps: int,
@@ -85,6 +83,7 @@ def test_stopped_inside_a_replica_and_resumed_equals_whole(
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
+@pytest.mark.slow
 def test_another_executor_goes_on_with_what_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,13 +146,9 @@ OUTSIDE = [
 ]
 
 
-OFTEN = ("sparsekit.run.loop.merge",)
-LONG = [pytest.mark.slow, pytest.mark.faults]
-
-
-@pytest.mark.parametrize(
-    ("where", "calls"), [pytest.param(*row, marks=[] if row[0] in OFTEN else LONG, id=row[0]) for row in OUTSIDE]
-)
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize(("where", "calls"), [pytest.param(*row, id=row[0]) for row in OUTSIDE])
 def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
     where: str,
     calls: int,

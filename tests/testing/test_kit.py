@@ -58,6 +58,7 @@ def test_the_error_has_the_requirement_and_the_finding_of_every_broken_rule() ->
     assert isinstance(caught.value, AssertionError)
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_plugin_is_the_cause() -> None:
     with pytest.raises(ContractError, match="ZeroDivisionError") as caught:
         check_merge(merge(coefficients=by_zeros))

@@ -34,7 +34,7 @@ def test_a_message_waits_for_who_asks_and_the_asker_for_the_message() -> None:
     assert leader.ask("late") is None
 
 
-@pytest.mark.parametrize("asker", [0, 1])
+@pytest.mark.parametrize("asker", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_silent_rank_is_lost_and_one_that_beats_is_not(asker: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(ranks, "_LOST_SECONDS", 1.0)

@@ -305,7 +305,7 @@ def test_extra_tensors_are_trained_a_copy_in_each_replica() -> None:
 # --- precision --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [OnePrune, DPF])
+@pytest.mark.parametrize("method", [pytest.param(OnePrune, marks=pytest.mark.slow), DPF])
 def test_bf16_on_the_cpu_keeps_masks_exact(method: type[PruningMethod]) -> None:
     data = DataConfig(image_size=32)  # torch's bf16 gradient of a strided convolution of one pixel is garbage on CPUs
     setup, exact = setup_for_sgd(method(), data=data, precision="bf16"), setup_for_sgd(method(), data=data)
