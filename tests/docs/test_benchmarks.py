@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_the_cuda_benchmark_says_in_one_line_that_there_is_no_device() -> None:
     assert done.returncode == load("run").NO_CUDA
     assert len(done.stderr.strip().splitlines()) == 1
     assert "no CUDA device" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(name: str) -> None:
+    load(name)
+
+
+@pytest.mark.slow
+def test_steps_are_timed_with_masks_and_without() -> None:
+    step = load("step")
+    runs = step.step_runs(step.DataConfig(), 2, time.perf_counter) | step.loop_runs(step.DataConfig(), 2)
+    assert all(run() > 0.0 for run in runs.values())
 
 
 @pytest.mark.slow
