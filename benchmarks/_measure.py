@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
+Figure = TypeVar("Figure")
 NO_CUDA = 3
 """How gpu.py ends where there is no device."""
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -42,12 +45,13 @@ class Ratio:
 
 @dataclass
 class Section:
-    """What one benchmark has to tell: a table, and what to know about it."""
+    """What one benchmark has to tell: a table, what to know about it, and numbers behind the table, for JSON alone."""
 
     title: str
     header: list[str]
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    facts: list[dict[str, object]] = field(default_factory=list)
 
     def add(self, *cells: object) -> None:
         """Add a row, and show it: a benchmark may take long."""
@@ -72,14 +76,21 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
-def alternate(runs: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run in each round; the order turns round from round to round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def alternate(
+    runs: Mapping[str, Callable[[], Figure]], rounds: int, warmup: int = 1, until: float = inf
+) -> dict[str, list[Figure]]:
+    """What each run returns in each round, its seconds mostly; the order turns round from round to round.
+
+    No round but the first begins after `until`, in seconds of the monotonic clock.
+    """
+    times: dict[str, list[Figure]] = {name: [] for name in runs}
     for number in range(-warmup, rounds):
+        if number > 0 and time.monotonic() > until:
+            break
         for name in list(runs)[:: 1 if number % 2 else -1]:
-            seconds = runs[name]()
+            figure = runs[name]()
             if number >= 0:
-                times[name].append(seconds)
+                times[name].append(figure)
     return times
 
 

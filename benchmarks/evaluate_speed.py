@@ -21,7 +21,7 @@ from sparsekit.data import ImageData
 from sparsekit.data.images import Normaliser
 from sparsekit.evaluation.corruptions import KINDS, SEVERITIES, Corruption
 from sparsekit.evaluation.evaluate import Evaluator
-from sparsekit.models.device import autocast, choose_device, choose_dtype
+from sparsekit.models.device import autocast, choose_device, use_precision
 
 SIDE = 32
 
@@ -52,7 +52,7 @@ def measure(quick: bool = False) -> Section:
     """A row a kind of corruption, all five severities of it, and one for the whole suite."""
     device = choose_device("auto")
     images, rounds = (200, 2) if quick else (10_000 if device.type == "cuda" else 1_000, 5)
-    context = autocast(device, choose_dtype("auto", device))
+    context = autocast(device, use_precision("auto", device))
     source = data(images, device)
     model = timm.create_model("resnet18", num_classes=10).to(device).to(memory_format=torch.channels_last).eval()
     bench = Evaluator(model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, 10)

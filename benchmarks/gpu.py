@@ -1,157 +1,148 @@
-"""The CUDA part, in one command within ten minutes: masks on ResNet-50, replicas side by side, a pruning step.
+"""CUDA within twelve minutes, one part after another, each in a process of its own and within its own time.
 
-    python benchmarks/gpu.py [--quick]
+    python benchmarks/gpu.py --json gpu.json [--data DIR] [--quick] [--PART SECONDS ...]
 
-Ends with 3 and one line where there is no CUDA device. Batches are random and already on the device: what is measured
-is the step, not the input.
+Ends with 3 and one line where there is no CUDA device. A part that fails, or whose time is over, is told in one line,
+and the next one begins; the JSON file is written after each figure, so that nothing measured is lost. The last part
+gets what the others left.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-import timm
-import torch
-import torch.nn.functional as F
-from _measure import FASHION_MNIST, NO_CUDA, Section, alternate, main, milliseconds, ratio, sparsekit, timed
-from torch import nn
-from torch.nn.utils import prune as torch_prune
+from _measure import FASHION_MNIST, NO_CUDA, Section, environment, machine
 
-from sparsekit.api import Budget, Segment, Stage
-from sparsekit.config.options import MasksConfig
-from sparsekit.methods.gmp import GMP
-from sparsekit.models.state import State, cpu_state_dict
-from sparsekit.pruning import masks, prune
-
-
-def steps(model: nn.Module, batch: int, size: int, masked: bool, count: int) -> Callable[[], float]:
-    """Seconds a step, over `count` of them, in bf16; with masks as our step holds them, or bare."""
-    model = model.cuda().to(memory_format=torch.channels_last).train()
-    images = torch.randn(batch, 3, size, size, device="cuda").contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,), device="cuda")
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    weights = [model.get_parameter(name) for name in masks.prunable_names(model)] if masked else []
-    kept = [(torch.rand_like(weight) < 0.1).to(weight.dtype) for weight in weights]
-
-    def run() -> float:
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(count):
-            with torch.autocast("cuda", torch.bfloat16):
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            with torch.no_grad():
-                if weights:
-                    torch._foreach_mul_([weight.grad for weight in weights], kept)
-                optimizer.step()
-                if weights:
-                    torch._foreach_mul_(weights, kept)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - began) / count
-
-    return run
+BUDGETS = {  # seconds of each part, which is the file gpu_PART.py
+    "right": 60,
+    "step": 90,
+    "replicas": 150,
+    "segment": 60,
+    "compile": 90,
+    "fashion": 200,
+}
+HEADER = ["part", "what", "sparsekit", "against", "", "ratio [95 % interval]", "rounds"]
+PATIENCE = 5.0
+"""Seconds before its end in which a part is to come to one, and after it in which it can clear up."""
+UNMEASURED = (
+    "Not measured: several devices, NCCL, image folders, 2:4 units, memory. Steps, replicas and compiled steps train "
+    "on random images that are on the device already."
+)
 
 
-def prune_runs() -> dict[str, Callable[[], float]]:
-    """A global pruning step of a model on the device: ours with the copies to the host and back, and torch's."""
-    model = timm.create_model("resnet50").cuda()
-    names = masks.prunable_names(model)
-    stage = Stage(Budget(1.0, 0.9), (Segment(0.9, 1.0),), 0)
+def main() -> None:
+    """The command line; with --part a part's own process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny problems: does every part get through?")
+    parser.add_argument("--json", type=Path, help="write the section and all numbers, after each figure")
+    parser.add_argument("--data", default=FASHION_MNIST, help="folder of Fashion-MNIST")
+    for name, seconds in BUDGETS.items():
+        parser.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help="0 leaves the part out")
+    parser.add_argument("--part", choices=BUDGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        from _gpu import Part
 
-    dense = cpu_state_dict(model)
+        importlib.import_module(f"gpu_{options.part}").measure(Part(options.until, options.quick, options.data))
+        return
+    import torch
 
-    def ours() -> float:
-        model.load_state_dict(dense)
-        torch.cuda.synchronize()
-
-        def work() -> None:
-            tensors = cpu_state_dict(model)
-            state = State(tensors, masks.full({name: tensors[name] for name in names}))
-            pruned, _ = prune.prune(GMP(), state, stage, MasksConfig(), 0)
-            model.load_state_dict(tensors | pruned.weights)
-            torch.cuda.synchronize()
-
-        return timed(work)()
-
-    def theirs() -> float:
-        other = timm.create_model("resnet50").cuda()
-        layers = [(other.get_submodule(name.rpartition(".")[0]), "weight") for name in names]
-        torch.cuda.synchronize()
-
-        def work() -> None:
-            torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=0.9)
-            torch.cuda.synchronize()
-
-        return timed(work)()
-
-    return {"ours": ours, "torch": theirs}
-
-
-def fit_seconds(replicas: int, executor: str | None, epochs: int) -> float | str:
-    """The wall time of a run of ResNet-20's size on Fashion-MNIST, or why there is none.
-
-    timm's stem makes 32×32 maps of 128 pixels, as large as CIFAR's: from there on the blocks are ResNet-20's nine.
-    """
-    model = ["--model.name", "resnet18", "--model.kwargs", "{layers: [3, 3, 2, 1], channels: [16, 32, 64, 64]}"]
-    data = ["--data.name", "fashion_mnist", "--data.root", FASHION_MNIST, "--data.image_size", "128"]
-    chosen = ["--replicas.executor", executor] if executor else []
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        options = ["--replicas.count", str(replicas), "--replicas.start", "0.0", "--epochs", str(epochs), *chosen]
-        common = ["--data.batch_size", "128", "--device", "cuda", "--wandb.mode", "disabled", "--out", str(out)]
-        _, trouble = sparsekit("fit", *model, *data, *options, *common)
-        if trouble:
-            return trouble
-        return float(json.loads((out / "summary.json").read_text())["wall_seconds"])
-
-
-def replica_cost(section: Section, rounds: int) -> None:
-    """Three replicas side by side against one, of two further epochs each, so that loading cancels out."""
-    many, one = [], []
-    for _ in range(rounds):
-        for times, replicas, executor in ((many, 3, "vectorized"), (one, 1, None)):
-            short, long = (fit_seconds(replicas, executor, epochs) for epochs in (1, 3))
-            if isinstance(short, str) or isinstance(long, str):
-                section.add("three replicas", f"did not run: {short if isinstance(short, str) else long}"[:160])
-                return
-            times.append(long - short)
-    what = "three replicas of a CIFAR-size ResNet-20, batch 128, vectorized"
-    section.add(what, milliseconds(many), "one replica", milliseconds(one), ratio(many, one), rounds)
-
-
-def measure(quick: bool = False) -> Section:
-    """Masked against bare steps, replicas side by side, and a pruning step."""
-    section = Section("CUDA", ["what", "sparsekit", "against", "", "ratio [95 % interval]", "rounds"])
-    properties = torch.cuda.get_device_properties(0)
-    section.notes.append(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}.")
-    rounds, batch = (5, 64) if quick else (25, 128)
-    runs = {
-        name: steps(timm.create_model("resnet50", num_classes=10), batch, 224, name == "masked", 10)
-        for name in ("masked", "bare")
-    }
-    times = alternate(runs, rounds, warmup=2)
-    share = f"{ratio(times['bare'], times['masked'])} of its images/s"
-    what = f"step, ResNet-50 at 224 pixels, bf16, batch {batch}"
-    section.add(what, milliseconds(times["masked"]), "bare step", milliseconds(times["bare"]), share, rounds)
-    del runs
-    torch.cuda.empty_cache()
-    times = alternate(prune_runs(), 3 if quick else 7)
-    faster = f"{ratio(times['torch'], times['ours'])} times faster"
-    cells = milliseconds(times["ours"]), "global_unstructured", milliseconds(times["torch"])
-    section.add("pruning step, ResNet-50, copies to the host and back included", *cells, faster, len(times["ours"]))
-    replica_cost(section, 1 if quick else 3)
-    return section
-
-
-if __name__ == "__main__":
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py: no CUDA device is to be had here; nothing was measured", file=sys.stderr)
         raise SystemExit(NO_CUDA)
-    main(measure, __doc__)
+    properties = torch.cuda.get_device_properties(0)
+    device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}."
+    section = Section("CUDA", HEADER, notes=[device, UNMEASURED])
+    print(f"{machine()}\n{device}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not before a part's process is ended
+    measure(section, {name: getattr(options, name) for name in BUDGETS}, options)
+    print("\n" + section.markdown())
+
+
+def measure(section: Section, budgets: dict[str, float], options: argparse.Namespace) -> None:
+    """Every part in turn."""
+    end = time.monotonic() + sum(budgets.values())
+    for name, seconds in budgets.items():
+        if not seconds:
+            add(section, options.json, name, ["all", "left out"], {})
+            continue
+        began = time.monotonic()
+        print(f"\n=== {name}", flush=True)
+        last = name == list(budgets)[-1]
+        reason = run(name, max(seconds, end - began) if last else seconds, section, options)
+        if reason:
+            add(section, options.json, name, ["all", reason], {})
+        section.facts.append({"part": name, "seconds": time.monotonic() - began, "reason": reason})
+        write(section, options.json)
+
+
+def run(name: str, seconds: float, section: Section, options: argparse.Namespace) -> str:
+    """Run a part in a process of its own and add what it tells; why it did not come to its end, or an empty text."""
+    until = time.monotonic() + seconds
+    command = [sys.executable, sys.argv[0], "--part", name, "--until", str(until - min(PATIENCE, 0.1 * seconds))]
+    command += ["--data", options.data, *(["--quick"] if options.quick else [])]
+    over = threading.Event()
+
+    def stop() -> None:
+        over.set()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # at which torchrun ends its ranks
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            os.killpg(process.pid, signal.SIGKILL)
+
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(), start_new_session=True
+        )
+        timer = threading.Timer(seconds, stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('{"row"'):
+                    fact = json.loads(line)
+                    add(section, options.json, name, fact["row"], fact["numbers"])
+            code = process.wait()
+        finally:
+            timer.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it left running
+        errors.seek(0)
+        said = [line.strip() for line in errors if line.strip()]
+    if over.is_set():
+        return f"its {seconds:.0f} s were over; the rest was not measured"
+    return f"ended with {code}: {said[-1] if said else 'nothing was said'}"[:200] if code else ""
+
+
+def add(section: Section, path: Path | None, part: str, row: list[str], numbers: dict[str, object]) -> None:
+    """Add a row and its numbers, and write both."""
+    cells = [part, *row]
+    section.add(*cells, *[""] * (len(HEADER) - len(cells)))
+    section.facts.append({"part": part, "what": row[0], "found": row[1:], **numbers})
+    write(section, path)
+
+
+def write(section: Section, path: Path | None) -> None:
+    """Write the section, whole or not at all."""
+    if path:
+        beside = path.with_name(f".{path.name}")
+        beside.write_text(json.dumps(asdict(section)))
+        beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

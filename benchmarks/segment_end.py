@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,28 +56,31 @@ def states(model: torch.nn.Module, buffers: tuple[str, ...]) -> tuple[State, lis
     return parent, replicas
 
 
-class Phases:
-    """Processor seconds of named phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """The result of some work, whose time is added to a phase."""
-        before = _processor()
-        result = work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + _processor() - before
-        return result
-
-
-def _processor() -> float:
+def processor() -> float:
+    """Processor seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-def end(setup: Setup, parent: State, replicas: list[State], stages: list[Stage], folder: Path) -> dict[str, float]:
-    """Processor seconds of each phase of the first segment's end."""
-    phases, store, score = Phases(), CheckpointStore(folder), Score(0.9, 0.1)
+class Phases:
+    """Seconds of named phases by a clock."""
+
+    def __init__(self, clock: Callable[[], float] = processor) -> None:
+        self.clock, self.seconds = clock, dict[str, float]()
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result of some work, whose time is added to a phase."""
+        before = self.clock()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - before
+        return result
+
+
+def end(
+    setup: Setup, parent: State, replicas: list[State], stages: Sequence[Stage], folder: Path, phases: Phases
+) -> State:
+    """Each phase of the first segment's end; returns the next segment's parent."""
+    store, score = CheckpointStore(folder), Score(0.9, 0.1)
     at, names = progress.RunProgress(0, 0, parent), [name for name, _ in setup.model.named_parameters()]
     for index, state in enumerate(replicas):
         path = store.new(f"segment-000-{index}")
@@ -95,7 +98,7 @@ def end(setup: Setup, parent: State, replicas: list[State], stages: list[Stage],
         "pruning", lambda: prune(setup.method, merged, stages[-1], setup.config.masks, 0, lambda: {})
     )
     phases.run("mask digest", lambda: masks.digest(pruned.masks))
-    return phases.seconds
+    return pruned
 
 
 def measure(quick: bool = False) -> Section:
@@ -109,7 +112,9 @@ def measure(quick: bool = False) -> Section:
         rounds = []
         for _ in range(1 if quick else 3):
             with tempfile.TemporaryDirectory() as folder:
-                rounds.append(end(setup, parent, replicas, make_stages(config), Path(folder)))
+                phases = Phases()
+                end(setup, parent, replicas, make_stages(config), Path(folder), phases)
+                rounds.append(phases.seconds)
         for phase in rounds[0]:
             section.add(name, phase, f"{median(each[phase] for each in rounds):.2f} s")
         section.add(name, "all", f"{median(sum(each.values()) for each in rounds):.2f} s")

@@ -27,30 +27,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _measure import FASHION_MNIST, Section, alternate, main, milliseconds, ratio
+from _training import SPARSITY, Once, trainings
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sparsekit.api import Budget, PruningMethod, Segment
 from sparsekit.config.options import DataConfig, FitConfig, ReplicasConfig, WandbConfig
 from sparsekit.merges.none import NoMerge
-from sparsekit.planning.replicas import replicas_of
-from sparsekit.pruning import masks, prune
-from sparsekit.run.progress import first_progress
+from sparsekit.pruning import masks
 from sparsekit.training.prepare import prepare
 from sparsekit.training.replica import Training, train
 from sparsekit.training.setup import Setup
-
-SPARSITY = 0.9
-
-
-class Once(PruningMethod):
-    """Prune at the start, then train."""
-
-    def plan(self, budget: Budget) -> tuple[Segment, ...]:
-        return (Segment(budget.sparsity, budget.epochs),)
 
 
 def setup_for(data: DataConfig, epochs: int = 1, mlp: bool = False) -> Setup:
@@ -80,10 +69,7 @@ def lenet() -> nn.Sequential:
 
 def ours(setup: Setup, steps: int) -> Training:
     """A replica about to be trained for so many steps, its masks in place."""
-    setup = replace(setup, steps=(steps,))
-    stage = setup.plan[0].stage
-    parent, stage = prune.prune(setup.method, first_progress(setup).parent, stage, setup.config.masks, 0)
-    return Training(setup, parent, stage, replicas_of(setup.config, stage)[0], setup.method.learning_rate(stage))
+    return trainings(setup, steps)[0]
 
 
 class Bare:

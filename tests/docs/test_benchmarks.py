@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
+import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -76,6 +80,70 @@ def test_the_cuda_benchmark_says_in_one_line_that_there_is_no_device() -> None:
     assert done.returncode == load("run").NO_CUDA
     assert len(done.stderr.strip().splitlines()) == 1
     assert "no CUDA device" in done.stderr
+
+
+PART = """
+import json, os, sys, time
+part = sys.argv[sys.argv.index("--part") + 1]
+facts = len(json.load(open(os.environ["WRITTEN"]))["facts"]) if part == "last" else 0
+print(json.dumps({"row": ["a figure"], "numbers": {"before": facts}}), flush=True)
+if part == "fails":
+    raise ValueError("no such unit")
+time.sleep(60 if part == "endless" else 0)
+"""
+
+
+def test_no_part_of_the_cuda_benchmark_keeps_another_from_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, script, written = load("gpu"), tmp_path / "part.py", tmp_path / "gpu.json"
+    script.write_text(PART)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("WRITTEN", str(written))
+    began = time.monotonic()
+    budgets = {"fails": 60.0, "endless": 1.0, "none": 0.0, "last": 0.1}
+    gpu.measure(gpu.Section("CUDA", gpu.HEADER), budgets, Namespace(json=written, data="", quick=True))
+    assert time.monotonic() - began < 30.0
+    section = load("run").Section(**json.loads(written.read_text()))
+    ends = {fact["part"]: fact["reason"] for fact in section.facts if "reason" in fact}
+    assert ends["fails"] == "ended with 1: ValueError: no such unit"
+    assert ends["endless"] == "its 1 s were over; the rest was not measured"
+    assert ends["last"] == ""  # it got what the others left of their time
+    figures = {fact["part"]: fact["before"] for fact in section.facts if fact.get("what") == "a figure"}
+    assert figures == {"fails": 0, "endless": 0, "last": len(section.facts) - 2}  # all before it were in the file
+    assert ["none", "all", "left out"] in [row[:3] for row in section.rows]
+    assert section.markdown().count("| a figure |") == 3
+
+
+def test_what_is_carried_to_a_gpu_is_what_torch_and_timm_do_not_bring(tmp_path: Path) -> None:
+    needs = [
+        "torch>=2.11",
+        "PyYAML",
+        "wandb>=0.31",
+        "jsonargparse[signatures]<5,>=4.53",
+        "xxhash",
+        "onnx; extra == 'export'",
+    ]
+    with zipfile.ZipFile(tmp_path / "some-1.whl", "w") as wheel:
+        wheel.writestr("some-1.dist-info/METADATA", "".join(f"Requires-Dist: {line}\n" for line in needs))
+    carry = load("carry")
+    assert carry.requirements(tmp_path / "some-1.whl") == ["jsonargparse[signatures]<5,>=4.53", "xxhash"]
+    with pytest.raises(SystemExit, match="not made by this script"):
+        carry.carry(tmp_path, "3.12", tmp_path)
+    assert (tmp_path / "some-1.whl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(name: str) -> None:
+    load(name)
+
+
+@pytest.mark.slow
+def test_steps_are_timed_with_masks_and_without() -> None:
+    step = load("step")
+    runs = step.step_runs(step.DataConfig(), 2, time.perf_counter) | step.loop_runs(step.DataConfig(), 2)
+    assert all(run() > 0.0 for run in runs.values())
 
 
 @pytest.mark.slow
