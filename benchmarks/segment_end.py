@@ -79,9 +79,13 @@ class Phases:
 def end(
     setup: Setup, parent: State, replicas: list[State], stages: Sequence[Stage], folder: Path, phases: Phases
 ) -> State:
-    """Each phase of the first segment's end; returns the next segment's parent."""
+    """Each phase of the first segment's end; returns the next segment's parent.
+
+    A run writes candidates and checkpoints beside its training, but for the last candidate.
+    """
     store, score = CheckpointStore(folder), Score(0.9, 0.1)
     at, names = progress.RunProgress(0, 0, parent), [name for name, _ in setup.model.named_parameters()]
+    progress.save(store, at, {})  # at the end of the segment before
     for index, state in enumerate(replicas):
         path = store.new(f"segment-000-{index}")
         candidate = phases.run(
@@ -90,14 +94,14 @@ def end(
         at = replace(at, candidates=(*at.candidates, candidate))
         phases.run("checkpoints", partial(progress.save, store, at, {}))
     merged, _ = phases.run("merge", lambda: merge(setup, parent, at.candidates, stages[0]))
-    phases.run("distances", lambda: diagnostics.geometry(at.candidates, parent, names))
+    phases.run("distances", lambda: diagnostics.geometry(at.candidates, parent, names, setup.device))
     phases.run("empty layers", lambda: masks.empty(in_use(setup.method, merged).weights))
-    at = replace(at, segment=1, parent=merged, candidates=())
-    phases.run("checkpoints", lambda: progress.save(store, at, {}))
     pruned, _ = phases.run(
         "pruning", lambda: prune(setup.method, merged, stages[-1], setup.config.masks, 0, lambda: {})
     )
     phases.run("mask digest", lambda: masks.digest(pruned.masks))
+    at = replace(at, segment=1, parent=pruned, candidates=())
+    phases.run("checkpoints", lambda: progress.save(store, at, {}))
     return pruned
 
 
