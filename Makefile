@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow docs-test faults fuzz bench studies-digits studies-fashion lint types format clean
+.PHONY: help install fit test slow docs-test faults fuzz bench gpu-bundle studies-digits studies-fashion lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ fuzz: $(STAMP) ## the property tests on thousands of new examples
 
 bench: $(STAMP) ## every benchmark, into docs/benchmarks.md; ARGS=--quick takes some minutes
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+gpu-bundle: $(STAMP) ## dist/gpu, to be carried to a machine with a GPU and no network; benchmarks/README.md says more
+	$(BIN)/python benchmarks/carry.py $(ARGS)
 
 studies-digits: $(STAMP) ## train the studies on digits (some hours on two cores; they resume), and write docs/results/ from them
 	$(BIN)/python benchmarks/studies.py $(ARGS)

@@ -58,7 +58,10 @@ def run(name: str, quick: bool, before: str = "") -> tuple[str, bool]:
         if name == "gpu" and code == NO_CUDA:
             if "| --- |" in before:
                 return before, True
-            note = "CUDA is not measured yet: no device was at hand. `python benchmarks/gpu.py` does it in one command."
+            note = (
+                "CUDA is not measured yet: no device was at hand. `python benchmarks/gpu.py` does it within twelve "
+                "minutes; `benchmarks/README.md` says what it measures, and what a machine without a network needs."
+            )
             return Section("CUDA", [], notes=[note]).markdown(), True
         if code:
             return Section(name, [], notes=[f"`benchmarks/{name}.py` ended with {code}."]).markdown(), False
