@@ -43,6 +43,7 @@ def setup_of(
     config = FitConfig(
         Once(), Uniform(), SPARSITY, 10, ReplicasConfig(replicas, start=0.0, batchnorm="average"), model,
         DataConfig(batch_size=batch, image_size=pixels), OptimizerConfig(lr=0.01), device="cuda", precision=precision,
+        cuda_graphs=False,
     )  # fmt: skip
     config = replace(config, **changes)
     splits = {

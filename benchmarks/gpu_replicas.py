@@ -5,9 +5,11 @@ Batches are drawn and augmented as in a run. Ranks are held against rank 0 alone
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -56,7 +58,13 @@ def stacked(setup: Setup) -> Step:
     return step
 
 
-WAYS: dict[str, tuple[Callable[[Setup], Step], int]] = {"stacked": (stacked, REPLICAS)}
+def recorded(setup: Setup) -> Step:
+    """A step of one replica as a CUDA graph."""
+    network = copy.deepcopy(setup.model)
+    return alone(replace(setup, model=network, config=replace(setup.config, cuda_graphs=True)))
+
+
+WAYS: dict[str, tuple[Callable[[Setup], Step], int]] = {"stacked": (stacked, REPLICAS), "graphs": (recorded, 1)}
 """What is held against one after another in one process: how its step is made, and how many replicas' step it is."""
 
 

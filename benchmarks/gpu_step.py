@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -87,17 +89,20 @@ def measure(part: Part) -> None:
         (model, pixels), precision = case
         setup = setup_of(model, 16 if part.quick else BATCH, pixels, precision, 1)
         other = copy.deepcopy(setup.model)
-        (masked,) = trainings(setup, LONG)
+        graphs = replace(setup, model=copy.deepcopy(other), config=replace(setup.config, cuda_graphs=True))
+        (masked,), (recorded,) = trainings(setup, LONG), trainings(graphs, LONG)
         images, labels = next(masked.batches())
         runs = {"masked": Timed(lambda: masked.step(images, labels)), "bare": Timed(bare(setup, other, images, labels))}
+        if recorded.graphed:
+            runs["recorded"] = Timed(lambda: recorded.step(images, labels))
         found = alternate(runs, 2 if part.quick else 60, 2, until)
-        for measured in MEASURES:
-            masked_times, bare_times = ([each[measured] for each in found[kind]] for kind in ("masked", "bare"))
-            compared = ratio(masked_times, bare_times)
+        for kind, measured in product([name for name in runs if name != "bare"], MEASURES):
+            ours, bare_times = ([each[measured] for each in found[each_kind]] for each_kind in (kind, "bare"))
+            compared = ratio(ours, bare_times)
             tell(
-                f"masked step, {what}, batch {setup.config.data.batch_size}: {measured}", milliseconds(masked_times),
+                f"{kind} step, {what}, batch {setup.config.data.batch_size}: {measured}", milliseconds(ours),
                 "bare step", milliseconds(bare_times), f"{compared} of its time", compared.pairs,
-                masked=masked_times, bare=bare_times,
+                ours=ours, bare=bare_times,
             )  # fmt: skip
 
     part.each(cases, one)

@@ -88,7 +88,7 @@ class Training:
     ) -> None:
         self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
         self.schedule, self.attempt, self.done = schedule, attempt, 0
-        alone = model is None
+        alone = model is None or model is setup.model
         self.model = model = model or setup.team.model(setup.model)
         config = setup.config
         again = ("attempt", attempt) if attempt else ()
