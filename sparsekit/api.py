@@ -249,7 +249,10 @@ class PruningMethod(ABC):
         and the finished model holds the effective weights. Called at every step, and without gradients before a model
         is scored or saved; it must depend on `step` alone.
         """
-        return {name: weight * step.masks[name] for name, weight in step.weights.items()}
+        import torch
+
+        masks = [step.masks[name] for name in step.weights]
+        return dict(zip(step.weights, torch._foreach_mul(list(step.weights.values()), masks), strict=True))
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         """A differentiable 0-dim tensor added to the training loss, before loss scaling; by default none."""

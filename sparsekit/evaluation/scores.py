@@ -24,17 +24,19 @@ def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], auto
     """
     model.eval()
     count = 0
-    sums: list[tuple[Tensor, Tensor]] = []
+    hits: list[Tensor] = []
+    losses: list[Tensor] = []
     for images, labels in batches:
         with autocast:
             logits = model(images)
         logits = logits.double()
-        sums.append(((logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")))
+        hits.append((logits.argmax(1) == labels).sum())
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         count += len(labels)
     if not count:
         raise RunError("there is nothing to evaluate: the split is empty")
-    correct = sum(int(hits) for hits, _ in sums)  # read only here, so as not to wait for the device at each batch
-    loss = sum(float(total) for _, total in sums) / count
+    correct = sum(torch.stack(hits).tolist())  # read only here, so as not to wait for the device at each batch
+    loss = sum(torch.stack(losses).tolist()) / count
     return Score(correct / count, loss if loss == loss else float("inf"))
 
 

@@ -42,5 +42,9 @@ class DPF(PruningMethod):
         return step.select(self.scores(step), regrow=True)
 
     def effective(self, step: TrainingStep) -> Tensors:
+        import torch
+
+        weights, masks = [w.detach() for w in step.weights.values()], [step.masks[name] for name in step.weights]
         # w + (w⊙m − w) is exactly w or 0, and its gradient reaches the dense weights unmasked
-        return {name: w + (w * step.masks[name] - w).detach() for name, w in step.weights.items()}
+        change = torch._foreach_sub(torch._foreach_mul(weights, masks), weights)
+        return dict(zip(step.weights, torch._foreach_add(list(step.weights.values()), change), strict=True))

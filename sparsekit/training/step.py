@@ -98,6 +98,8 @@ class MaskedStep:
                 self._mask_gradients()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        # torch's scaler asks for this attribute, which torch's optimizers have where `fused` is an argument
+        self.optimizer._step_supports_amp_scaling = optimizers.skips_overflow(self.optimizer)  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not self.dense:

@@ -1,4 +1,7 @@
-"""What one step costs the host: prints launches, waits for the device and pageable copies, as JSON by kind of step."""
+"""What one step costs the host: prints launches, waits for the device and pageable copies, as JSON by kind of step.
+
+Arguments: the precision, the optimizer, and methods of which a step is counted too.
+"""
 
 from __future__ import annotations
 
@@ -14,61 +17,75 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import optimizer, pruned, tiny_setup
 
-from sparsekit.config.options import ReplicasConfig
+from sparsekit.api import PruningMethod
+from sparsekit.config.options import DataConfig, ReplicasConfig
 from sparsekit.evaluation.batchnorm import recalibrate_batchnorm
+from sparsekit.evaluation.scores import score_model
 from sparsekit.executors.stacked import Lockstep
 from sparsekit.planning.replicas import replicas_of
+from sparsekit.plugins.registry import find
 from sparsekit.run.progress import first_progress
 from sparsekit.training import optimizers
 from sparsekit.training.replica import Training
+from sparsekit.training.setup import Setup
 
 KINDS = ("launches", "waits", "pageable")
 COUNTS = {kind: ctypes.c_long.in_dll(ctypes.CDLL(None), f"nullcuda_{kind}") for kind in KINDS}
-STEPS = 5
 
 
-def cost(step: Callable[[], object]) -> dict[str, float]:
+def cost(step: Callable[[], object], steps: int = 5) -> dict[str, float]:
     """Mean counts of a step, after two that are not counted."""
     step(), step()
     before = {kind: count.value for kind, count in COUNTS.items()}
-    for _ in range(STEPS):
+    for _ in range(steps):
         step()
-    return {kind: (count.value - before[kind]) / STEPS for kind, count in COUNTS.items()}
+    return {kind: (count.value - before[kind]) / steps for kind, count in COUNTS.items()}
 
 
-setup = tiny_setup(
-    device="cuda", precision=sys.argv[1], optimizer=optimizer(), replicas=ReplicasConfig(2, start=0.0), epochs=60
-)
-parent, stage = pruned(setup, first_progress(setup).parent, 1)
-replicas, schedule = replicas_of(setup.config, stage), setup.method.learning_rate(stage)
+def setup_of(method: PruningMethod | None = None) -> Setup:
+    """A report is due at the end of an epoch or after 50 steps; in batches of 8 an epoch has as many."""
+    return tiny_setup(
+        method, device="cuda", precision=sys.argv[1], optimizer=optimizer(sys.argv[2]), epochs=60,
+        replicas=ReplicasConfig(2, start=0.0), data=DataConfig(image_size=8, batch_size=8),
+    )  # fmt: skip
+
+
+def begun(setup: Setup, segment: int) -> Training:
+    parent, stage = pruned(setup, first_progress(setup).parent, segment)
+    return Training(setup, parent, stage, replicas_of(setup.config, stage)[0], setup.method.learning_rate(stage))
+
+
+setup = setup_of()
 images, labels = next(iter(setup.data.train_batches(0, 1)))
 
 
 def bare() -> Callable[[], object]:
     """A step as a few lines of torch take it."""
     model = setup.model.train()
-    sgd = optimizers.build(setup.config.optimizer, model, {}, 0.05, 5e-4)
+    built = optimizers.build(setup.config.optimizer, model, {}, 0.05, 5e-4)
 
     def step() -> None:
         with setup.autocast():
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)
-        sgd.zero_grad(set_to_none=True)
+        built.zero_grad(set_to_none=True)
         loss.backward()
-        sgd.step()
+        built.step()
 
     return step
 
 
 def masked() -> Callable[[], object]:
-    training = Training(setup, parent, stage, replicas[0], schedule)
+    training = begun(setup, 1)
     batches = training.batches()
     return lambda: training.step(*next(batches))
 
 
 def stacked() -> Callable[[], object]:
     lockstep = Lockstep(setup, 2)
-    pairs = zip(replicas, lockstep.models, strict=True)
+    parent, stage = pruned(setup, first_progress(setup).parent, 1)
+    pairs = zip(replicas_of(setup.config, stage), lockstep.models, strict=True)
+    schedule = setup.method.learning_rate(stage)
     trainings = [Training(setup, parent, stage, each, schedule, model=model) for each, model in pairs]
     batches = zip(*(training.batches() for training in trainings), strict=True)
 
@@ -83,9 +100,30 @@ def recalibration() -> Callable[[], object]:
     return lambda: recalibrate_batchnorm(setup.model, [(images, labels)] * 10, setup.autocast())
 
 
+def score() -> Callable[[], object]:
+    return lambda: score_model(setup.model, [(images, labels)] * 10, setup.autocast())
+
+
 def upload() -> Callable[[], object]:
     """What no step should do."""
     return lambda: torch.ones(3).to(setup.device)
 
 
-print(json.dumps({make.__name__: cost(make()) for make in (bare, masked, stacked, recalibration, upload)}))
+def trained(training: Training) -> Callable[[], object]:
+    """A step as a run takes it, with the reports of the loss."""
+    batches = training.batches()
+
+    def step() -> None:
+        training.step(*next(batches))
+        if training.due:
+            training.report()
+
+    return step
+
+
+found = {make.__name__: cost(make()) for make in (bare, masked, stacked, recalibration, score, upload)}
+for name in sys.argv[3:]:
+    its = setup_of(find("method", name).load()())
+    found[name] = cost(trained(begun(its, 1)), 50)
+    found[f"{name}, last segment"] = cost(trained(begun(its, len(its.plan) - 1)))
+print(json.dumps(found))

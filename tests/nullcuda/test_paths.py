@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -70,17 +71,23 @@ def test_models_of_many_kinds_are_stacked_in_half_precision(nullcuda: NullCuda, 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(nullcuda: NullCuda, tmp_path: Path) -> None:
-    longer = ["--epochs", "60", "--replicas.executor", "vectorized", "--out", str(tmp_path / "run"), "--resume"]
-    process = nullcuda.start("child.py", "fit", *CUDA, *longer)
+    """On CUDA, where AdamW counts its steps on the device, and where there is no such device."""
+    out = tmp_path / "run"
+    longer = ["--epochs", "18", "--replicas.executor", "vectorized", "--device", "auto", "--optimizer.name", "adamw"]
+    process = nullcuda.start("child.py", "fit", *CUDA, *longer, "--out", str(out), "--resume")
     until = time.monotonic() + 200
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(rows(tmp_path / "run", "train")) < 3:
+    while not (out / "metrics.jsonl").exists() or len(rows(out, "train")) < 3:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
     process.terminate()
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, printed
-    assert "resuming in segment" in nullcuda.run("child.py", "fit", *CUDA, *longer)
+    shutil.copytree(out, tmp_path / "elsewhere")
+    for copy, devices in ((out, "1"), (tmp_path / "elsewhere", "0")):
+        on = ["--out", str(copy), "--resume"]
+        printed = nullcuda.run("child.py", "fit", *CUDA, *longer, *on, NULLCUDA_DEVICES=devices)
+        assert "resuming in segment" in printed
 
 
 @pytest.mark.slow

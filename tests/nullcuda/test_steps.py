@@ -7,20 +7,39 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sparsekit.api import PruningMethod
+from sparsekit.plugins.registry import discover, find
+
 if TYPE_CHECKING:
     from nullcuda.conftest import NullCuda
+
+MORE = {"fp32": 10, "bf16": 10, "fp16": 22}
+"""Launches of a masked step beyond a bare one's; in fp16 both scaling and a look at the gradients for an overflow."""
+TIMES = {"cs": 2.8, "dnw": 1.9, "dpf": 1.2, "dst": 3.4, "gsm": 1.5, "lc": 1.5, "str": 2.5}
+"""Launches of a step of each method with hooks for it, in those of a bare one, which takes 122 for fourteen layers."""
+
+
+def hooked() -> list[str]:
+    """The installed methods that do something at every step."""
+    hooks = ("effective", "penalty", "gradients")
+    methods = {name: find("method", name).load() for name in discover().of("method")}
+    return [n for n, cls in methods.items() if any(getattr(cls, h) is not getattr(PruningMethod, h) for h in hooks)]
 
 
 @pytest.mark.nullcuda
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "waits"), [("fp32", 0), ("bf16", 0), ("fp16", 1)])
-def test_a_masked_step_launches_little_more_than_a_bare_one(nullcuda: NullCuda, precision: str, waits: int) -> None:
-    """And waits for nothing; but that in fp16 each replica's gradients are looked at for an overflow."""
-    cost = json.loads(nullcuda.run("steps.py", precision).splitlines()[-1])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"), [("fp32", "sgd"), ("bf16", "adamw"), ("fp16", "sgd"), ("fp16", "adamw")]
+)
+def test_a_step_costs_the_host_little_more_than_a_bare_one(nullcuda: NullCuda, precision: str, optimizer: str) -> None:
+    """It waits for nothing but the report of the loss, after 50 steps."""
+    cost = json.loads(nullcuda.run("steps.py", precision, optimizer, *(names := hooked())).splitlines()[-1])
     assert cost.pop("upload") == {"launches": 0, "waits": 1, "pageable": 1}
-    assert {step: counts["waits"] for step, counts in cost.items()} == {
-        "bare": 0, "masked": waits, "stacked": 2 * waits, "recalibration": 0,
-    }  # fmt: skip
+    assert cost.pop("score")["waits"] <= 2
+    launches, bare = {step: counts["launches"] for step, counts in cost.items()}, cost["bare"]["launches"]
     assert all(counts["pageable"] == 0 for counts in cost.values())
-    assert 100 < cost["bare"]["launches"] < cost["masked"]["launches"] <= cost["bare"]["launches"] + 20
-    assert cost["stacked"]["launches"] <= 3 * cost["masked"]["launches"]
+    assert {step: counts["waits"] for step, counts in cost.items() if counts["waits"]} == dict.fromkeys(names, 1 / 50)
+    assert 100 < bare < launches["masked"] <= bare + MORE[precision]
+    assert launches["stacked"] <= 3 * launches["masked"]
+    assert {name: launches[name] for name in names if launches[name] > TIMES[name] * bare} == {}
+    assert {name: launches[name] for name in names if launches[f"{name}, last segment"] > 1.5 * bare} == {}

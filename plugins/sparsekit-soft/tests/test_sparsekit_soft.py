@@ -13,7 +13,7 @@ import torch
 from sparsekit_soft._shared import Steered, TwoPhases, kept_count, top
 from sparsekit_soft.cs import CS
 from sparsekit_soft.dnw import DNW, erk_counts
-from sparsekit_soft.dst import DST, _slope
+from sparsekit_soft.dst import DST, _slopes
 from sparsekit_soft.gsm import GSM
 from sparsekit_soft.lc import LC
 from sparsekit_soft.str import STR
@@ -137,13 +137,11 @@ def test_masks_let_every_weight_compete() -> None:
 
 
 def test_top_counts_exactly_over_all_tensors() -> None:
-    scores = {"a": tensor([[1.0, 4.0], [2.0, 0.0]]), "b": tensor(3.0, 5.0)}
-    chosen = top(scores, 3)
-    assert chosen["a"].tolist() == [[0.0, 1.0], [0.0, 0.0]]
-    assert chosen["b"].tolist() == [1.0, 1.0]
-    equal = top({"a": torch.ones(7), "b": torch.ones(2, 3)}, 5)
-    assert sum(int(mask.sum()) for mask in equal.values()) == 5
-    assert not top({"a": torch.ones(7)}, 0)["a"].any()
+    first, second = top([tensor([[1.0, 4.0], [2.0, 0.0]]), tensor(3.0, 5.0)], 3, -1.0, 0.5)
+    assert first.tolist() == [[0.5, -1.0], [0.5, 0.5]]
+    assert second.tolist() == [-1.0, -1.0]
+    assert sum(int(mask.sum()) for mask in top([torch.ones(7), torch.ones(2, 3)], 5)) == 5
+    assert not top([torch.ones(7)], 0)[0].any()
 
 
 @pytest.mark.parametrize(("sparsity", "kept"), [(0.0, 10), (0.9, 1), (0.97, 0), (0.95, 0), (0.85, 2)])
@@ -205,9 +203,9 @@ def test_penalties_rest_while_the_model_is_sparse_enough() -> None:
     # half of the search done: wanted density 1 − 0.75 · (1 − 0.5³) = 0.34375, of 8 weights 2.75
     method = STR(search=0.5, strength=3.0)
     step = training({"a": torch.ones(4), "b": torch.ones(2, 2)}, progress=0.25, target=0.75)
-    assert method.push(step, [tensor(2), tensor(1)]) == 3.0
-    assert method.push(step, [tensor(2), tensor(0)]) == 0.0
-    assert STR(search=0.5, strength=3.0, steer=False).push(step, [tensor(0), tensor(0)]) == 3.0
+    assert method.push(step, tensor(3)) == 3.0
+    assert method.push(step, tensor(2)) == 0.0
+    assert STR(search=0.5, strength=3.0, steer=False).push(step, tensor(0)) == 3.0
 
 
 @pytest.mark.parametrize("method", [STR(search=1.0, strength=0.05), DST(search=1.0)])
@@ -336,7 +334,7 @@ THRESHOLDS = {"a": tensor(0.2, 0.3)}  # |w| − t: 0.3 and −0.1, −0.1 and 0.
 
 
 def test_dst_surrogate_of_the_steps_derivative() -> None:
-    close(_slope(tensor(0.0, -0.2, 0.4, -0.5, 1.0, 1.5)), 2.0, 1.2, 0.4, 0.4, 0.4, 0.0)
+    close(_slopes([tensor(0.0, -0.2, 0.4, -0.5, 1.0, 1.5)])[0], 2.0, 1.2, 0.4, 0.4, 0.4, 0.0)
 
 
 def test_dst_cuts_at_the_thresholds_and_learns_them() -> None:

@@ -1,4 +1,4 @@
-"""What the methods share: checked options, the two phases, the push towards the target and an exact top k."""
+"""What the methods share: checked options, two phases, the push towards the target, counts and an exact top k."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from sparsekit.schedules import check_option, cubic_sparsity
 
 if TYPE_CHECKING:  # here and not beside a method, whose own module is run whole when its options are read
     from torch import Tensor as Tensor
+
+    Layers = list[Tensor] | tuple[Tensor, ...]  # a tensor a layer: torch's foreach functions take them in one launch
 else:
-    Tensor = Any
+    Tensor = Layers = Any
 
 _TOLERANCE = 1e-9
 
@@ -64,8 +66,8 @@ class Steered(TwoPhases):
         check_option("method.strength", strength, 0.0 <= strength < inf, "a number of 0 or more")
         self.strength, self.steer = strength, steer
 
-    def push(self, step: TrainingStep, kept: Iterable[Tensor]) -> float | Tensor:
-        """The factor of the penalty, `strength` or 0, where the layers keep so many weights by now.
+    def push(self, step: TrainingStep, kept: Tensor) -> float | Tensor:
+        """The factor of the penalty, `strength` or 0, where the model keeps so many weights by now.
 
         The sparsity to be reached follows s(t) = S (1 − (1 − t)³), t from 0 to 1 over the search (arXiv 1710.01878).
         """
@@ -73,14 +75,38 @@ class Steered(TwoPhases):
             return self.strength
         wanted = 1.0 - cubic_sparsity(step.progress, 0.0, self.search, 0.0, step.target)
         count = sum(weight.numel() for weight in step.weights.values())
-        return self.strength * (total(kept) > wanted * count)
+        return self.strength * (kept.long() > wanted * count)
 
 
-def total(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of some scalars."""
+def by_layer(names: Iterable[str], *parts: Tensors) -> list[list[Tensor]]:
+    """The tensors of these names in each of the parts."""
+    return [[part[name] for name in names] for part in parts]
+
+
+def detached(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The same values without a gradient."""
+    return [tensor.detach() for tensor in tensors]
+
+
+def signs(tensors: Layers) -> Layers:
+    """−1, 0 or 1, without a gradient; w · sign(w) is |w| whose gradient takes a launch a layer less than abs()'s."""
     import torch
 
-    return torch.stack(list(terms)).sum()
+    return torch._foreach_sign(detached(tensors))
+
+
+def above_zero(tensors: Layers) -> Layers:
+    """1 where a number is above 0 and 0 elsewhere, without a gradient."""
+    import torch
+
+    return torch._foreach_clamp_min(signs(tensors), 0.0)
+
+
+def counts(ones: Layers) -> Tensor:
+    """How many ones each tensor holds beside its zeros, float64 [N]."""
+    import torch
+
+    return torch.stack(torch._foreach_norm(ones, 1, dtype=torch.float64))
 
 
 def kept_count(count: int, sparsity: float) -> int:
@@ -88,14 +114,14 @@ def kept_count(count: int, sparsity: float) -> int:
     return count - round(sparsity * count)
 
 
-def top(scores: Tensors, kept: int) -> Tensors:
-    """1 at the `kept` highest scores of all tensors together and 0 elsewhere, ties or not.
+def top(scores: Layers, kept: int, inside: float = 1.0, outside: float = 0.0) -> list[Tensor]:
+    """One value at the `kept` highest scores of all tensors together and another elsewhere, ties or not.
 
     `kept` is 0 to the number of scores; on CUDA which of equal scores stay is not fixed.
     """
     import torch
 
-    flat = torch.cat([score.reshape(-1) for score in scores.values()])
-    chosen = torch.zeros_like(flat).scatter(0, flat.topk(kept, sorted=False).indices, 1.0)
-    pieces = torch.split(chosen, [score.numel() for score in scores.values()])
-    return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
+    flat = torch.cat([score.reshape(-1) for score in scores])
+    chosen = torch.full_like(flat, outside).scatter_(0, flat.topk(kept, sorted=False).indices, inside)
+    pieces = torch.split(chosen, [score.numel() for score in scores])
+    return [piece.view(score.shape) for score, piece in zip(scores, pieces, strict=True)]

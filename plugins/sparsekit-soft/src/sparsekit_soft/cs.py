@@ -6,7 +6,7 @@ from math import exp
 
 from sparsekit import PruningStep, Tensors, TrainingStep
 from sparsekit.schedules import check_option
-from sparsekit_soft._shared import Steered, Tensor, total
+from sparsekit_soft._shared import Layers, Steered, Tensor, above_zero, by_layer, counts
 
 
 class CS(Steered):
@@ -48,19 +48,30 @@ class CS(Steered):
         return {name: weight.new_full(weight.shape, self.init) for name, weight in weights.items()}
 
     def effective(self, step: TrainingStep) -> Tensors:
-        gates = self._gates(step) if self.searching(step) else step.masks
+        import torch
+
+        weights, masks = by_layer(step.weights, step.weights, step.masks)
         scale = 1.0 + exp(-self.init)  # 1 / σ(init), below float32's largest: every weight starts as it is
-        return {name: scale * w * gates[name] * step.masks[name] for name, w in step.weights.items()}
+        gated = torch._foreach_mul(weights, scale)
+        if self.searching(step):
+            gated = torch._foreach_mul(gated, self._gates(step))
+        return dict(zip(step.weights, torch._foreach_mul(gated, masks), strict=True))
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         if not self.searching(step):
             return None
-        push = self.push(step, ((logit > 0).sum() for logit in step.extra.values()))
-        return push * total(gate.sum() for gate in self._gates(step).values())
+        import torch
+
+        push = self.push(step, counts(above_zero(list(step.extra.values()))).sum())
+        # gates are positive, so that their norm is their sum
+        return push * torch.stack(torch._foreach_norm(self._gates(step), 1)).sum()
 
     def scores(self, step: PruningStep) -> Tensors:
         return {name: step.extra[name] for name in step.weights}
 
-    def _gates(self, step: TrainingStep) -> Tensors:
+    def _gates(self, step: TrainingStep) -> Layers:
+        import torch
+
         beta = self.beta ** min(step.progress / self.search, 1.0)
-        return {name: (beta * logit).sigmoid() for name, logit in step.extra.items()}
+        (logits,) = by_layer(step.weights, step.extra)
+        return torch._foreach_sigmoid(torch._foreach_mul(logits, beta))

@@ -7,7 +7,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 from sparsekit import Tensors, TrainingStep
-from sparsekit_soft._shared import TwoPhases, kept_count, top
+from sparsekit_soft._shared import TwoPhases, by_layer, detached, kept_count, top
 
 
 class DNW(TwoPhases):
@@ -38,13 +38,17 @@ class DNW(TwoPhases):
     def effective(self, step: TrainingStep) -> Tensors:
         if not self.searching(step):
             return super().effective(step)
+        import torch
+
         counts = erk_counts({name: tuple(weight.shape) for name, weight in step.weights.items()}, step.target)
-        wired = {}
-        for name, weight in step.weights.items():
-            mask = top({name: weight.detach().abs()}, counts[name])[name] * step.masks[name]
-            # w + (w⊙m − w) is exactly w or 0, and its gradient reaches every weight
-            wired[name] = weight + (weight * mask - weight).detach()
-        return wired
+        trained, masks = by_layer(step.weights, step.weights, step.masks)
+        weights = detached(trained)
+        sizes = zip(step.weights, torch._foreach_abs(weights), strict=True)
+        largest = [top([size], counts[name])[0] for name, size in sizes]
+        wired = torch._foreach_mul(weights, torch._foreach_mul(masks, largest))
+        # w + (w⊙m − w) is exactly w or 0, and its gradient reaches every weight
+        change = torch._foreach_sub(wired, weights)
+        return dict(zip(step.weights, torch._foreach_add(trained, change), strict=True))
 
 
 def erk_counts(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:

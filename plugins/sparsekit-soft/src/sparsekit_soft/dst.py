@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsekit import PruningStep, Tensors, TrainingStep
 from sparsekit.schedules import check_option
-from sparsekit_soft._shared import Steered, Tensor, total
+from sparsekit_soft._shared import Layers, Steered, Tensor, above_zero, by_layer, counts, detached, signs
 
 
 class DST(Steered):
@@ -48,44 +48,65 @@ class DST(Steered):
     def effective(self, step: TrainingStep) -> Tensors:
         if not self.searching(step):
             return super().effective(step)
-        soft = {}
-        for name, weight in step.weights.items():
-            over = self._over(weight, step.extra[name])
-            gate = (over > 0).to(weight.dtype) + _slope(over.detach()) * (over - over.detach())
-            soft[name] = weight * gate * step.masks[name]
-        return soft
+        import torch
+
+        weights, thresholds, masks = by_layer(step.weights, step.weights, step.extra, step.masks)
+        over = self._over(weights, thresholds)
+        fixed = detached(over)
+        gates = torch._foreach_add(
+            above_zero(over), torch._foreach_mul(_slopes(fixed), torch._foreach_sub(over, fixed))
+        )
+        soft = torch._foreach_mul(torch._foreach_mul(weights, gates), masks)
+        return dict(zip(step.weights, soft, strict=True))
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         if not self.searching(step):
             return None
-        push = self.push(step, ((self._over(w, step.extra[n]) > 0).sum() for n, w in step.weights.items()))
-        return total(
-            (push * (-t).exp().sum()).where(self._holds(step.weights[name], t), 0.5 * t.square().sum())
-            for name, t in step.extra.items()
-        )
+        import torch
+
+        weights, thresholds = by_layer(step.weights, step.weights, step.extra)
+        kept, holds = self._kept(weights, thresholds)
+        push = self.push(step, kept.where(holds, counts(above_zero(torch._foreach_abs(weights)))).sum())
+        held = torch.cat([each.expand(len(t)) for each, t in zip(holds, thresholds, strict=True)])
+        t = torch.cat(thresholds)
+        return (push * (-t).exp()).where(held, 0.5 * t.square()).sum()
 
     def scores(self, step: PruningStep) -> Tensors:
-        peak = max(weight.abs().max() for weight in step.weights.values())
-        return {
-            name: weight.abs().where(self._over(weight, step.extra[name]) > 0, weight.abs() - peak)
-            for name, weight in step.weights.items()
-        }
+        weights, thresholds = by_layer(step.weights, step.weights, step.extra)
+        over = zip(step.weights.items(), self._over(weights, thresholds), strict=True)
+        peak = max(weight.abs().max() for weight in weights)
+        return {name: weight.abs().where(each > 0, weight.abs() - peak) for (name, weight), each in over}
 
-    def _holds(self, weight: Tensor, threshold: Tensor) -> Tensor:
-        """Whether a layer's thresholds keep enough of it."""
-        return (weight.abs() > _spread(threshold, weight)).to(weight.dtype).mean() > self.reset
+    def _kept(self, weights: Layers, thresholds: Layers) -> tuple[Tensor, Tensor]:
+        """How many weights each layer's thresholds keep, float64 [N], and whether they hold: whether it is enough."""
+        import torch
 
-    def _over(self, weight: Tensor, threshold: Tensor) -> Tensor:
+        kept = counts(above_zero(_less(torch._foreach_abs(detached(weights)), detached(thresholds))))
+        shares = torch._foreach_div(kept.unbind(), [weight.numel() for weight in weights])
+        return kept, torch.stack(shares) > self.reset
+
+    def _over(self, weights: Layers, thresholds: Layers) -> Layers:
         """|w| − t, with t counted as 0 where the layer's thresholds do not hold; the gradient is that of |w| − t."""
-        void = (threshold * ~self._holds(weight, threshold)).detach()
-        return weight.abs() - _spread(threshold - void, weight)
+        import torch
+
+        _, holds = self._kept(weights, thresholds)
+        void = torch._foreach_mul(detached(thresholds), (~holds).unbind())
+        return _less(torch._foreach_mul(weights, signs(weights)), torch._foreach_sub(thresholds, void))
 
 
-def _spread(threshold: Tensor, weight: Tensor) -> Tensor:
-    """A number an output channel, shaped to be taken from the layer's weights."""
-    return threshold.view(-1, *[1] * (weight.dim() - 1))
+def _less(sizes: Layers, thresholds: Layers) -> Layers:
+    """Sizes less a threshold an output channel."""
+    import torch
+
+    return torch._foreach_sub(sizes, [t.view(-1, *[1] * (w.dim() - 1)) for w, t in zip(sizes, thresholds, strict=True)])
 
 
-def _slope(x: Tensor) -> Tensor:
-    """What stands for the derivative of the step at 0 (arXiv 2005.06870, section 3.3)."""
-    return (2.0 - 4.0 * x.abs()).where(x.abs() <= 0.4, 0.4) * (x.abs() <= 1.0)
+def _slopes(over: Layers) -> Layers:
+    """What stands for the derivative of the step: 2 − 4|x| up to 0.4, 0.4 up to 1 (arXiv 2005.06870, section 3.3)."""
+    import torch
+
+    sizes = torch._foreach_abs(over)
+    middle, outside = (above_zero(torch._foreach_sub(sizes, end)) for end in (0.4, 1.0))
+    inside = torch._foreach_add(torch._foreach_neg(middle), 1.0)
+    slopes = torch._foreach_mul(torch._foreach_add(torch._foreach_mul(sizes, -4.0), 2.0), inside)
+    return torch._foreach_add(slopes, torch._foreach_mul(torch._foreach_sub(middle, outside), 0.4))

@@ -36,7 +36,10 @@ class GSM(TwoPhases):
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
         if not self.searching(step):
             return gradients
+        import torch
+
         total = sum(gradient.numel() for gradient in gradients.values())
-        saliency = {name: (step.weights[name] * gradient).abs() for name, gradient in gradients.items()}
-        active = top(saliency, kept_count(total, step.target))
-        return {name: g * active[name] + self.decay * step.weights[name] for name, g in gradients.items()}
+        given, weights = list(gradients.values()), [step.weights[name] for name in gradients]
+        active = top(torch._foreach_abs(torch._foreach_mul(weights, given)), kept_count(total, step.target))
+        steered = torch._foreach_add(torch._foreach_mul(given, active), torch._foreach_mul(weights, self.decay))
+        return dict(zip(gradients, steered, strict=True))

@@ -36,11 +36,12 @@ class LC(TwoPhases):
     def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
         if not self.searching(step):
             return gradients
+        import torch
+
         total = sum(gradient.numel() for gradient in gradients.values())
-        largest = top({name: step.weights[name].abs() for name in gradients}, kept_count(total, step.target))
+        weights = [step.weights[name] for name in gradients]
         pull = self.decay * step.progress / self.search
-        steered = {}
-        for name, gradient in gradients.items():
-            decay = pull * (1.0 - largest[name]) - step.weight_decay * largest[name]
-            steered[name] = gradient + decay * step.weights[name]
-        return steered
+        kept = kept_count(total, step.target)
+        decay = top(torch._foreach_abs(weights), kept, -step.weight_decay, pull)
+        steered = torch._foreach_add(list(gradients.values()), torch._foreach_mul(weights, decay))
+        return dict(zip(gradients, steered, strict=True))

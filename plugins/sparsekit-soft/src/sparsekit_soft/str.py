@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsekit import PruningStep, Tensors, TrainingStep
 from sparsekit.schedules import check_option
-from sparsekit_soft._shared import Steered, Tensor, total
+from sparsekit_soft._shared import Layers, Steered, Tensor, above_zero, by_layer, counts, detached, signs
 
 
 class STR(Steered):
@@ -44,19 +44,31 @@ class STR(Steered):
         return {name: weight.new_tensor(self.init) for name, weight in weights.items()}
 
     def effective(self, step: TrainingStep) -> Tensors:
-        return {name: self._soft(step, name) * step.masks[name] for name in step.weights}
+        import torch
+
+        weights, masks = by_layer(step.weights, step.weights, step.masks)
+        over = self._over(step)
+        soft = torch._foreach_mul(over, torch._foreach_mul(signs(weights), above_zero(over)))
+        if not self.searching(step):
+            # the same values with the gradient of w, so that a kept weight below its threshold can grow past it
+            soft = torch._foreach_add(weights, detached(torch._foreach_sub(soft, weights)))
+        return dict(zip(step.weights, torch._foreach_mul(soft, masks), strict=True))
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         if not self.searching(step):
             return None
-        kept = ((w.abs() > step.extra[name].sigmoid()).sum() for name, w in step.weights.items())
-        return 0.5 * self.push(step, kept) * total(s.square() for s in step.extra.values())
+        import torch
+
+        push = self.push(step, counts(above_zero(self._over(step))).sum())
+        return 0.5 * push * torch.stack(list(step.extra.values())).square().sum()
 
     def scores(self, step: PruningStep) -> Tensors:
         return {name: weight.abs() - step.extra[name].sigmoid() for name, weight in step.weights.items()}
 
-    def _soft(self, step: TrainingStep, name: str) -> Tensor:
-        weight = step.weights[name]
-        soft = weight.sign() * (weight.abs() - step.extra[name].sigmoid()).relu()
-        # the same values with the gradient of w, so that a kept weight below its threshold can grow past it
-        return soft if self.searching(step) else weight + (soft - weight).detach()
+    def _over(self, step: TrainingStep) -> Layers:
+        """|w| − σ(s)."""
+        import torch
+
+        weights, thresholds = by_layer(step.weights, step.weights, step.extra)
+        sizes = torch._foreach_mul(weights, signs(weights))
+        return torch._foreach_sub(sizes, torch._foreach_sigmoid(thresholds))
