@@ -1,10 +1,11 @@
-"""The command line, which says at its end how often the flags of a team waited for the device."""
+"""The command line, which says at its end how often the flags of a team waited for the device, and what is left."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
+import torch.distributed as dist
 from child import main
 
 from sparsekit.training.team import Team
@@ -23,5 +24,6 @@ def counted(team: Team, value: bool) -> bool:
 
 Team.any = counted  # type: ignore[method-assign]
 code = main()
+print(f"process group left: {dist.is_initialized()}")
 print(f"waits of many flags: {waited}" if flags > 2 else f"only {flags} flags")
 sys.exit(code)
