@@ -208,7 +208,8 @@ def test_a_model_that_does_not_vectorise_is_trained_one_after_another() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.inner(images) if images.sum() > -1e9 else images  # depends on the data
 
-    executor, why = choose_executor(replace(setup, model=Looks()))
+    prunable = tuple(f"inner.{name}" for name in setup.prunable)
+    executor, why = choose_executor(replace(setup, model=Looks(), prunable=prunable))
     assert executor is sequential.train_replicas
     assert "does not go through torch.func.vmap" in why
 
