@@ -102,7 +102,7 @@ def measure(part: Part) -> None:
             tell(
                 f"{kind} step, {what}, batch {setup.config.data.batch_size}: {measured}", milliseconds(ours),
                 "bare step", milliseconds(bare_times), f"{compared} of its time", compared.pairs,
-                ours=ours, bare=bare_times,
+                times=ours, bare=bare_times,
             )  # fmt: skip
 
     part.each(cases, one)
