@@ -4,9 +4,9 @@
 
 Each run is `sparsekit fit` with the config's options in this process, shortened to `--epochs`. Two clocks run: one
 over all of the run, from its first pruning to its last checkpoint, and one over what a run without checkpoints would
-not do: taking a replica's snapshot, and `Job.keep` (tensors and manifest written, hashed, flushed; old ones removed).
-Candidates' files are not counted, for a merge reads them. All of it is synchronous, so the quotient is the share of
-the run's time that checkpoints take.
+not do: taking a replica's snapshot, and `progress.save` (tensors and manifest written, hashed, flushed; old ones
+removed). Candidates' files are not counted, for a merge reads them. The quotient is the share of the run's time that
+checkpoints take; a run waits for less, as most are written beside its training.
 
 A shortened run prunes as often as the whole one and trains less between, so its share is larger than the whole run's.
 The second figure is the share in a run of the config's own epochs: the same seconds for each checkpoint at the end of
@@ -33,7 +33,7 @@ from sparsekit import fit
 from sparsekit.config import parser as options
 from sparsekit.config.options import FitConfig
 from sparsekit.planning import plan as planning
-from sparsekit.run.context import RunContext
+from sparsekit.run import progress
 from sparsekit.training.replica import Training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fashion_mnist_gmp95_soup3.yaml"
@@ -64,15 +64,15 @@ def read(*argv: str) -> FitConfig:
 def measure(argv: list[str], seed: int) -> dict[str, float]:
     """One run: its seconds, those of its checkpoints, and those of its optimizer steps."""
     run, kept, inside, steps = Clock(), Clock(), Clock(), Clock()
-    before = fit.run, RunContext.keep, Training.snapshot, Training.step
-    fit.run, RunContext.keep = run.around(before[0]), kept.around(before[1])  # type: ignore[method-assign]
+    before = fit.run, progress.save, Training.snapshot, Training.step
+    fit.run, progress.save = run.around(before[0]), kept.around(before[1])
     Training.snapshot, Training.step = inside.around(before[2]), steps.around(before[3])  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             out = ("--wandb.mode", "disabled", "--out", str(Path(folder, "run")), "--seed", str(seed))
             fit.fit(read(*argv, *out))
     finally:
-        fit.run, RunContext.keep, Training.snapshot, Training.step = before  # type: ignore[method-assign]
+        fit.run, progress.save, Training.snapshot, Training.step = before  # type: ignore[method-assign]
     cost = kept.seconds + inside.seconds
     return {
         "run": run.seconds,

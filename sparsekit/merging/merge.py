@@ -15,7 +15,7 @@ from sparsekit.errors import RunError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.reparametrized import all_finite
-from sparsekit.models.state import OPTIMIZER, State, has_dense_weights, in_use, masked
+from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights, in_use
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
 from sparsekit.training import probes
@@ -58,7 +58,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
     check_soup(type(setup.config.merge).__name__, soup, candidates, parent.named())
     merged = after.renamed(soup.tensors)
     if not has_dense_weights(setup.method):
-        merged = merged.with_weights({name: masked(w, merged.masks[name]) for name, w in merged.weights.items()})
+        merged = effective(setup.method, merged)
     if len(soup.ingredients) > 1:
         merged = setup.recalibrated(merged)
     if soup.coefficients is not None:

@@ -71,9 +71,7 @@ def prune(
     else:
         after, squares = {}, []
         for name, weight in parent.weights.items():
-            after[name] = masked(
-                weight, chosen[name]
-            )  # a pruned infinite weight becomes NaN, which masks.check reports
+            after[name] = masked(weight, chosen[name])  # of infinite weights NaN, which masks.check reports
             squares.append(_squares(weight, after[name]))
         pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
