@@ -377,8 +377,9 @@ def test_one_seed_has_no_error_bars(tmp_path: Path) -> None:
     runs = [written(tmp_path / f"{sparsity}", sparsity=sparsity) for sparsity in (0.9, 0.95)]
     view = compare.view(runs)
     assert not view["several"]
-    assert "no error bars" in view["curves"].note
-    assert [row[-2] for row in view["curves"].rows] == ["–", "–"]
+    (curve,) = view["curves"]
+    assert "no error bars" in curve.note
+    assert [row[-2] for row in curve.rows] == ["–", "–"]
 
 
 def test_an_option_that_a_run_does_not_have_makes_no_group(tmp_path: Path) -> None:
