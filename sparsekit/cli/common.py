@@ -56,18 +56,6 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
     return False
 
 
-def run_options(sources: Sequence[SavedModel]) -> list[str]:
-    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
-    from sparsekit.config.wandb_args import as_flags
-
-    source = next((source for source in sources if source.run), None)
-    if source is None:
-        return []
-    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
-    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
-    return as_flags(data | task)
-
-
 def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:
     """The data to work with; None where no `--data.` option was given and no saved model names a data set."""
     given = any(argument.startswith("--data.") for argument in arguments)

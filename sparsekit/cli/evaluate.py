@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import run_options
 from sparsekit.config import parser
 from sparsekit.config.checks import check_device
 from sparsekit.config.options import EvaluateConfig
 from sparsekit.display.live import Display
 from sparsekit.errors import UserError
 from sparsekit.files import expanded, write_json
-from sparsekit.models.saved import open_saved_model
+from sparsekit.models.saved import open_saved_model, run_options
 
 _USAGE = "sparsekit evaluate MODEL [options]"
 _DESCRIPTION = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, print_plugin_help, print_table, run_options, warn_of_plugins
+from sparsekit.cli.common import data_of, print_plugin_help, print_table, warn_of_plugins
 from sparsekit.config import parser
 from sparsekit.config.options import MergeConfig
 from sparsekit.errors import UserError
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     if not paths:
         raise UserError(f"give the models to merge: {_USAGE}")
     from sparsekit.merging.finished import merge
-    from sparsekit.models.saved import open_saved_model
+    from sparsekit.models.saved import open_saved_model, run_options
 
     models = [open_saved_model("MODEL", path) for path in paths]
     config = parser.parse_as(MergeConfig, options, [*run_options(models), *given])

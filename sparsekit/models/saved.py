@@ -220,6 +220,18 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
     return SavedModel(option, path, files[0], name, kwargs, card, run)
 
 
+def run_options(sources: Sequence[SavedModel]) -> list[str]:
+    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
+    from sparsekit.config.wandb_args import as_flags
+
+    source = next((source for source in sources if source.run), None)
+    if source is None:
+        return []
+    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
+    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+    return as_flags(data | task)
+
+
 def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Read config.json in `base`.
 
