@@ -207,10 +207,10 @@ def corruptions(rows: Mapping[str, list[Mapping[str, float | None]]], of: str, s
     table.add_column("mean", justify="right")
     lines = {kind: with_mean([cell[score] for cell in cells]) for kind, cells in rows.items()}
     for kind, values in lines.items():
-        table.add_row(kind.replace("_", " "), *(_maybe(score, value) for value in values))
+        table.add_row(kind.replace("_", " "), *(score_number(score, value) for value in values))
     columns = [[line[i] for line in lines.values()] for i in range(5)]
     means = with_mean([with_mean(column)[-1] for column in columns])
-    table.add_row("mean", *(Text(_maybe(score, value), "bold") for value in means))
+    table.add_row("mean", *(Text(score_number(score, value), "bold") for value in means))
     return table
 
 
@@ -218,10 +218,6 @@ def with_mean(values: Sequence[float | None]) -> list[float | None]:
     """The values and their mean; None, too, where a value is."""
     known = [value for value in values if value is not None]
     return [*values, sum(known) / len(known) if len(known) == len(values) else None]
-
-
-def _maybe(score: str, value: float | None) -> str:
-    return "not finite" if value is None else score_number(score, value)
 
 
 def _table(header: bool = True) -> Table:

@@ -117,12 +117,8 @@ def _heat_map(title: str, score: str, rows: Mapping[str, Sequence[float | None]]
         panel.set_xlabel("severity")
         svg = plot.svg(f"{heading(score)} under corruptions")
     lines = [with_mean(cells) for cells in rows.values()]
-    data = [(kind, *(_number(score, v) for v in line)) for kind, line in zip(kinds, lines, strict=True)]
+    data = [(kind, *(score_number(score, v) for v in line)) for kind, line in zip(kinds, lines, strict=True)]
     note = Markup('Test {}, model {}; the mean over all is <b data-key="corrupted_{}">{}</b>.')
     name = f"{score} in per cent" if is_share(score) else score
-    mean = _number(score, with_mean([line[-1] for line in lines])[-1], 2)
+    mean = score_number(score, with_mean([line[-1] for line in lines])[-1], 2)
     return Chart(title, svg, ("kind", *_SEVERITIES, "mean"), data, note.format(name, variant, score, mean))
-
-
-def _number(score: str, value: float | None, digits: int = 1) -> str:
-    return "not finite" if value is None else score_number(score, value, digits)

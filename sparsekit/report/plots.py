@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from matplotlib.ticker import MaxNLocator
 
 from sparsekit.display.text import is_share, percent, score_number
@@ -188,7 +190,7 @@ def heading(score: str) -> str:
 
 def points(score: str, value: float | None, other: float) -> str:
     """A difference of two scores, of accuracies in percentage points; a dash without the first."""
-    if value is None:
+    if value is None or not isfinite(value - other):
         return "–"
     return f"{scale_of(score) * (value - other):+.{2 if is_share(score) else 4}f}".replace("-", "−")
 
