@@ -15,6 +15,7 @@ from sparsekit_tasks.segmentation import Segmentation
 from torch import Tensor
 
 from sparsekit.api import Task
+from sparsekit.testing import check_task
 
 CPU = torch.device("cpu")
 
@@ -29,6 +30,15 @@ def measured(task: Task, outputs: Tensor, targets: Tensor, batch: int = 7) -> Ma
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cls", [Multilabel, Regression, Segmentation])
+def test_the_contract(cls: type[Task]) -> None:
+    check_task(cls)
+
+
+def test_the_contract_with_options() -> None:
+    check_task(Segmentation, ignore=2, classes=2)
 
 
 # --- multilabel --------------------------------------------------------------------------------------
