@@ -55,7 +55,7 @@ class Segmentation(Task):
     def num_outputs(self, targets: Tensor) -> int:
         if self.classes is not None:
             return self.classes
-        return max(self._counted(targets).flatten().tolist(), default=0) + 1
+        return int(max(self._counted(targets).flatten().tolist(), default=0)) + 1
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.dim() != 3 or targets.is_floating_point() or targets.is_complex():
