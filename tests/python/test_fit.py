@@ -46,6 +46,13 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
 
 
+def wider_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 48), nn.ReLU(), nn.Linear(48, 4))
+
+
+wider_network.__qualname__ = "network"  # a function that was changed
+
+
 class Table(Dataset[Any]):
     """The same examples as a map-style data set, whose inputs get noise."""
 
@@ -208,6 +215,8 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_the_same_call_goes_on(tmp_path: Pa
     changed = sparsekit.Data(train=Table(320, 5), test=Table(160, 1))
     with pytest.raises(sparsekit.UserError, match=r"resume.*other images"):
         sparsekit.fit(out=tmp_path / "run", resume=True, **{**options, "data": changed})
+    with pytest.raises(sparsekit.UserError, match=r"resume.*first weights"):
+        sparsekit.fit(out=tmp_path / "run", resume=True, **{**options, "model": wider_network})
     run = sparsekit.fit(out=tmp_path / "run", resume=True, **options)
     assert same(run, sparsekit.fit(out=tmp_path / "whole", **options))
     assert sparsekit.fit(out=tmp_path / "run", resume=True, **options).summary == run.summary  # done already
