@@ -40,6 +40,8 @@ from sparsekit.training.replica import averaged_from
 from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
+_USUAL = (torch.float32, torch.int64)
+"""The types of inputs that most models take."""
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 """What timm's models raise for images that they cannot take."""
 
