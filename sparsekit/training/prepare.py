@@ -252,9 +252,8 @@ def _try_forward(setup: Setup) -> None:
         text = first_line(error).rstrip(".;")
         if setup.data.fixed:
             shape = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-            raise UserError(
-                f"--model.name {name} cannot take inputs {shape}: {text}; change the model or --data"
-            ) from error
+            fix = "change the model or the data" if inputs.dtype in _USUAL else "convert them, as to torch.float32"
+            raise UserError(f"--model.name {name} cannot take inputs {shape}: {text}; {fix}") from error
         raise UserError(
             f"--model.name {name} cannot take images of {setup.data.inputs.pixels} pixels: {text}; set "
             "--data.image_size, or img_size in --model.kwargs"
