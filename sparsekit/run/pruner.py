@@ -308,9 +308,12 @@ class Pruner:
         return self._begun < len(self.plan) and self.done >= self.starts[self._begun]
 
     def _now(self) -> tuple[Stage, float]:
-        """The segment of the next step, and the fraction of it that is done at the middle of that step."""
-        index = bisect_right(self.starts, self.done) - 1
-        done = (self.done - self.starts[index] + 0.5) / max(self._planned[index].steps, 1)
+        """The segment of the next step, and the fraction of it that is done at the middle of that step.
+
+        After the plan's last step it stays at the end of that step's segment.
+        """
+        index = bisect_right(self.starts, min(self.done, self.steps - 1)) - 1
+        done = (self.done - self.starts[index] + 0.5) / self._planned[index].steps
         return self._planned[index].stage, min(done, 1.0)
 
     def _prune(self) -> None:
@@ -427,7 +430,7 @@ def _masks(given: Mapping[str, Any] | None) -> MasksConfig:
 
 def _innermost(optimizer: Any) -> Optimizer:
     """The optimizer inside what Accelerate or Lightning wraps around it; raises UserError if it calls no hooks."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
         optimizer = inner
     if not (isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)):
         raise UserError(f"optimizer: {type(optimizer).__name__} calls no step hooks of torch.optim; give one that does")
