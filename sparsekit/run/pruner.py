@@ -115,8 +115,10 @@ class Pruner:
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
-            *(w.register_post_accumulate_grad_hook(partial(self._mask, name)) for name, w in self._weights.items()),
         ]
+        for name, weight in self._weights.items():
+            handle = weight.register_post_accumulate_grad_hook(partial(self._mask, name))  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
 
     # --- what a loop calls ------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Pruner:
         if self._masking is not None and weight.grad is not None:
             weight.grad.mul_(self._masking.masks[name])
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    @torch.enable_grad()
     def _prepare_gradients(self) -> None:
         """Add the gradient of the method's penalty, and let the method change the gradients, where it has either."""
         masking = self._masking
@@ -339,7 +341,7 @@ class Pruner:
         self._masking = Masking(self._method, self._weights, masks, {}, self._config.sparsity, 0.0)
         return self._masking
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    @torch.enable_grad()
     def _gradients(self, stage: Stage, batches: int = 1) -> Tensors:
         """The mean gradient of the loss over so many batches, on the CPU; torch's random state and buffers stay."""
         name = type(self._method).__name__
