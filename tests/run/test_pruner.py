@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,6 +347,58 @@ def test_a_gradient_for_a_method_leaves_everything_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
     train(pruner, model, built, x, y, pruner.steps)
     pruner.finish()
+
+
+RANK = """
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import sparsekit
+from sparsekit.pruning import masks
+
+torch.manual_seed(0)
+ranked = "RANK" in os.environ
+model = torch.nn.Sequential(torch.nn.Linear(10, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2))
+x = torch.randn(400, 10)
+y = (x[:, 0] * x[:, 1] > 0).long()
+rank, size = 0, 1
+if ranked:
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+wrapped = DistributedDataParallel(model) if ranked else model
+optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+pruner = sparsekit.Pruner(wrapped, optimizer, sparsity=0.8, epochs=10, steps_per_epoch=8)
+while pruner.done < pruner.steps:
+    pruner.prune_if_due()
+    rows = torch.arange(pruner.done * 50, pruner.done * 50 + 50) % 400
+    rows = rows[rank * len(rows) // size : (rank + 1) * len(rows) // size]
+    optimizer.zero_grad()
+    F.cross_entropy(wrapped(x[rows]), y[rows]).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimizer.step()
+pruner.finish()
+torch.save((model.state_dict(), pruner.masks), f"{sys.argv[1]}/{rank}-of-{size}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_model_keep_its_zeros(tmp_path: Path) -> None:
+    """With DistributedDataParallel, whose hooks add up the gradients: as in one process, up to rounding."""
+    script = tmp_path / "train.py"
+    script.write_text(RANK)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for before in (launch, []):
+        subprocess.run([sys.executable, *before, str(script), str(tmp_path)], check=True, timeout=120)
+    first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-2", "1-of-2", "0-of-1"))
+    assert_equal(first[0], second[0])
+    assert_equal(first[1], second[1])
+    assert sum(int((weight == 0).sum()) for weight in (first[0]["0.weight"], first[0]["2.weight"])) == PRUNED
+    for name, tensor in alone[0].items():
+        torch.testing.assert_close(first[0][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 # --- learning rates ---------------------------------------------------------------------------------
