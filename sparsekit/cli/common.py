@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparsekit.errors import UserError
@@ -54,18 +54,6 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
                 print(listing.help_of(find(kind, name)))
                 return True
     return False
-
-
-def run_data(sources: Sequence[SavedModel]) -> Mapping[str, Any]:
-    """The data options of the first sparsekit run among saved models; empty where there is none."""
-    return next((source.data_options for source in sources if source.run), {})
-
-
-def data_options(data: Mapping[str, Any]) -> list[str]:
-    """Data options of a run as command-line arguments, such as `--data.name=digits`."""
-    from sparsekit.config.wandb_args import as_flags
-
-    return as_flags({f"data.{name}": value for name, value in data.items() if value is not None})
 
 
 def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:

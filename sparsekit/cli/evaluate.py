@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_options
 from sparsekit.config import parser
 from sparsekit.config.checks import check_device
 from sparsekit.config.options import EvaluateConfig
 from sparsekit.display.live import Display
 from sparsekit.errors import UserError
 from sparsekit.files import expanded, write_json
-from sparsekit.models.saved import open_saved_model
+from sparsekit.models.saved import open_saved_model, run_options
 
 _USAGE = "sparsekit evaluate MODEL [options]"
 _DESCRIPTION = (
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"give one model to evaluate, not {len(paths)}: {_USAGE}")
     source = open_saved_model("MODEL", paths[0])
     saved = [f"--{key}={source.run[key]}" for key in ("precision", "channels_last") if key in source.run]
-    config = parser.parse_as(EvaluateConfig, options, [*data_options(source.data_options), *saved, *given])
+    config = parser.parse_as(EvaluateConfig, options, [*run_options([source]), *saved, *given])
     check_device(config.device)
     with Display() as display:
         from sparsekit.display import tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, data_options, print_table, run_data
+from sparsekit.cli.common import data_of, print_table
 from sparsekit.config import parser
 from sparsekit.config.options import ExportConfig
 from sparsekit.errors import UserError
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.parse_as(ExportConfig, options, given)  # first: --help, and what is wrong with the options
     if len(paths) != 1:
         raise UserError(f"give one model to export, not {len(paths)}: {_USAGE}")
-    from sparsekit.export.export import export
-    from sparsekit.models.saved import open_saved_model
+    from sparsekit.exporting.export import export
+    from sparsekit.models.saved import open_saved_model, run_options
 
     model = open_saved_model("MODEL", paths[0])
-    config = parser.parse_as(ExportConfig, options, [*data_options(run_data([model])), *given])
+    config = parser.parse_as(ExportConfig, options, [*run_options([model]), *given])
     print_table(export(model, config, data_of(config.data, [model], given)))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, data_options, print_plugin_help, print_table, run_data, warn_of_plugins
+from sparsekit.cli.common import data_of, print_plugin_help, print_table, warn_of_plugins
 from sparsekit.config import parser
 from sparsekit.config.options import MergeConfig
 from sparsekit.errors import UserError
@@ -32,9 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     if not paths:
         raise UserError(f"give the models to merge: {_USAGE}")
     from sparsekit.merging.finished import merge
-    from sparsekit.models.saved import open_saved_model
+    from sparsekit.models.saved import open_saved_model, run_options
 
     models = [open_saved_model("MODEL", path) for path in paths]
-    config = parser.parse_as(MergeConfig, options, [*data_options(run_data(models)), *given])
+    config = parser.parse_as(MergeConfig, options, [*run_options(models), *given])
     print_table(merge(models, config, data_of(config.data, models, given)))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from sparsekit.display import plan_picture
 from sparsekit.display.tables import FLOOR, plan_table, summary_table
-from sparsekit.display.text import duration, listed, percent
+from sparsekit.display.text import duration, gap_text, listed, percent, score_text
 from sparsekit.planning.plan import PlanSummary
 
 _PLAIN_SECONDS = 10.0
@@ -47,6 +48,9 @@ class Display:
         self._replicas = 0
         self._said: set[str] = set()
         self._start = self._last_line = clock()
+        self._notebook = not self._terminal and "ipykernel" in sys.modules
+        self._updating = ""
+        self.lines: list[str] = []
 
     def plan(self, rows: Sequence[Mapping[str, Any]], critical_epochs: float, total_epochs: float) -> None:
         """Show a plan, with rows as `plan_table` takes them, and its cost in replica-epochs."""
@@ -99,33 +103,39 @@ class Display:
         if self._live:
             text = f"{self._heading}{who}  loss {loss:.4f}"
             self._live.update(self._live.task_ids[0], completed=done, description=text)
-        elif done and self._clock() - self._last_line >= _PLAIN_SECONDS:
+        elif done and (self._notebook or self._clock() - self._last_line >= _PLAIN_SECONDS):
             left = (self._clock() - self._start) / done * max(self._total - done, 0)
-            self._line(
+            text = (
                 f"{self._heading}{who}  step {done_steps}/{total_steps}  loss {loss:.4f}  about {duration(left)} left"
             )
+            if self._notebook:
+                self._update(text)
+            else:
+                self._line(text)
 
     def merged(
-        self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
+        self, name: str, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
     ) -> None:
         """Show the result of a segment.
 
         Args:
-            held_out: Held-out accuracy of the segment's model, 0 to 1.
-            candidates: Held-out accuracies of the candidates; none or one if nothing was merged.
+            name: The task's name of its score.
+            held_out: Held-out score of the segment's model.
+            candidates: Held-out scores of the candidates; none or one if nothing was merged.
             ingredients: Number of candidates that were used.
             lost: Whether the model is worse than the best candidate by more than the margin.
         """
-        score = f"{percent(held_out)} held out"
+        score = f"{score_text(name, held_out)} held out"
         if len(candidates) > 1:
             some = "" if ingredients == len(candidates) else f" of {len(candidates)}"
-            mean, best = sum(candidates) / len(candidates), max(candidates)
-            score = f"soup of {ingredients}{some}: {score} (candidates {percent(mean)} mean, {percent(best)} best)"
-            score += f"  lost {100 * (best - held_out):.1f} points" if lost else ""
+            mean, best = (score_text(name, each) for each in (sum(candidates) / len(candidates), max(candidates)))
+            score = f"soup of {ingredients}{some}: {score} (candidates {mean} mean, {best} best)"
+            score += f"  lost {gap_text(name, max(candidates) - held_out, 1)}" if lost else ""
         self._line(f"{self._heading}  {score}")
 
     def note(self, text: str) -> None:
-        """Print a line on standard output."""
+        """Print a line on standard output, and keep it."""
+        self.lines.append(text)
         self._line(text)
 
     def once(self, text: str) -> None:
@@ -179,16 +189,40 @@ class Display:
         self._last_line = self._clock()
         self._print(Text(text))
 
+    def _update(self, text: str) -> None:
+        """Write a line in place of the last one that was written so, for notebooks."""
+        self._out.file.write(f"\r{text.ljust(len(self._updating))}" if text else f"\r{' ' * len(self._updating)}\r")
+        self._out.file.flush()
+        self._updating = text
+
     def _print(self, what: RenderableType) -> None:
+        if self._updating:
+            self._update("")
         for line in self._out.render_lines(what, self._out.options.update(width=_NATURAL_WIDTH), pad=False):
             text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
             text.rstrip()
             self._out.print(text, soft_wrap=True)
 
 
+class Silent(Display):
+    """Shows nothing: keeps the lines of `note`, and hands warnings on.
+
+    Args:
+        warn: Called with each warning.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(Console(quiet=True), Console(quiet=True))
+        self._hand_on = warn
+
+    def warn(self, text: str) -> None:
+        """Hand a warning on."""
+        self._hand_on(text)
+
+
 def plain_console(stderr: bool = False) -> Console:
     """A console that shows text as it is, without rich's markup, emoji codes and highlighting."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, force_jupyter=False)
     if isinstance(console.file, TextIOWrapper):
         console.file.reconfigure(errors="replace")  # "?" on an ASCII terminal, instead of an exception
     return console

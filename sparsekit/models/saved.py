@@ -125,6 +125,11 @@ class SavedModel:
         known = {item.name for item in fields(DataConfig)} - ({"image_size", "kwargs"} if self.card else set())
         return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
 
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """Name and options of its run's task; empty for other models, and for runs older than tasks."""
+        return dict(self.run.get("task") or {})
+
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
         """The masks in the model's directory, else those that stood beside weights in its file, if there are any."""
@@ -213,6 +218,18 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
         return SavedModel(option, path, files[0], run=run)
     name, kwargs, card = read_card(option, path, base)
     return SavedModel(option, path, files[0], name, kwargs, card, run)
+
+
+def run_options(sources: Sequence[SavedModel]) -> list[str]:
+    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
+    from sparsekit.config.wandb_args import as_flags
+
+    source = next((source for source in sources if source.run), None)
+    if source is None:
+        return []
+    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
+    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+    return as_flags(data | task)
 
 
 def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -22,8 +22,8 @@ import entrypoints
 
 from sparsekit.errors import UserError, first_line, nearest
 
-Kind = Literal["method", "merge"]
-GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges"}
+Kind = Literal["method", "merge", "task"]
+GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges", "task": "sparsekit.tasks"}
 _PATTERNS = ("*.dist-info", "*.egg-info")
 
 
@@ -32,8 +32,8 @@ class Plugin:
     """One entry point, not imported.
 
     Attributes:
-        name: The plugin's name for `--method` or `--merge`.
-        kind: `method` or `merge`.
+        name: The plugin's name for `--method`, `--merge` or `--task`.
+        kind: `method`, `merge` or `task`.
         target: `module:Class`.
         distribution: Name of the package that provides it.
         version: Version of that package.

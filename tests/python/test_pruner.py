@@ -22,7 +22,7 @@ import sparsekit
 from sparsekit import Budget, PruningMethod, PruningStep, Schedule, Segment, Stage, Tensors, TrainingStep
 from sparsekit.config.options import MasksConfig, ReplicasConfig
 from sparsekit.errors import RunError, UserError
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merges.none import NoMerge
 from sparsekit.methods.bimp import BIMP
 from sparsekit.methods.gmp import GMP
@@ -556,17 +556,21 @@ class Deaf(torch.optim.Optimizer):
         ({"method": Thresholds()}, ["Thresholds", "dense weights"]),
         ({"method": Averaging()}, ["Averaging", "averages"]),
         ({"method": "gpm"}, ["'gpm'", "'gmp'"]),
-        ({"method": {"name": "gmp", "strat": 0.1}}, ["method 'gmp'", "strat"]),
+        ({"method": {"name": "gmp", "strat": 0.1}}, ["method.strat", "'method.start'"]),
+        ({"method.strat": 0.1}, ["method.strat", "'method.start'"]),
         ({"method": {"name": "gmp", "start": 2.0}}, ["method.start is 2", "fraction"]),
-        ({"method": GMP}, ["method is", "an object"]),
+        ({"method": 3}, ["method", "int", "PruningMethod"]),
+        ({"replicas.count": 3}, ["replicas.count", "no keyword"]),
+        ({"merge": "uniform"}, ["merge", "no keyword"]),
         ({"sparsity": 1.5}, ["sparsity is 1.5", "below 1"]),
         ({"epochs": 0}, ["epochs is 0", "1 or more"]),
+        ({"epochs": 2.5}, ["epochs is '2.5'", "whole"]),
         ({"steps_per_epoch": 0}, ["steps_per_epoch is 0", "len(loader)"]),
         ({"epochs": 1, "steps_per_epoch": 5}, ["epochs 1", "too short"]),
         ({"warmup": 1.0}, ["optimizer.warmup is 1.0"]),
-        ({"masks": {"alocation": "erk"}}, ["'alocation'", "'allocation'"]),
-        ({"masks": {"allocation": "layerwise"}}, ["'layerwise'", "global, uniform, erk or lamp"]),
-        ({"masks": {"exclude": "4"}}, ["exclude is '4'", "['4']"]),
+        ({"masks": {"alocation": "erk"}}, ["masks.alocation", "'masks.allocation'"]),
+        ({"masks": {"allocation": "layerwise"}}, ["masks.allocation is 'layerwise'", "global, uniform, erk, lamp"]),
+        ({"masks": {"exclude": "4"}}, ["masks.exclude is '4'", "list"]),
         ({"masks": {"exclude": ["nowhere"]}}, ["'nowhere'", "0.weight"]),
         ({"masks": {"pattern": "2:4"}}, ["2:4", "10 in 0.weight"]),
         ({"masks": {"floor": 0.5}}, ["masks.floor 0.5", "sparsity 0.8"]),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, islice
 from typing import Any, Literal
@@ -19,19 +17,16 @@ from torch.optim import Optimizer
 
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, PruningMethod, Segment, Stage
-from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
-from sparsekit.config.options import FitConfig, MasksConfig, OptimizerConfig
-from sparsekit.errors import RunError, UserError, nearest
-from sparsekit.merges.none import NoMerge
+from sparsekit.config.options import FitConfig
+from sparsekit.errors import RunError, UserError
 from sparsekit.merging.state_dicts import Scorer, soup
 from sparsekit.models.state import State, has_dense_weights
 from sparsekit.planning.plan import check_steps, make_plan, make_stages
-from sparsekit.plugins import contract
-from sparsekit.plugins.registry import Kind, find
 from sparsekit.pruning import allocation
 from sparsekit.pruning import masks as zeros
 from sparsekit.pruning.prune import prune
+from sparsekit.python.options import keyword_names, read
 from sparsekit.seeds import derive
 from sparsekit.training.masking import Masking
 
@@ -60,6 +55,7 @@ class Pruner:
         seed: Seed of methods and merges that draw.
         loss: `loss(model, batch)`, for methods that look at gradients, such as RigL.
         batches: Where its batches come from, such as the DataLoader; begun anew each time.
+        options: Options of the method and of the masks by dotted names, as `**{"method.start": 0.2}`.
 
     Attributes:
         plan: The segments.
@@ -87,13 +83,16 @@ class Pruner:
         seed: int = 0,
         loss: Loss | None = None,
         batches: Iterable[Any] | None = None,
+        **options: Any,
     ) -> None:
-        shape = OptimizerConfig(schedule=schedule, warmup=warmup, min_lr=min_lr)
-        with _keywords():
-            self._config = FitConfig(
-                _plugin("method", method), NoMerge(), sparsity, epochs, optimizer=shape, masks=_masks(masks), seed=seed
-            )
-            check(self._config)
+        for name in options:
+            if name.partition(".")[0] not in ("method", "masks") or "." not in name:
+                raise UserError(f"{name} is no keyword of Pruner; dotted ones begin with method. or masks.")
+        given = {"method": method, "sparsity": sparsity, "epochs": epochs, "seed": seed}
+        given |= {"masks": masks} if masks else {}
+        shape = {"schedule": schedule, "warmup": warmup, "min_lr": min_lr}
+        self._config = read(FitConfig, {**given, "optimizer": shape, **options}).config
+        with keyword_names():
             stages = make_stages(self._config)
             if steps_per_epoch < 1:
                 raise UserError(f"steps_per_epoch is {steps_per_epoch}; give 1 or more, such as len(loader)")
@@ -218,7 +217,7 @@ class Pruner:
             RunError: the merge strategy breaks its contract.
         """
         seed = derive(self._config.seed, "merge", max(self._begun - 1, 0))
-        return soup(state_dicts, self._masks, _plugin("merge", merge), seed, score, parent)
+        return soup(state_dicts, self._masks, read(FitConfig, {"merge": merge}).config.merge, seed, score, parent)
 
     # --- its state --------------------------------------------------------------------------------
 
@@ -387,47 +386,10 @@ class _Fresh:
             group.pop("step", None)  # some count their steps here
 
 
-@contextmanager
-def _keywords() -> Iterator[None]:
-    """Name keywords in messages that name the command line's options."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(re.sub(r"--(?=[a-z])", "", str(error))) from error
-
-
 def _on_cpu(tensors: Tensors) -> Tensors:
     """Copies on the CPU, of types that numpy has."""
     found = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     return {name: t.float() if t.dtype is torch.bfloat16 else t for name, t in found.items()}
-
-
-def _plugin(kind: Kind, given: Any) -> Any:
-    """The plugin of a name, or of a mapping of its name and options; an object as it is; raises UserError."""
-    if isinstance(given, contract.BASES[kind]):
-        return given
-    options = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise UserError(f"{kind} is {given!r}; give a name, a mapping of its name and its options, or an object")
-    try:
-        return contract.load(find(kind, name))(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{kind} {name!r}: {error}") from error
-
-
-def _masks(given: Mapping[str, Any] | None) -> MasksConfig:
-    """The options of `--masks` from a mapping; raises UserError."""
-    known = [item.name for item in fields(MasksConfig)]
-    for key in given or {}:
-        if key not in known:
-            raise UserError(f"masks: {key!r} is no option.{nearest(key, known)} Options: {', '.join(known)}.")
-    config = MasksConfig(**(given or {}))
-    if config.allocation not in (None, "global", "uniform", "erk", "lamp"):
-        raise UserError(f"masks: allocation is {config.allocation!r}; give global, uniform, erk or lamp")
-    if isinstance(config.exclude, str):
-        raise UserError(f"masks: exclude is {config.exclude!r}; give a list, [{config.exclude!r}]")
-    return config
 
 
 def _innermost(optimizer: Any) -> Optimizer:
