@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from sparsekit.errors import RunError
-from sparsekit.evaluation.metrics import Metrics, Tally
+from sparsekit.tasks.metrics import Metrics, Tally
 
 CPU = torch.device("cpu")
 
