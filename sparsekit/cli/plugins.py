@@ -32,16 +32,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="sparsekit plugins", description="Pruning methods and merge strategies.")
+    parser = Parser(prog="sparsekit plugins", description="Pruning methods, merge strategies and tasks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     lister = commands.add_parser("list", help="what is installed")
-    lister.add_argument("--kind", choices=list(GROUPS), help="methods or merges only")
+    lister.add_argument("--kind", choices=list(GROUPS), help="methods, merges or tasks only")
     lister.add_argument("--json", action="store_true", help="print JSON rows")
     checker = commands.add_parser("check", help="hold an installed plugin against the contract")
-    checker.add_argument("name", metavar="NAME", help="what --method or --merge calls it")
-    checker.add_argument("--kind", choices=list(GROUPS), help="where a method and a merge share the name")
+    checker.add_argument("name", metavar="NAME", help="what --method, --merge or --task calls it")
+    checker.add_argument("--kind", choices=list(GROUPS), help="where plugins of several kinds share the name")
     maker = commands.add_parser("new", help="write a package with a plugin of your own")
-    maker.add_argument("name", metavar="NAME", help="what --method or --merge is to call it")
+    maker.add_argument("name", metavar="NAME", help="what --method, --merge or --task is to call it")
     maker.add_argument("--kind", choices=list(GROUPS), required=True, help="what it is")
     maker.add_argument("--out", metavar="DIR", default=".", help="where the package's folder goes (default: here)")
     return parser

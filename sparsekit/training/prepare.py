@@ -16,6 +16,7 @@ from sparsekit.config.options import FitConfig, describe
 from sparsekit.data import LoadedData, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
+from sparsekit.evaluation.evaluate import check_corruptible
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
 from sparsekit.models.device import choose_device, lacks_memory, use_precision
@@ -39,6 +40,8 @@ from sparsekit.training.replica import averaged_from
 from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
+_USUAL = (torch.float32, torch.int64)
+"""The types of inputs that most models take."""
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 """What timm's models raise for images that they cannot take."""
 
@@ -66,6 +69,8 @@ def prepare(
     _check_task(config)
     source = initial_model(config.model)
     data, notes = _seen(config, load(config.data, device, config.channels_last, config.task), finished, source)
+    if config.evaluation.corruptions:
+        check_corruptible("--evaluation.corruptions", data)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"), source)
     source = fit_names(source, model) if source else None
     prunable = masks.prunable_names(model, config.masks.exclude)
@@ -247,9 +252,8 @@ def _try_forward(setup: Setup) -> None:
         text = first_line(error).rstrip(".;")
         if setup.data.fixed:
             shape = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-            raise UserError(
-                f"--model.name {name} cannot take inputs {shape}: {text}; change the model or --data"
-            ) from error
+            fix = "change the model or the data" if inputs.dtype in _USUAL else "convert them, as to torch.float32"
+            raise UserError(f"--model.name {name} cannot take inputs {shape}: {text}; {fix}") from error
         raise UserError(
             f"--model.name {name} cannot take images of {setup.data.inputs.pixels} pixels: {text}; set "
             "--data.image_size, or img_size in --model.kwargs"
