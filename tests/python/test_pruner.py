@@ -112,7 +112,9 @@ def own_loop(config: Any, pruner_options: dict[str, Any]) -> tuple[nn.Module, An
 def test_a_loop_by_hand_ends_with_the_schedulers_bits(method: PruningMethod, opt: Any, tmp_path: Path) -> None:
     """Momentum that goes on or starts anew, clipped gradients, rates that depend on the pruning, dense gradients."""
     replicas = ReplicasConfig(1, start=0.0, batchnorm="average")
-    config = tiny_config(method, NoMerge(), tmp_path / "run", replicas, optimizer=opt, masks=MasksConfig("erk"))
+    config = tiny_config(
+        method, NoMerge(), tmp_path / "run", replicas, optimizer=opt, masks=MasksConfig("erk"), epochs=3
+    )
     fit(config)
     model, pruner = own_loop(config, {"masks": {"allocation": "erk"}})
     chosen = load_file(tmp_path / "run" / "masks.safetensors")
