@@ -195,7 +195,8 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         for weight in self._weights.values():
-            _HELD.pop(weight, None)
+            if weight in _HELD:
+                del _HELD[weight]
 
     def soup(
         self,
