@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from sparsekit.pruning import masks
 
 Scorer = Callable[[Tensors], "float | Score"]
 """Scores a state dict: a number, higher is better, or a `Score`."""
+Lossy = Callable[[Tensors], Tensor]
+"""The held-out loss of a state dict, 0-dim and differentiable in its tensors."""
+Fisher = Callable[[Tensors, int], Tensors]
+"""The diagonal of a state dict's Fisher information over so many training examples, a tensor for each parameter."""
 
 
 class StateDictCandidate(Candidate):
@@ -45,6 +50,8 @@ def soup(
     merge: MergeStrategy,
     seed: int,
     score: Scorer | None = None,
+    loss: Lossy | None = None,
+    fisher: Fisher | None = None,
     parent: Mapping[str, Tensor] | None = None,
 ) -> Tensors:
     """Merge state dicts into one with the same masks.
@@ -55,6 +62,8 @@ def soup(
         merge: The merge strategy.
         seed: Seed of merges that draw.
         score: Scores a state dict, for merges that compare.
+        loss: The held-out loss of a state dict, for merges that differentiate it.
+        fisher: The Fisher information of a state dict, for merges that weigh by it.
         parent: The state dict that all were trained from, for merges that look at the changes.
 
     Returns:
@@ -72,21 +81,24 @@ def soup(
     for number, each in enumerate(found[1:], 2):
         _same(f"state dict {number}", each, found[0])
 
+    def needed(keyword: str, given: Callable[..., Any] | None) -> Callable[..., Any]:
+        if given is None:
+            raise UserError(f"merge {name!r} needs soup(…, {keyword}=…), a function of a state dict")
+        return given
+
     def measure(tensors: Tensors) -> Score:
-        if score is None:
-            raise UserError(f"merge {name!r} compares scores; give score=, a function of a state dict")
-        value = score(tensors)
+        value = needed("score", score)(tensors)
         return value if isinstance(value, Score) else Score(float(value), float("nan"))
 
-    def refuse(*_: object, **__: object) -> Tensors:
-        raise UserError(f"merge {name!r} differentiates a loss of the models, which soup() cannot; choose another")
+    def information(candidate: Candidate, images: int = 256) -> Tensors:
+        return needed("fisher", fisher)(dict(found[candidate.index]), images)  # type: ignore[no-any-return]
 
     candidates = [StateDictCandidate(index, tensors, measure) for index, tensors in enumerate(found)]
     step = MergeStep(
         average=lambda some, coefficients: average(some, coefficients, candidates[0].names()),
         score=measure,
-        loss=refuse,  # type: ignore[arg-type]
-        fisher=refuse,
+        loss=lambda tensors: needed("loss", loss)(tensors),
+        fisher=information,
         parent=_Parent(name, None if parent is None else _read("parent", parent, zeros)),
         generator=torch.Generator().manual_seed(seed),
     )

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, PruningMethod, Segment, Stage
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.errors import RunError, UserError
-from sparsekit.merging.state_dicts import Scorer, soup
+from sparsekit.merging.state_dicts import Fisher, Lossy, Scorer, soup
 from sparsekit.models.state import State, has_dense_weights
 from sparsekit.planning.plan import check_steps, make_plan, make_stages
 from sparsekit.pruning import allocation
@@ -32,6 +33,8 @@ from sparsekit.training.masking import Masking
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """The mean training loss of a model on one batch, differentiable."""
+_HELD = WeakTensorKeyDictionary()
+"""The weights that pruners hold."""
 
 
 class Pruner:
@@ -118,6 +121,7 @@ class Pruner:
         for name, weight in self._weights.items():
             handle = weight.register_post_accumulate_grad_hook(partial(self._mask, name))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
+            _HELD[weight] = True
 
     # --- what a loop calls ------------------------------------------------------------------------
 
@@ -190,12 +194,18 @@ class Pruner:
         """Remove the hooks: pruned weights are no longer held at 0, and steps no longer counted."""
         for handle in self._handles:
             handle.remove()
+        for weight in self._weights.values():
+            if weight in _HELD:
+                del _HELD[weight]
 
     def soup(
         self,
         state_dicts: Sequence[Mapping[str, Tensor]],
         merge: str | Mapping[str, Any] | MergeStrategy = "uniform",
+        *,
         score: Scorer | None = None,
+        loss: Lossy | None = None,
+        fisher: Fisher | None = None,
         parent: Mapping[str, Tensor] | None = None,
     ) -> Tensors:
         """Merge models that were trained under the present masks into one with exactly the same zeros.
@@ -205,9 +215,13 @@ class Pruner:
         Args:
             state_dicts: The models' state dicts.
             merge: The merge strategy: a name, a mapping of its `name` and its options, or an object.
-            score: Scores a state dict, higher is better, on data that are neither trained nor tested on; for merges
-                that compare, such as `greedy` and `best`.
-            parent: The state dict that all were trained from, for merges that look at what changed.
+            score: Scores a state dict by a number, higher is better, or by a `Score`, on data that are neither trained
+                nor tested on; for merges that compare, such as `greedy` and `best`.
+            loss: The loss of a state dict on such data, differentiable in its tensors, as `torch.func.functional_call`
+                makes it; for merges that differentiate it, such as `learned`.
+            fisher: `fisher(state_dict, examples)`, its diagonal Fisher information over so many training examples, a
+                tensor for each parameter; for `fisher`.
+            parent: The state dict that all were trained from, for merges that look at what changed, such as `ties`.
 
         Returns:
             A state dict on the CPU.
@@ -217,7 +231,8 @@ class Pruner:
             RunError: the merge strategy breaks its contract.
         """
         seed = derive(self._config.seed, "merge", max(self._begun - 1, 0))
-        return soup(state_dicts, self._masks, read(FitConfig, {"merge": merge}).config.merge, seed, score, parent)
+        strategy = read(FitConfig, {"merge": merge}).config.merge
+        return soup(state_dicts, self._masks, strategy, seed, score, loss, fisher, parent)
 
     # --- its state --------------------------------------------------------------------------------
 
@@ -421,6 +436,8 @@ def _weights(model: nn.Module, optimizer: Optimizer, config: FitConfig) -> Tenso
     for name, weight in weights.items():
         if id(weight) not in held or not weight.requires_grad:
             raise UserError(f"the optimizer does not train {name}; leave it out: masks={{'exclude': [{name!r}]}}")
+        if weight in _HELD:
+            raise UserError(f"another pruner holds {name}; call its release() first")
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
     if pattern:

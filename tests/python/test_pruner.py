@@ -6,7 +6,7 @@ import copy
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,20 @@ from tiny import assert_equal, differ, masked_are_zero, optimizer, tiny_config
 from torch import Tensor, nn
 
 import sparsekit
-from sparsekit import Budget, PruningMethod, PruningStep, Schedule, Segment, Stage, Tensors, TrainingStep
+from sparsekit import (
+    Budget,
+    Candidate,
+    CoefficientMerge,
+    MergeStep,
+    PruningMethod,
+    PruningStep,
+    Schedule,
+    Score,
+    Segment,
+    Stage,
+    Tensors,
+    TrainingStep,
+)
 from sparsekit.config.options import MasksConfig, ReplicasConfig
 from sparsekit.errors import RunError, UserError
 from sparsekit.launch import fit
@@ -112,7 +125,9 @@ def own_loop(config: Any, pruner_options: dict[str, Any]) -> tuple[nn.Module, An
 def test_a_loop_by_hand_ends_with_the_schedulers_bits(method: PruningMethod, opt: Any, tmp_path: Path) -> None:
     """Momentum that goes on or starts anew, clipped gradients, rates that depend on the pruning, dense gradients."""
     replicas = ReplicasConfig(1, start=0.0, batchnorm="average")
-    config = tiny_config(method, NoMerge(), tmp_path / "run", replicas, optimizer=opt, masks=MasksConfig("erk"))
+    config = tiny_config(
+        method, NoMerge(), tmp_path / "run", replicas, optimizer=opt, masks=MasksConfig("erk"), epochs=3
+    )
     fit(config)
     model, pruner = own_loop(config, {"masks": {"allocation": "erk"}})
     chosen = load_file(tmp_path / "run" / "masks.safetensors")
@@ -239,12 +254,27 @@ def test_a_state_in_the_middle_goes_on_to_the_same_bits() -> None:
 
 
 def test_a_state_of_another_plan_or_model_is_refused() -> None:
-    model, _, _ = problem()
-    state = Pruner(model, adamw(model), **OPTIONS).state_dict()
+    models = [problem()[0] for _ in range(3)]
+    state = Pruner(models[0], adamw(models[0]), **OPTIONS).state_dict()
     with pytest.raises(UserError, match="another plan"):
-        Pruner(model, adamw(model), **{**OPTIONS, "sparsity": 0.7}).load_state_dict(state)
+        Pruner(models[1], adamw(models[1]), **{**OPTIONS, "sparsity": 0.7}).load_state_dict(state)
     with pytest.raises(UserError, match="other prunable weights"):
-        Pruner(model, adamw(model), **OPTIONS, masks={"exclude": ["4"]}).load_state_dict(state)
+        Pruner(models[2], adamw(models[2]), **OPTIONS, masks={"exclude": ["4"]}).load_state_dict(state)
+
+
+def test_a_weight_has_one_pruner() -> None:
+    """A loop that was broken off in a notebook leaves its hooks behind."""
+    model, x, y = problem()
+    built = adamw(model)
+    pruner = Pruner(model, built, **OPTIONS)
+    train(pruner, model, built, x, y, 20)
+    with pytest.raises(UserError, match="another pruner"):
+        Pruner(model, adamw(model), **OPTIONS)
+    pruner.release()
+    again = Pruner(model, built, **OPTIONS)
+    train(again, model, built, x, y, 80)
+    again.finish()
+    assert pruner.done == 20
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -501,6 +531,47 @@ def test_merges_that_compare_take_a_score_and_those_that_look_back_a_parent() ->
     assert_equal(pruner.soup(found[:1], "none"), found[0])
 
 
+class Slope(CoefficientMerge):
+    """All weight to the candidate where a loss is steepest."""
+
+    def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+        slopes = []
+        for candidate in candidates:
+            tensors = {name: candidate.read(name) for name in candidate.names()}
+            tensors["4.weight"] = tensors["4.weight"].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(step.loss(tensors), tensors["4.weight"])
+            slopes.append(float(slope.abs().sum()))
+        return [float(slope == max(slopes)) for slope in slopes]
+
+
+class Weighed(CoefficientMerge):
+    """Weight by the information in one parameter."""
+
+    def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+        found = [float(step.fisher(candidate, images=7)["4.bias"].sum()) for candidate in candidates]
+        return [value / sum(found) for value in found]
+
+
+def test_merges_that_differentiate_take_a_loss_and_those_that_weigh_an_information() -> None:
+    pruner, _, found = replicas()
+    model, x, y = problem()
+
+    def loss(tensors: Tensors) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model.eval(), tensors, (x,)), y)
+
+    def fisher(tensors: Tensors, examples: int) -> Tensors:
+        index = next(i for i, each in enumerate(found) if torch.equal(each["4.bias"], tensors["4.bias"]))
+        return {"4.bias": torch.full((2,), float(examples * (index + 1)))}
+
+    assert any(torch.equal(pruner.soup(found, Slope(), loss=loss)["4.bias"], each["4.bias"]) for each in found)
+    weighed = pruner.soup(found, Weighed(), fisher=fisher)
+    expected = sum((i + 1) / 6 * each["4.weight"].double() for i, each in enumerate(found))
+    torch.testing.assert_close(weighed["4.weight"], expected.float())
+    scored = pruner.soup(found, "best", score=lambda tensors: Score(0.5, float(loss(tensors))))
+    losses = [float(loss(each)) for each in found]
+    assert_equal(scored, found[losses.index(min(losses))])
+
+
 def test_state_dicts_that_do_not_belong_together_are_refused() -> None:
     pruner, _, found = replicas()
     revived = {**found[1], "0.weight": found[1]["0.weight"] + 1.0}
@@ -513,6 +584,8 @@ def test_state_dicts_that_do_not_belong_together_are_refused() -> None:
         ([found[0], {**found[1], "4.bias": torch.ones(3)}], {}, "'4.bias'.*(3,)"),
         ([{**found[0], "note": "text"}], {}, "'note'"),
         (found, {"merge": "best"}, "score="),
+        (found, {"merge": Slope()}, "loss="),
+        (found, {"merge": Weighed()}, "fisher="),
         (found, {"merge": Pulled()}, "parent="),
         (found, {"merge": "uniformly"}, "uniform"),
     ]
