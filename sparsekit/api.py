@@ -1,15 +1,15 @@
-"""The contracts of plugins: plans, pruning methods and merge strategies, and what a run passes to them.
+"""The contracts of plugins: plans, pruning methods, merge strategies and tasks, and what a run passes to them.
 
-A plugin subclasses `PruningMethod` or `CoefficientMerge` (or `MergeStrategy`) and names its class in an entry point.
-Its instances hold options only, as the state of a run belongs to the run. Nothing here imports torch.
+A plugin subclasses `PruningMethod`, `CoefficientMerge` (or `MergeStrategy`) or `Task` and names its class in an entry
+point. Its instances hold options only, as the state of a run belongs to the run. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from sparsekit._types import Generator, Tensor, Tensors
 
@@ -19,6 +19,7 @@ __all__ = [
     "CoefficientMerge",
     "MergeStep",
     "MergeStrategy",
+    "Meter",
     "PruningMethod",
     "PruningStep",
     "Schedule",
@@ -26,6 +27,7 @@ __all__ = [
     "Segment",
     "Soup",
     "Stage",
+    "Task",
     "TrainingStep",
 ]
 
@@ -271,10 +273,20 @@ class PruningMethod(ABC):
 
 @dataclass(frozen=True)
 class Score:
-    """A model's score on a split: `accuracy`, 0 to 1, and `loss`, the mean cross-entropy in nats."""
+    """A model's score on a split.
 
-    accuracy: float
+    Attributes:
+        value: The task's score, higher is better: the accuracy, 0 to 1, of a classification.
+        loss: The task's mean loss: the cross-entropy of a classification, in nats.
+    """
+
+    value: float
     loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """The value, as a classification calls it."""
+        return self.value
 
 
 class Candidate(ABC):
@@ -325,7 +337,7 @@ class MergeStep:
             Raises RunError unless there is a finite coefficient for each candidate and they add up to 1.
         score: `score(tensors)` is the held-out score of tensors under the candidates' names, with BatchNorm
             recalibrated or not as set by `--replicas.batchnorm`.
-        loss: `loss(tensors)` is their mean cross-entropy on up to 1,000 held-out images, differentiable, with the
+        loss: `loss(tensors)` is their mean loss on up to 1,000 held-out examples, differentiable, with the
             BatchNorm statistics among the tensors.
         fisher: `fisher(candidate, images=256)` is the diagonal of its empirical Fisher information over that many
             training images: a tensor of mean squared gradients for each parameter; tensors without a gradient are
@@ -374,3 +386,66 @@ class CoefficientMerge(MergeStrategy):
         tensors = step.average(candidates, weights)  # first, as it checks the weights
         used = tuple(c.index for c, weight in zip(candidates, weights, strict=True) if weight)
         return Soup(tensors, weights, used)
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+class Meter(Protocol):
+    """Accumulates measures over the batches of a split; every metric of torchmetrics is one."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch, on the meter's device and without waiting for it."""
+
+    def compute(self) -> Mapping[str, Any]:
+        """The measures of all batches by name: numbers, 0-dim tensors, or plain lists beside them."""
+
+
+class Task(ABC):
+    """What a model is trained for: its loss, its score, and what its outputs must look like.
+
+    Subclasses take annotated options in `__init__`, keep each under its own name, and keep nothing else.
+    """
+
+    score_name: ClassVar[str]
+    """The measure that decides between models, higher is better: a word such as `accuracy`, for keys and tables."""
+    stratified: ClassVar[bool] = False
+    """Whether targets are class numbers, int64 [N]; then splits and subsets keep the classes' shares."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, 0-dim and differentiable; outputs are float32, or float64 in an evaluation."""
+
+    @abstractmethod
+    def meter(self, device: Any) -> Meter:
+        """A new meter on the device; its measures include `score_name`."""
+
+    @abstractmethod
+    def num_outputs(self, targets: Tensor) -> int:
+        """How many outputs a timm model needs (`num_classes`), from training targets [N, ...]."""
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: B027  (most tasks need it, none must have it)
+        """Raise ValueError, with a message for the user, where outputs cannot be those for the targets.
+
+        Called with one batch before anything is trained; the loss and the meter are tried on it, too.
+        """
+
+    def smoothed_loss(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """The loss with label smoothing, for `--label_smoothing`; without it the option is refused."""
+        raise NotImplementedError
+
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """The mean loss of a batch against a teacher's outputs, for `--distill`; without it the option is refused."""
+        raise NotImplementedError
+
+    def mean_outputs(self, outputs: Iterable[Tensor]) -> Tensor:
+        """The outputs of an ensemble from those of its members, which come one at a time; by default their mean."""
+        members = iter(outputs)
+        total, count = next(members), 1
+        for each in members:
+            total, count = total + each, count + 1
+        return total / count
+
+    def predict(self, outputs: Tensor) -> Tensor | None:
+        """What is predicted, so that equal predictions can be counted; None where outputs are numbers of any size."""
+        return None

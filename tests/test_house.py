@@ -26,6 +26,7 @@ FLOORS = [
     "planning",
     "methods merges",
     "config",
+    "tasks",
     "plugins",
     "schedules __init__",
     "api",

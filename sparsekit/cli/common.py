@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparsekit.errors import UserError
@@ -56,16 +56,16 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
     return False
 
 
-def run_data(sources: Sequence[SavedModel]) -> Mapping[str, Any]:
-    """The data options of the first sparsekit run among saved models; empty where there is none."""
-    return next((source.data_options for source in sources if source.run), {})
-
-
-def data_options(data: Mapping[str, Any]) -> list[str]:
-    """Data options of a run as command-line arguments, such as `--data.name=digits`."""
+def run_options(sources: Sequence[SavedModel]) -> list[str]:
+    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
     from sparsekit.config.wandb_args import as_flags
 
-    return as_flags({f"data.{name}": value for name, value in data.items() if value is not None})
+    source = next((source for source in sources if source.run), None)
+    if source is None:
+        return []
+    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
+    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+    return as_flags(data | task)
 
 
 def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:

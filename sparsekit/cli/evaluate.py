@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_options
+from sparsekit.cli.common import run_options
 from sparsekit.config import parser
 from sparsekit.config.checks import check_device
 from sparsekit.config.options import EvaluateConfig
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"give one model to evaluate, not {len(paths)}: {_USAGE}")
     source = open_saved_model("MODEL", paths[0])
     saved = [f"--{key}={source.run[key]}" for key in ("precision", "channels_last") if key in source.run]
-    config = parser.parse_as(EvaluateConfig, options, [*data_options(source.data_options), *saved, *given])
+    config = parser.parse_as(EvaluateConfig, options, [*run_options([source]), *saved, *given])
     check_device(config.device)
     with Display() as display:
         from sparsekit.display import tables

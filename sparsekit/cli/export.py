@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, data_options, print_table, run_data
+from sparsekit.cli.common import data_of, print_table, run_options
 from sparsekit.config import parser
 from sparsekit.config.options import ExportConfig
 from sparsekit.errors import UserError
@@ -32,6 +32,6 @@ def main(arguments: Sequence[str]) -> int:
     from sparsekit.models.saved import open_saved_model
 
     model = open_saved_model("MODEL", paths[0])
-    config = parser.parse_as(ExportConfig, options, [*data_options(run_data([model])), *given])
+    config = parser.parse_as(ExportConfig, options, [*run_options([model]), *given])
     print_table(export(model, config, data_of(config.data, [model], given)))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, data_options, print_plugin_help, print_table, run_data, warn_of_plugins
+from sparsekit.cli.common import data_of, print_plugin_help, print_table, run_options, warn_of_plugins
 from sparsekit.config import parser
 from sparsekit.config.options import MergeConfig
 from sparsekit.errors import UserError
@@ -35,6 +35,6 @@ def main(arguments: Sequence[str]) -> int:
     from sparsekit.models.saved import open_saved_model
 
     models = [open_saved_model("MODEL", path) for path in paths]
-    config = parser.parse_as(MergeConfig, options, [*data_options(run_data(models)), *given])
+    config = parser.parse_as(MergeConfig, options, [*run_options(models), *given])
     print_table(merge(models, config, data_of(config.data, models, given)))
     return 0

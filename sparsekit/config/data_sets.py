@@ -55,8 +55,8 @@ def find_data(name: str) -> DataFunction | None:
     family, slash, rest = (name, "", "") if name in known else name.partition("/")
     if slash and family in _STREAMS:
         raise UserError(
-            f"--data.name {name}: {family}/ is read as a stream, which cannot be split, drawn from alike in every run, or "
-            "resumed; write its images to folders and give imagefolder, or to a tar and give imagetar"
+            f"--data.name {name}: {family}/ is read as a stream, which can neither be split and drawn from alike in "
+            "every run nor resumed; write its images to folders and give imagefolder, or to a tar and give imagetar"
         )
     if family not in known and ":" not in name:
         names = [*BUILT_IN, *(name for name in known if ":" not in name)]

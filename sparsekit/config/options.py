@@ -6,10 +6,11 @@ import inspect
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
-from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.config import yaml_file
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUPS, Kind, name_of
+from sparsekit.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class DataConfig:
     """The data set and its batches.
 
     Args:
-        name: The data set. `digits` comes with sparsekit; `fashion_mnist`, `mnist`, `cifar10` and `cifar100` are read
-            from `--data.root`, and so is `imagefolder`, any set of images in one folder a class, as ImageNet is. Or a
-            data set that a package provides, or a function of your own as `module:function`; their own options stand
-            beside these.
+        name: The data set: `digits`, which comes with sparsekit; `fashion_mnist`, `mnist`, `cifar10` or `cifar100`,
+            read from `--data.root`; `imagefolder`, any set of images in one folder a class, as ImageNet is; one that a
+            package provides; or `module:function`, which returns a `sparsekit.Data` of your own. Options of the last
+            two stand beside these.
         root: Folder of the data set's files, as torchvision lays them out or bare; the MNISTs' `.gz` files, too. For
             `imagefolder` the folder with `train` (or `training`) and, for the test images, `test` (`testing`) or `val`
             (`valid`, `validation`), in any case of letters; where there are both, `val` is held out. Without these, a
@@ -217,11 +218,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured beside accuracy and loss.
+    """What is measured beside score and loss.
 
     Args:
         diagnostics: At every merge, how far apart the candidates are and what their ensemble would do.
-        margin: A soup whose held-out accuracy is more than this below its best candidate's has lost.
+        margin: A soup whose held-out score is more than this below its best candidate's has lost.
         corruptions: Test the finished model on corrupted images too.
         report: Write `report.html` at the end.
     """
@@ -239,9 +240,10 @@ class FitConfig:
     Args:
         method: Pruning method, by name.
         merge: Merge strategy, by name.
+        task: What the model is trained for, by name: its loss and its score.
         sparsity: Fraction of the prunable weights (Conv and Linear) that is 0 in the end, from 0 to below 1.
         epochs: Total budget in passes over the training data.
-        label_smoothing: Label smoothing of the training loss, from 0 to below 1.
+        label_smoothing: Label smoothing of the training loss, from 0 to below 1, for tasks that have it.
         channels_last: Keep images and convolutions in channels-last memory order.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss. tf32, on CUDA devices
@@ -259,6 +261,7 @@ class FitConfig:
 
     method: PruningMethod
     merge: MergeStrategy
+    task: Task = field(default_factory=Classification)
     sparsity: float = 0.9
     epochs: int = 30
     replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
@@ -301,6 +304,7 @@ class MergeConfig:
 
     Args:
         merge: Merge strategy, by name.
+        task: What the models were trained for, by name; by default as the first sparsekit run given says.
         out: Directory for the merged model, new or empty; also `-o`.
         masks: What to do where the models' zeros differ: refuse, or keep what any of them keeps.
         prune_again: Prune the merged model by magnitude to this sparsity, from 0 to below 1; also `--prune-again`.
@@ -316,6 +320,7 @@ class MergeConfig:
     """
 
     merge: MergeStrategy
+    task: Task = field(default_factory=Classification)
     out: str | None = None
     masks: Literal["same", "union"] = "same"
     prune_again: float | None = None
@@ -339,6 +344,7 @@ class ExportConfig:
             `2:4` (a directory for the semi-structured units of CUDA devices).
         out: What to write, new; also `-o`.
         measure: Time the exported model against the same one without zeros.
+        task: What the model was trained for, by name; by default as its run says.
         model: The architecture, where the model does not say it itself.
         data: Images to compare on; by default those of the run. Without any, random ones.
         imports: A module that registers the model with timm, as in `sparsekit fit`; those of a run are imported anyway.
@@ -347,6 +353,7 @@ class ExportConfig:
     format: Literal["timm", "onnx", "torch", "sparse", "2:4"] | None = None
     out: str | None = None
     measure: bool = False
+    task: Task = field(default_factory=Classification)
     model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: DataConfig = field(default_factory=DataConfig)
     imports: list[str] = field(default_factory=list)
@@ -357,6 +364,7 @@ class EvaluateConfig:
     """Measure a finished model on its test images.
 
     Args:
+        task: What the model was trained for, by name; by default as its run says.
         model: The architecture, where the model does not name it itself.
         data: The data set; by default the run's own.
         corruptions: Also test on images corrupted in sixteen ways at five severities each.
@@ -371,6 +379,7 @@ class EvaluateConfig:
         out: JSON file of the result; also `-o`. A run's default: RUN/evaluation.json.
     """
 
+    task: Task = field(default_factory=Classification)
     model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: DataConfig = field(default_factory=DataConfig)
     corruptions: bool = False
@@ -414,7 +423,8 @@ def option_defaults(owner: Any, prefix: str = "") -> dict[str, Any]:
         elif item.default is not MISSING:
             defaults[f"{prefix}{item.name}"] = item.default
         elif item.default_factory is not MISSING:
-            defaults[f"{prefix}{item.name}"] = item.default_factory()
+            made = item.default_factory()
+            defaults[f"{prefix}{item.name}"] = _plugin(item.name, made)["name"] if item.name in GROUPS else made
     return defaults
 
 
@@ -445,7 +455,7 @@ def flatten(plain: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy) -> dict[str, Any]:
+def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy | Task) -> dict[str, Any]:
     cls = type(plugin)
     path = f"{cls.__module__}.{cls.__qualname__}"
     name = name_of(kind, path)

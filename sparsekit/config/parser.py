@@ -31,9 +31,13 @@ from sparsekit.errors import UserError
 from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, adopt, discover, name_of
 from sparsekit.plugins.signatures import options_of, unclear
 
-DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform"}
+DEFAULTS: dict[Kind, str] = {"method": "gmp", "merge": "uniform", "task": "classification"}
 # by class, so that another package that claims one of these names does not stop a run that names neither
-_DEFAULT_CLASSES = {"method": "sparsekit.methods.gmp.GMP", "merge": "sparsekit.merges.uniform.Uniform"}
+_DEFAULT_CLASSES = {
+    "method": "sparsekit.methods.gmp.GMP",
+    "merge": "sparsekit.merges.uniform.Uniform",
+    "task": "sparsekit.tasks.classification.Classification",
+}
 _MODE = "sparsekit"
 _ALIASES = {"--prune-again": "--prune_again", "-o": "--out", "--output": "--out", "--import": "--imports+"}
 _SWITCHES = ("--resume", "--measure")

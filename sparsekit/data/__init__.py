@@ -9,42 +9,74 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data.contents import Contents
-from sparsekit.errors import UserError
+from sparsekit.data.examples import Data
+from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
+from sparsekit.plugins.objects import find_object, is_object
 
 if TYPE_CHECKING:
     import torch
 
+    from sparsekit.api import Task
+    from sparsekit.data.batches import ExampleData
     from sparsekit.data.folder import FolderData
     from sparsekit.data.images import ImageData, Split
 
-    Data: TypeAlias = ImageData | FolderData
+    LoadedData: TypeAlias = ImageData | FolderData | ExampleData
 
-__all__ = ["Data", "FolderData", "ImageData", "Split", "contents_at_hand", "load"]
+__all__ = ["Data", "LoadedData", "Split", "contents_at_hand", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """The data sets' types, which import torch."""
-    if name not in ("Data", "FolderData", "ImageData", "Split"):
+    if name not in ("LoadedData", "Split"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparsekit.data.batches import ExampleData
     from sparsekit.data.folder import FolderData
     from sparsekit.data.images import ImageData, Split
 
-    found = {"Data": ImageData | FolderData, "FolderData": FolderData, "ImageData": ImageData, "Split": Split}
-    return found[name]
+    return Split if name == "Split" else ImageData | FolderData | ExampleData
 
 
-def load(config: DataConfig, device: torch.device, channels_last: bool) -> Data:
+def load(config: DataConfig, device: torch.device, channels_last: bool, task: Task) -> LoadedData:
     """Load the data set of `--data`.
 
     Args:
         config: The options of `--data`.
         device: The device of its batches.
         channels_last: Memory format of its batches.
+        task: What the model is trained for.
 
     Raises:
         UserError: an option is bad, or files are missing or damaged.
     """
+    if is_object(config.name):
+        from sparsekit.data.batches import ExampleData
+
+        return ExampleData.load(_own(config.name), config, device, channels_last, task)
+    data = _images(config, device, channels_last)
+    if not task.stratified:
+        _, targets = next(iter(data.evaluation_batches("held_out")))
+        data.num_classes = task.num_outputs(targets)
+    return data
+
+
+def _own(name: str) -> Data:
+    """The examples that a function makes, or that were given from Python; raises UserError."""
+    made = find_object("--data.name", name)
+    if callable(made):
+        try:
+            made = made()
+        except Exception as error:  # a user's function may raise anything
+            raise UserError(f"--data.name {name}: it raises {type(error).__name__}: {first_line(error)}") from error
+    if isinstance(made, (tuple, list)) and len(made) in (2, 3):
+        made = Data(*made)  # train, test, and perhaps held out
+    if not isinstance(made, Data):
+        raise UserError(f"--data.name {name}: it gives {type(made).__name__}; return sparsekit.Data(train=…, test=…)")
+    return made
+
+
+def _images(config: DataConfig, device: torch.device, channels_last: bool) -> ImageData | FolderData:
     if config.name == "imagefolder":
         from sparsekit.data.folder import FolderData
 

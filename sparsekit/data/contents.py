@@ -12,15 +12,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A split: its number of images and of classes, and where the images come from."""
+    """A split: its number of images and of classes (None without), where they come from, and what one is called."""
 
     images: int
-    classes: int
+    classes: int | None
     source: str
+    unit: str = "image"
 
     def __str__(self) -> str:
-        images, classes = "image" + "s" * (self.images != 1), "class" + "es" * (self.classes != 1)
-        return f"{self.images:,} {images} of {self.classes:,} {classes}, {self.source}"
+        of = "" if self.classes is None else f" of {self.classes:,} class" + "es" * (self.classes != 1)
+        return f"{self.images:,} {self.unit}{'s' * (self.images != 1)}{of}, {self.source}"
 
 
 @dataclass(frozen=True)

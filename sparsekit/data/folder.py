@@ -170,7 +170,7 @@ class FolderData(MadeImages):
         seen._kwargs = self._kwargs | {name: getattr(inputs, name) for name in changes}
         if self.inputs.differing(inputs):
             try:
-                seen._make_as(inputs.size)
+                seen._make_as(inputs.height_and_width)
                 seen._try_transforms()
             except Exception as error:  # timm may raise anything
                 raise UserError(
@@ -332,7 +332,7 @@ class FolderData(MadeImages):
             kwargs["interpolation"] = "bilinear"
         return create_loader(
             stream,  # type: ignore[arg-type]
-            self.image_size if self.inputs.square else (self.channels, *self.inputs.size),
+            self.image_size if self.inputs.square else (self.channels, *self.inputs.height_and_width),
             batch_size,
             is_training=training,
             no_aug=not self._augment,

@@ -164,7 +164,7 @@ class ImageData(MadeImages):
         """
         seen = copy.copy(self)
         if inputs.size != self.inputs.size and self._at is not None:
-            seen = self._at(inputs.size)
+            seen = self._at(inputs.height_and_width)
             seen.own = self.own
             if self.class_order is not None:
                 seen.relabel(self.class_order)
@@ -204,16 +204,9 @@ class ImageData(MadeImages):
             Normalised images, float32 [B, C, H, W], and labels, int64 [B].
         """
         chosen = torch.arange(self.train_size) if subset is None else subset.cpu()
-        batch = min(self.batch_size, len(chosen))
-        per_epoch = len(chosen) // batch
-        shuffled, shuffled_epoch = chosen, -1
-        for step in range(start, steps):
-            epoch, position = divmod(step, per_epoch)
-            if epoch != shuffled_epoch:
-                shuffle = torch.randperm(len(chosen), generator=order.generator(seed, "order", epoch))
-                shuffled, shuffled_epoch = self._to_device(chosen[shuffle]), epoch
-            index = shuffled[position * batch : (position + 1) * batch]
-            size = batch // part[1]
+        batches = order.batches(chosen, self.batch_size, seed, steps, start, self._to_device)
+        for step, (_, index) in enumerate(batches, start):
+            size = len(index) // part[1]
             share = slice(part[0] * size, (part[0] + 1) * size) if part[1] > 1 else slice(None)
             yield self.normalise(self._augmented(index, seed, step, share)), self._labels["train"][index[share]]
 

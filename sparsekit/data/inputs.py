@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 FIELDS = ("size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """What a config.json may say of a model's images."""
@@ -15,7 +16,7 @@ class InputConfig:
 
     Attributes:
         channels: Number of channels.
-        size: Height and width in pixels.
+        size: Height and width in pixels; of a user's own examples, their dimensions after the first.
         mean: Mean of each channel that normalisation subtracts, black 0 to white 1.
         std: Standard deviation of each channel that normalisation divides by, black 0 to white 1.
         crop_pct: Side of the crop as a fraction of the resized image's; above 0, at 1 nothing is cut off a square.
@@ -24,7 +25,7 @@ class InputConfig:
     """
 
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 1.0
@@ -32,9 +33,15 @@ class InputConfig:
     interpolation: str = "bilinear"
 
     @property
+    def height_and_width(self) -> tuple[int, int]:
+        """The size of images in pixels."""
+        height, width = self.size
+        return height, width
+
+    @property
     def square(self) -> bool:
         """Whether height and width are equal."""
-        return self.size[0] == self.size[1]
+        return len(self.size) == 2 and self.size[0] == self.size[1]
 
     @property
     def side(self) -> int | list[int]:
@@ -71,6 +78,8 @@ class MadeImages:
         class_order: The label of each class in the data set's own order, where a model has another order; else None.
     """
 
+    fixed: ClassVar[bool] = False
+    """Whether inputs reach a model as they are, whatever its config.json says."""
     inputs: InputConfig
     own: InputConfig
     class_names: tuple[str, ...]

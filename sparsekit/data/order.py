@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,53 @@ def stratified(labels: Tensor, generator: torch.Generator) -> Tensor:
     return shuffle[rank[shuffle].argsort(stable=True)]
 
 
+def batches(
+    chosen: Tensor,
+    size: int,
+    seed: int,
+    steps: int,
+    start: int = 0,
+    place: Callable[[Tensor], Tensor] = torch.Tensor.cpu,
+) -> Iterator[tuple[int, Tensor]]:
+    """The batches numbered `start` to `steps` - 1 of a stream that depends on `seed` alone.
+
+    An epoch's order depends on (seed, epoch). An epoch's last, incomplete batch is dropped.
+
+    Args:
+        chosen: int64 indices. If they are fewer than `size`, every batch holds them all.
+        size: Indices a batch.
+        seed: Seed of the order.
+        steps: Number of batches in the stream.
+        start: Number of the first batch to return.
+        place: Puts the order of an epoch where it is used.
+
+    Yields:
+        The epoch, and the batch's indices, int64.
+    """
+    size = min(size, len(chosen))
+    shuffled, shuffled_epoch = chosen, -1
+    for step in range(start, steps):
+        epoch, position = divmod(step, len(chosen) // size)
+        if epoch != shuffled_epoch:
+            shuffled = place(chosen[torch.randperm(len(chosen), generator=generator(seed, "order", epoch))])
+            shuffled_epoch = epoch
+        yield epoch, shuffled[position * size : (position + 1) * size]
+
+
+def checked(fraction: float) -> float:
+    """A fraction of the training examples; raises UserError unless it is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"--replicas.values: {fraction} of the training images; give fractions above 0, up to 1")
+    return fraction
+
+
 def subset(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
     """Sorted indices of a random, stratified `fraction` of images with at least one of each class.
 
     Raises:
         UserError: `fraction` is not above 0 and at most 1.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"--replicas.values: {fraction} of the training images; give fractions above 0, up to 1")
-    count = max(round(fraction * len(labels)), num_classes)
+    count = max(round(checked(fraction) * len(labels)), num_classes)
     return stratified(labels, generator(seed, "subset"))[:count].sort().values
 
 

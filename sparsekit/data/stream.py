@@ -31,7 +31,7 @@ class Stream(IterableDataset[tuple[Any, int]]):
     def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int, white: int | None = None) -> None:
         self.samples, self.batch, self.start, self.stop, self.white = samples, batch, start, stop, white
         # Ctrl-C, GNU timeout, Slurm and systemd signal the whole process group, but the run itself ends its workers
-        self.signals = _handled_signals()
+        self.signals = handled_signals()
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         first, every = 0, 1
@@ -44,11 +44,11 @@ class Stream(IterableDataset[tuple[Any, int]]):
                 path, label = self.samples[index]
                 image = read_rgb(path, self.white)
                 if seed is not None:
-                    _seed(seed)
+                    seed_all(seed)
                 yield self.transform(image), label
 
 
-def _handled_signals() -> list[int]:
+def handled_signals() -> list[int]:
     """The signals for which this process has a handler of its own."""
     return [s for s in signal.valid_signals() - {signal.SIGCHLD} if callable(signal.getsignal(s))]
 
@@ -61,15 +61,15 @@ class Seeded:
 
     def __call__(self, images: Tensor) -> Tensor:
         seed = derive(self.seed, "erase", self.number)
-        _seed(seed)
+        seed_all(seed)
         if images.is_cuda:
             torch.cuda.manual_seed(seed)
         self.number += 1
         return self.erase(images)
 
 
-def _seed(seed: int) -> None:
-    """Seed all random generators that timm's transforms use."""
+def seed_all(seed: int) -> None:
+    """Seed Python's, numpy's and torch's random generators of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sparsekit.display import plan_picture
 from sparsekit.display.tables import FLOOR, plan_table, summary_table
-from sparsekit.display.text import duration, listed, percent
+from sparsekit.display.text import duration, gap_text, listed, percent, score_text
 from sparsekit.planning.plan import PlanSummary
 
 _PLAIN_SECONDS = 10.0
@@ -106,22 +106,23 @@ class Display:
             )
 
     def merged(
-        self, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
+        self, name: str, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
     ) -> None:
         """Show the result of a segment.
 
         Args:
-            held_out: Held-out accuracy of the segment's model, 0 to 1.
-            candidates: Held-out accuracies of the candidates; none or one if nothing was merged.
+            name: The task's name of its score.
+            held_out: Held-out score of the segment's model.
+            candidates: Held-out scores of the candidates; none or one if nothing was merged.
             ingredients: Number of candidates that were used.
             lost: Whether the model is worse than the best candidate by more than the margin.
         """
-        score = f"{percent(held_out)} held out"
+        score = f"{score_text(name, held_out)} held out"
         if len(candidates) > 1:
             some = "" if ingredients == len(candidates) else f" of {len(candidates)}"
-            mean, best = sum(candidates) / len(candidates), max(candidates)
-            score = f"soup of {ingredients}{some}: {score} (candidates {percent(mean)} mean, {percent(best)} best)"
-            score += f"  lost {100 * (best - held_out):.1f} points" if lost else ""
+            mean, best = (score_text(name, each) for each in (sum(candidates) / len(candidates), max(candidates)))
+            score = f"soup of {ingredients}{some}: {score} (candidates {mean} mean, {best} best)"
+            score += f"  lost {gap_text(name, max(candidates) - held_out, 1)}" if lost else ""
         self._line(f"{self._heading}  {score}")
 
     def note(self, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from sparsekit.display.text import duration, listed, percent
+from sparsekit.display.text import duration, listed, percent, score_text
 
 NAMES = {
     "accuracy": "accuracy",
@@ -67,13 +67,14 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     if "status" in known:
         name = run_title(known.get("method"), known.get("merge"), known.get("merged"))
         table.add_row(name, Text(known["status"], "" if known["status"] == "done" else "yellow"))
-    mean, best = "candidates.mean_accuracy", "candidates.best_accuracy"
-    if "test.accuracy" in known:
-        text = f"{percent(known['test.accuracy'], 2)} on the test split"
+    score = known.get("score", "accuracy")
+    tested, mean, best = f"test.{score}", f"candidates.mean_{score}", f"candidates.best_{score}"
+    if tested in known:
+        text = f"{score_text(score, known[tested], 2)} on the test split"
         text += f", loss {known['test.loss']:.4f}" if "test.loss" in known else ""
-        table.add_row("soup" if mean in known else "accuracy", Text(text, "bold"))
+        table.add_row("soup" if mean in known else score, Text(text, "bold"))
     for name, key in (("mean candidate", mean), ("best candidate", best)):
-        add(name, lambda a, soup: f"{percent(a, 2)}  (soup {100 * (soup - a):+.2f})", key, "test.accuracy")
+        add(name, lambda a, soup: f"{score_text(score, a, 2)}  (soup {_signed(score, soup - a)})", key, tested)
     add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
     add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
     classes = known.get("class_names", [])
@@ -117,6 +118,10 @@ def run_title(method: object, merge: object, merged: bool | None) -> str:
     )
 
 
+def _signed(score: str, difference: float) -> str:
+    return f"{100 * difference:+.2f}" if score.endswith("accuracy") else f"{difference:+.4f}"
+
+
 def _lost(lost: int, count: int, margin: float) -> str:
     points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
     return f"{lost} of {count}: the soup more than {points} below its best candidate, held out"
@@ -133,7 +138,7 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
     table.add_column(f"{found['data']['images']:,} images", style="dim")
     for name in variants:
         table.add_column(VARIANTS[name], justify="right")
-    for key, title in NAMES.items():
+    for key, title in titles(variants.values()).items():
         cells = [cell(key, variant["test"], found.get("class_names", [])) for variant in variants.values()]
         if any(cells):
             table.add_row(title, *cells)
@@ -145,6 +150,14 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
             if key in variant:
                 yield Text()
                 yield corruptions(variant[key], VARIANTS[name] if len(variants) > 1 else "")
+
+
+def titles(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Titles of the scalar metrics that an evaluation's variants have, in the order in which they are shown."""
+    found = [key for variant in variants for key in variant["test"] if key != "worst_class"]
+    return {key: title for key, title in NAMES.items() if key in found} | {
+        key: key for key in found if key not in NAMES
+    }
 
 
 def class_name(names: Sequence[str], label: int) -> str:

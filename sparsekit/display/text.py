@@ -1,4 +1,4 @@
-"""Percentages, durations and lists as text."""
+"""Percentages, scores, durations and lists as text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ def percent(share: float, digits: int = 1) -> str:
     while share < 1.0 <= round(share, digits + 2) and digits < 6:
         digits += 1
     return f"{100.0 * share:.{digits}f} %"
+
+
+def score_text(name: str, value: float, digits: int = 1) -> str:
+    """A score by its name: an accuracy as a percentage, any other with its name, to four places."""
+    return percent(value, digits) if name.endswith("accuracy") else f"{name} {value:.4f}"
+
+
+def gap_text(name: str, difference: float, digits: int = 2) -> str:
+    """A difference of two scores: of accuracies in points, of any other to four places."""
+    return f"{100 * difference:.{digits}f} points" if name.endswith("accuracy") else f"{difference:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._version import __version__
+from sparsekit.api import Task
 from sparsekit.config.options import ArchitectureConfig, EvaluateConfig
-from sparsekit.data import Data, load
-from sparsekit.data.images import Normaliser
+from sparsekit.data import LoadedData, load
+from sparsekit.display.text import score_text
 from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, recalibrate_batchnorm
-from sparsekit.evaluation.metrics import Metrics
 from sparsekit.evaluation.published_corruptions import SEVERITIES, Published
-from sparsekit.evaluation.scores import measure_model, predict_logits
+from sparsekit.evaluation.scores import Batches, Measured, measure_model, predict_outputs
 from sparsekit.models.card import recommended, seen_by
 from sparsekit.models.create import load_model
 from sparsekit.models.device import autocast, choose_device, enough_memory, lacks_memory, use_precision
@@ -33,23 +33,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with its normalisation, autocast context and number of classes."""
+    """A model with its normalisation, autocast context and task."""
 
     model: nn.Module
-    normalise: Normaliser
+    normalise: Callable[[Tensor], Tensor]
     autocast: torch.autocast
-    classes: int
+    task: Task
 
-    def measure(self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None) -> Metrics:
-        """Metrics on images uint8 [B, C, S, S] with labels [B], after a corruption if given."""
-        return self.predictions(raw, corruption)[0]
-
-    def predictions(
-        self, raw: Iterator[tuple[Tensor, Tensor]], corruption: Corruption | None = None
-    ) -> tuple[Metrics, Tensor]:
-        """Metrics as `measure` returns them, and the predicted class of each image, int64 [N]."""
-        batches = ((self.normalise(_corrupted(images, corruption)), labels) for images, labels in raw)
-        return measure_model(self.model, batches, self.classes, self.autocast)
+    def measure(self, raw: Batches, corruption: Corruption | None = None, predictions: bool = False) -> Measured:
+        """Measure on batches before normalisation, after a corruption if given."""
+        batches = ((self.normalise(_corrupted(inputs, corruption)), targets) for inputs, targets in raw)
+        return measure_model(self.model, batches, self.autocast, self.task, predictions)
 
 
 @enough_memory("lower --data.batch_size or --data.image_size, or set --precision bf16 or --device cpu")
@@ -69,11 +63,13 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     """
     device = choose_device(config.device)
     dtype = use_precision(config.precision, device)
-    data = load(config.data, device, config.channels_last)
+    data = load(config.data, device, config.channels_last, config.task)
     report = report or (lambda line: None)
     evaluator, seen = _evaluator(source, config, data, device, dtype, report)
-    if (config.corruptions or config.corruption_files) and not seen.inputs.square:
-        option = "corruptions" if config.corruptions else "corruption_files"
+    option = "corruptions" if config.corruptions else "corruption_files" if config.corruption_files else ""
+    if option:
+        check_corruptible(f"--{option}", data)
+    if option and not seen.inputs.square:
         raise UserError(
             f"--{option}: {source.path} takes images of {seen.inputs.pixels} pixels, and only square ones are "
             "corrupted; leave it out"
@@ -84,7 +80,11 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     dense = None
     if config.dense:
         other, others = _evaluator(open_saved_model("--dense", config.dense), config, data, device, dtype, report)
-        dense = other.predictions(others.raw_batches("test"))[1]
+        dense = other.measure(others.raw_batches("test"), predictions=True).predictions
+        if dense is None:
+            raise UserError(
+                f"--dense: task {type(config.task).__name__} has no predictions that can be equal; leave it out"
+            )
         if seen.class_names != others.class_names:
             dense = torch.tensor([seen.class_names.index(name) for name in others.class_names])[dense]
     variants: dict[str, Any] = {}
@@ -99,18 +99,23 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
-def metrics_json(metrics: Metrics) -> dict[str, Any]:
-    """Metrics as evaluation.json holds them; None for values that are not finite."""
+def check_corruptible(option: str, data: LoadedData) -> None:
+    """Raise UserError where a data set's inputs are no images that can be corrupted."""
+    if data.fixed:
+        raise UserError(f"{option}: only images of grey levels are corrupted, not examples of your own; leave it out")
+
+
+def metrics_json(measured: Measured) -> dict[str, Any]:
+    """Measures as evaluation.json holds them; None for values that are not finite."""
     return {
-        "test": {key: value if isfinite(value) else None for key, value in metrics.flat().items()},
-        "class_accuracy": list(metrics.class_accuracy),
-        "bins": [asdict(bar) for bar in metrics.bins],
+        "test": {key: value if isfinite(value) else None for key, value in measured.numbers.items()},
+        **measured.lists,
     }
 
 
 def measure_variant(
     evaluator: Evaluator,
-    data: Data,
+    data: LoadedData,
     config: EvaluateConfig,
     dense: Tensor | None = None,
     published: Published | None = None,
@@ -122,17 +127,17 @@ def measure_variant(
         evaluator: The model.
         data: The data set as the model sees it.
         config: The options of `sparsekit evaluate`.
-        dense: The classes that the dense model predicts for the test images, int64 [N].
+        dense: What the dense model predicts for the test examples.
         published: Published corrupted test sets.
         report: Called with a line of progress after each kind of corruption.
 
     Returns:
         The entry of `variants` in evaluation.json.
     """
-    metrics, predicted = evaluator.predictions(data.raw_batches("test"))
-    found = metrics_json(metrics)
-    if dense is not None:
-        found["agreement"] = float((predicted == dense).double().mean())
+    measured = evaluator.measure(data.raw_batches("test"), predictions=dense is not None)
+    found = metrics_json(measured)
+    if dense is not None and measured.predictions is not None:
+        found["agreement"] = float((measured.predictions == dense).double().mean())
     if config.corruptions:
         from sparsekit.evaluation.corruptions import KINDS, Corruption
 
@@ -140,17 +145,23 @@ def measure_variant(
         for kind in KINDS:
             found["corruptions"][kind] = [
                 _brief(
-                    evaluator.measure(data.raw_batches("test"), Corruption(kind, severity, config.seed, data.device))
+                    config.task,
+                    evaluator.measure(data.raw_batches("test"), Corruption(kind, severity, config.seed, data.device)),
                 )
                 for severity in range(1, SEVERITIES + 1)
             ]
             if report:
-                report(f"{kind.replace('_', ' ')}: {_mean(found['corruptions'][kind]):.1%}")
+                name = config.task.score_name
+                mean = sum(cell[name] or 0.0 for cell in found["corruptions"][kind]) / SEVERITIES
+                report(f"{kind.replace('_', ' ')}: {score_text(name, mean)}")
     if published:
         found["corruption_files"] = {
             kind: [
                 _brief(
-                    evaluator.measure(published.batches(kind, severity, data.inputs.size, data.channels, data.device))
+                    config.task,
+                    evaluator.measure(
+                        published.batches(kind, severity, data.inputs.height_and_width, data.channels, data.device)
+                    ),
                 )
                 for severity in range(1, SEVERITIES + 1)
             ]
@@ -159,13 +170,12 @@ def measure_variant(
     return found
 
 
-def _brief(metrics: Metrics) -> dict[str, float | None]:
-    loss = metrics.loss if isfinite(metrics.loss) else None
-    return {"accuracy": metrics.accuracy, "loss": loss, "ece": metrics.ece if isfinite(metrics.ece) else None}
-
-
-def _mean(rows: list[dict[str, float | None]]) -> float:
-    return sum(row["accuracy"] or 0.0 for row in rows) / len(rows)
+def _brief(task: Task, measured: Measured) -> dict[str, float | None]:
+    return {
+        key: value if isfinite(value) else None
+        for key, value in measured.numbers.items()
+        if key in (task.score_name, "loss", "ece")
+    }
 
 
 def _corrupted(images: Tensor, corruption: Corruption | None) -> Tensor:
@@ -173,8 +183,13 @@ def _corrupted(images: Tensor, corruption: Corruption | None) -> Tensor:
 
 
 def _evaluator(
-    source: SavedModel, config: EvaluateConfig, data: Data, device: torch.device, dtype: torch.dtype, report: Report
-) -> tuple[Evaluator, Data]:
+    source: SavedModel,
+    config: EvaluateConfig,
+    data: LoadedData,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+) -> tuple[Evaluator, LoadedData]:
     """A model on the device, and the data set as it sees it."""
     given = config.model if source.name is None else ArchitectureConfig()
     known = architecture(source, given)
@@ -187,10 +202,10 @@ def _evaluator(
         report(note)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
-    evaluator = Evaluator(model, seen.normalise, autocast(device, dtype), classes)
+    evaluator = Evaluator(model, seen.normalise, autocast(device, dtype), config.task)
     images, _ = next(iter(seen.raw_batches("test")))
     try:
-        predict_logits(model, seen.normalise(images[:2]), evaluator.autocast)
+        predict_outputs(model, seen.normalise(images[:2]), evaluator.autocast)
     except (RuntimeError, ValueError, AssertionError) as error:
         if lacks_memory(error):
             raise
@@ -201,7 +216,7 @@ def _evaluator(
     return evaluator, seen
 
 
-def header(model: str, name: str, data: Data, seed: int) -> dict[str, Any]:
+def header(model: str, name: str, data: LoadedData, seed: int) -> dict[str, Any]:
     """The entries of evaluation.json that describe the evaluation; `name` is the data set's."""
     about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.inputs.side}
     names = {"class_names": list(data.class_names)}

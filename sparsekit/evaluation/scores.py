@@ -1,70 +1,94 @@
-"""Score a model on a split, and recalibrate its BatchNorm statistics."""
+"""Measure a model on a split, as its task says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekit.api import Score
+from sparsekit.api import Meter, Score, Task
 from sparsekit.errors import RunError
-from sparsekit.evaluation.metrics import Metrics, Tally
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-@torch.no_grad()
-def score_model(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Score:
-    """Accuracy, 0 to 1, and mean cross-entropy in nats, in evaluation mode; computed in float64.
+@dataclass(frozen=True)
+class Measured:
+    """What a model reached on a split.
 
-    A NaN loss becomes infinite.
-
-    Raises:
-        RunError: there are no batches.
+    Attributes:
+        score: Its score and loss.
+        numbers: All measures that are numbers, by name, the loss among them.
+        lists: The others.
+        predictions: The prediction for each example, on the CPU, where asked for; None if the task predicts nothing.
     """
-    model.eval()
-    count = 0
-    hits: list[Tensor] = []
-    losses: list[Tensor] = []
-    for images, labels in batches:
-        with autocast:
-            logits = model(images)
-        logits = logits.double()
-        hits.append((logits.argmax(1) == labels).sum())
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        count += len(labels)
-    if not count:
-        raise RunError("there is nothing to evaluate: the split is empty")
-    correct = sum(torch.stack(hits).tolist())  # read only here, so as not to wait for the device at each batch
-    loss = sum(torch.stack(losses).tolist()) / count
-    return Score(correct / count, loss if loss == loss else float("inf"))
 
-
-@torch.no_grad()
-def predict_logits(model: nn.Module, images: Tensor, autocast: torch.autocast) -> Tensor:
-    """Logits [B, K] of a model in evaluation mode, for normalised images [B, C, S, S]."""
-    with autocast:
-        logits: Tensor = model.eval()(images)
-    return logits
+    score: Score
+    numbers: dict[str, float | int]
+    lists: dict[str, Any]
+    predictions: Tensor | None = None
 
 
 @torch.no_grad()
 def measure_model(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, autocast: torch.autocast
-) -> tuple[Metrics, Tensor]:
-    """Metrics in evaluation mode, and the predicted class of each image, int64 [N] on the CPU.
+    model: nn.Module, batches: Batches, autocast: torch.autocast, task: Task, predictions: bool = False
+) -> Measured:
+    """Measure a model in evaluation mode, without waiting for the device before the end.
+
+    Outputs are measured in float64. A loss that is NaN becomes infinite, a score that is NaN the worst there is.
 
     Raises:
-        RunError: there are no batches.
+        RunError: there are no batches, or the task's meter has no such score.
     """
     model.eval()
-    tally: Tally | None = None
-    predicted = []
-    for images, labels in batches:
+    meter: Meter | None = None
+    losses: list[Tensor] = []
+    predicted: list[Tensor | None] = []
+    count = 0
+    for inputs, targets in batches:
         with autocast:
-            logits = model(images)
-        tally = tally or Tally(classes, logits.device)
-        predicted.append(tally.add(logits, labels))
-    if tally is None:
+            outputs = model(inputs)
+        outputs = outputs.double()
+        meter = meter or task.meter(outputs.device)
+        meter.update(outputs, targets)
+        losses.append(task.loss(outputs, targets).double() * len(targets))
+        count += len(targets)
+        if predictions:
+            predicted.append(task.predict(outputs))
+    if meter is None:
         raise RunError("there is nothing to evaluate: the split is empty")
-    return tally.result(), torch.cat(predicted).cpu()
+    loss = sum(torch.stack(losses).tolist()) / count  # read only here, so as not to wait for the device at each batch
+    found = {name: _plain(value) for name, value in meter.compute().items()}
+    found.setdefault("loss", loss if loss == loss else float("inf"))
+    numbers = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+    if task.score_name not in numbers:
+        raise RunError(f"task {type(task).__name__}: its meter measures no {task.score_name!r}, which is its score")
+    value = numbers[task.score_name]
+    every = [each.cpu() for each in predicted if each is not None]
+    return Measured(
+        Score(value if value == value else -float("inf"), numbers["loss"]),
+        numbers,
+        {name: value for name, value in found.items() if name not in numbers},
+        torch.cat(every) if every else None,
+    )
+
+
+def score_model(model: nn.Module, batches: Batches, autocast: torch.autocast, task: Task) -> Score:
+    """A model's score and mean loss, as `measure_model` measures them."""
+    return measure_model(model, batches, autocast, task).score
+
+
+@torch.no_grad()
+def predict_outputs(model: nn.Module, inputs: Tensor, autocast: torch.autocast) -> Tensor:
+    """Outputs of a model in evaluation mode, for inputs as the data set's batches have them."""
+    with autocast:
+        outputs: Tensor = model.eval()(inputs)
+    return outputs
+
+
+def _plain(value: Any) -> Any:
+    """A 0-dim tensor as a number, another one as a list."""
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -5,6 +5,8 @@ An executor trains the given replicas of one segment and returns the progress wi
 
 from __future__ import annotations
 
+import math
+
 from sparsekit.executors import sequential, stacked
 from sparsekit.run.context import Executor
 from sparsekit.training.setup import Setup
@@ -25,7 +27,10 @@ def choose_executor(setup: Setup) -> tuple[Executor, str]:
     if option == "auto":
         if setup.device.type != "cuda":
             return sequential.train_replicas, "replicas one after another: stacking them is no faster on a CPU"
-        if setup.data.image_size**2 > AUTO_PIXELS or sum(p.numel() for p in setup.model.parameters()) > AUTO_PARAMETERS:
+        if (
+            math.prod(setup.data.inputs.size) > AUTO_PIXELS
+            or sum(p.numel() for p in setup.model.parameters()) > AUTO_PARAMETERS
+        ):
             return sequential.train_replicas, "replicas one after another: one alone fills the device"
     if reason := stacked.obstacle(setup):
         return sequential.train_replicas, f"replicas one after another: they cannot be stacked, {reason}"

@@ -77,10 +77,11 @@ def finish_replica(
     if trained is None:
         return at
     (state, score), setup = trained, context.setup
-    values, tested = {"held_out.accuracy": score.accuracy, "held_out.loss": score.loss}, None
+    name = setup.task.score_name
+    values, tested = {f"held_out.{name}": score.value, "held_out.loss": score.loss}, None
     if not any(later.epochs > 0 for later in stage.plan[stage.index + 1 :]):
         tested = setup.score(state, "test")
-        values |= {"test.accuracy": tested.accuracy, "test.loss": tested.loss}
+        values |= {f"test.{name}": tested.value, "test.loss": tested.loss}
     path = context.checkpoints.new(f"segment-{stage.index:03}-{replica.index}")
     candidate = FileCandidate(path, replica.index, score, masks.digest(state.masks), tested)
     context.checkpoints.beside(partial(candidate.save, state))

@@ -72,7 +72,7 @@ def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) ->
     exporter, out = FORMATS[config.format], expanded(config.out)
     if out.exists():
         raise UserError(f"-o {out} exists already; give a new path")
-    export_model = load_export_model(source, config.model, data)
+    export_model = load_export_model(source, config.model, data, config.task)
     exporter.check(export_model)
     hidden = out.with_name(f".{out.name}.part")
     try:
@@ -107,12 +107,15 @@ def compare(reference: Loaded, loaded: Loaded, export_model: ExportModel) -> Com
     """Compare logits on the export model's images, in batches of 1 and of up to 250 images."""
     difference = largest = 0.0
     disagree = 0
+    task = export_model.task
     batches = torch.split(export_model.images[1:], _BATCH)
     for images in [export_model.images[:1], *batches]:
         expected, logits = reference.logits(images), loaded.logits(images)
         difference = _larger(difference, float((expected - logits).abs().max()))
         largest = _larger(largest, float(expected.abs().max()))
-        disagree += int((expected.argmax(1) != logits.argmax(1)).sum())
+        same, other = (task.predict(each) for each in (expected, logits))
+        if same is not None and other is not None:
+            disagree += int((same != other).sum())
     return Comparison(len(export_model.images), difference, largest, disagree)
 
 

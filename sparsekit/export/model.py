@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsekit.api import Task
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
 from sparsekit.data import load
 from sparsekit.data.inputs import InputConfig
@@ -19,6 +20,7 @@ from sparsekit.models.card import class_names, made_as, seen_by
 from sparsekit.models.create import load_model
 from sparsekit.models.fill import fit_names
 from sparsekit.models.saved import SavedModel, architecture, sizes
+from sparsekit.tasks.classification import Classification
 
 IMAGES = 1_000
 _RANDOM = 64
@@ -36,6 +38,7 @@ class ExportModel:
         class_names: The classes' names, by label; empty if nothing names them.
         images: Up to 1,000 normalised test images, or 64 random ones, float32 [N, C, S, S].
         real: Whether the images come from a data set.
+        task: What the model was trained for.
         notes: Lines for the user.
     """
 
@@ -46,6 +49,7 @@ class ExportModel:
     class_names: Sequence[str]
     images: Tensor
     real: bool
+    task: Task = field(default_factory=Classification)
     notes: Sequence[str] = ()
 
     @property
@@ -55,19 +59,22 @@ class ExportModel:
         return self.source.card if same else {}
 
 
-def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataConfig | None) -> ExportModel:
+def load_export_model(
+    source: SavedModel, given: ArchitectureConfig, data: DataConfig | None, task: Task
+) -> ExportModel:
     """Rebuild a saved model for export.
 
     Args:
         source: The saved model.
         given: The options of `--model`.
         data: The data set whose test images are used; None uses random images.
+        task: What the model was trained for.
 
     Raises:
         UserError: the architecture is unknown, or does not fit the weights, the images or their classes.
     """
     config = architecture(source, given)
-    dataset = load(data, torch.device("cpu"), channels_last=False) if data else None
+    dataset = load(data, torch.device("cpu"), channels_last=False, task=task) if data else None
     channels, classes = sizes(source, given, (dataset.channels, dataset.num_classes) if dataset else None)
     names = class_names(source) or ()
     if data is None or dataset is None:
@@ -87,7 +94,7 @@ def load_export_model(source: SavedModel, given: ArchitectureConfig, data: DataC
         reason = first_line(error)
         raise UserError(f"{source.path} cannot take images of {tuple(images.shape[1:])}: {reason}") from error
     notes = [*fit_names(source, model).notes, *notes]
-    return ExportModel(source, config, model, inputs, names, images.contiguous(), dataset is not None, notes)
+    return ExportModel(source, config, model, inputs, names, images.contiguous(), dataset is not None, task, notes)
 
 
 def _as_timm_says(model: nn.Module, channels: int) -> InputConfig:

@@ -8,16 +8,16 @@ from sparsekit.api import Candidate, CoefficientMerge, MergeStep
 
 
 class Greedy(CoefficientMerge):
-    """Add each candidate, best first, that does not lower held-out accuracy (Wortsman et al., arXiv 2203.05482)."""
+    """Add each candidate, best first, that does not lower held-out score (Wortsman et al., arXiv 2203.05482)."""
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
-        order = sorted(range(len(candidates)), key=lambda i: (-candidates[i].score.accuracy, candidates[i].score.loss))
-        chosen, best = order[:1], candidates[order[0]].score.accuracy
+        order = sorted(range(len(candidates)), key=lambda i: (-candidates[i].score.value, candidates[i].score.loss))
+        chosen, best = order[:1], candidates[order[0]].score.value
         for i in order[1:]:
             trial = [*chosen, i]
-            accuracy = step.score(step.average(candidates, _equal(trial, len(candidates)))).accuracy
-            if accuracy >= best:
-                chosen, best = trial, accuracy
+            score = step.score(step.average(candidates, _equal(trial, len(candidates)))).value
+            if score >= best:
+                chosen, best = trial, score
         return _equal(chosen, len(candidates))
 
 

@@ -12,12 +12,11 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekit.api import Score
 from sparsekit.data import Split
-from sparsekit.evaluation.scores import predict_logits
+from sparsekit.evaluation.scores import predict_outputs
 from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
@@ -43,9 +42,10 @@ def of_merge(
         soup: Held-out score of the soup.
 
     Returns:
-        `candidates.loss` (a list), `candidates.mean_accuracy`, `.best_accuracy`, `.mean_loss`, `.best_loss`: held out.
-        `soup.lost`: whether the soup's accuracy is more than `soup.margin` below the best candidate's.
-        `ensemble.accuracy`, `ensemble.loss`: held out, of the candidates' mean probabilities.
+        `candidates.loss` (a list), `candidates.mean_accuracy`, `.best_accuracy`, `.mean_loss`, `.best_loss`: held out,
+        where `accuracy` is the name of the task's score.
+        `soup.lost`: whether the soup's score is more than `soup.margin` below the best candidate's.
+        `ensemble.accuracy`, `ensemble.loss`: held out, of the candidates as an ensemble.
         `ensemble.test_accuracy`, `ensemble.test_loss`: on the test split, at the last merge only.
         `distance.min`, `.mean`, `.max`: L2 distances of pairs, over all parameters.
         `angle.min`, `.mean`, `.max`: angles between the weights of pairs, in degrees.
@@ -55,51 +55,50 @@ def of_merge(
     if len(candidates) < 2:
         return {}
     scores = [candidate.score for candidate in candidates]
-    accuracies, losses = [s.accuracy for s in scores], [s.loss for s in scores]
+    values, losses = [s.value for s in scores], [s.loss for s in scores]
+    name = setup.task.score_name
     margin = setup.config.evaluation.margin
     row: dict[str, Any] = {
         "candidates.loss": losses,
-        "candidates.mean_accuracy": sum(accuracies) / len(scores),
-        "candidates.best_accuracy": max(accuracies),
+        f"candidates.mean_{name}": sum(values) / len(scores),
+        f"candidates.best_{name}": max(values),
         "candidates.mean_loss": sum(losses) / len(scores),
         "candidates.best_loss": min(losses),
         "soup.margin": margin,
-        "soup.lost": has_lost(soup.accuracy, accuracies, margin),
+        "soup.lost": has_lost(soup.value, values, margin),
     }
     if setup.config.evaluation.diagnostics:
         names = [name for name, _ in setup.model.named_parameters()]
         score = ensemble(setup, merged, candidates, "held_out")
-        row |= {"ensemble.accuracy": score.accuracy, "ensemble.loss": score.loss}
+        row |= {f"ensemble.{name}": score.value, "ensemble.loss": score.loss}
         if all(candidate.tested for candidate in candidates):
             score = ensemble(setup, merged, candidates, "test")
-            row |= {"ensemble.test_accuracy": score.accuracy, "ensemble.test_loss": score.loss}
+            row |= {f"ensemble.test_{name}": score.value, "ensemble.test_loss": score.loss}
         row |= geometry(candidates, parent, names, setup.device)
     return row
 
 
 def has_lost(soup: float, candidates: Sequence[float], margin: float) -> bool:
-    """Whether a soup's accuracy is more than `margin` below its best candidate's; accuracies from 0 to 1."""
+    """Whether a soup's score is more than `margin` below its best candidate's."""
     return soup < max(candidates) - margin - 1e-12  # the tolerance, so that exactly the margin does not count
 
 
 @torch.no_grad()
 def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], split: Split) -> Score:
-    """Score the mean of the candidates' probabilities on a split; candidates are loaded one at a time."""
-    total: Tensor | None = None
-    for candidate in candidates:
-        setup.install(like.renamed(read_tensors(candidate)))
-        p = torch.cat([_probabilities(setup, images) for images, _ in setup.data.evaluation_batches(split)])
-        total = p if total is None else total.add_(p)
-    assert total is not None
-    mean = total / len(candidates)
-    labels = torch.cat([labels for _, labels in setup.data.evaluation_batches(split)])
-    loss = float(F.nll_loss(mean.log(), labels))
-    hits = int((mean.argmax(1) == labels).sum())
-    return Score(hits / len(labels), loss if math.isfinite(loss) else math.inf)
+    """Score the candidates as an ensemble on a split; they are loaded one at a time."""
+    targets = torch.cat([targets for _, targets in setup.data.evaluation_batches(split)])
+    mean = setup.task.mean_outputs(_outputs(setup, like, candidate, split) for candidate in candidates)
+    meter = setup.task.meter(mean.device)
+    meter.update(mean, targets)
+    loss = float(setup.task.loss(mean, targets))
+    return Score(float(meter.compute()[setup.task.score_name]), loss if math.isfinite(loss) else math.inf)
 
 
-def _probabilities(setup: Setup, images: Tensor) -> Tensor:
-    return predict_logits(setup.model, images, setup.autocast()).double().softmax(1)
+def _outputs(setup: Setup, like: State, candidate: FileCandidate, split: Split) -> Tensor:
+    """A candidate's outputs for all examples of a split, float64."""
+    setup.install(like.renamed(read_tensors(candidate)))
+    batches = setup.data.evaluation_batches(split)
+    return torch.cat([predict_outputs(setup.model, inputs, setup.autocast()).double() for inputs, _ in batches])
 
 
 def geometry(

@@ -17,7 +17,7 @@ from sparsekit.api import Soup
 from sparsekit.config.checks import check_floor
 from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
 from sparsekit.data.inputs import InputConfig
-from sparsekit.display.text import listed, percent
+from sparsekit.display.text import gap_text, listed, percent, score_text
 from sparsekit.errors import RunError, UserError
 from sparsekit.files import expanded, save_tensors, write_json
 from sparsekit.merging.diagnostics import has_lost
@@ -144,6 +144,7 @@ def _setup(known: tuple[SavedModel, ModelConfig] | None, config: MergeConfig, da
         FitConfig(
             GMP(),
             config.merge,
+            config.task,
             model=known[1],
             data=data,
             replicas=ReplicasConfig(batchnorm=config.batchnorm),
@@ -241,16 +242,17 @@ def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tens
 
 
 def _scores(setup: Setup, candidates: Sequence[SavedCandidate], merged: State) -> dict[str, Any]:
-    """The entries of merge.json that need data: the models' held-out accuracies, and the soup's scores."""
-    accuracies = [candidate.score.accuracy for candidate in candidates]
+    """The entries of merge.json that need data: the models' held-out scores, and the soup's."""
+    scores, name = [candidate.score.value for candidate in candidates], setup.task.score_name
     held_out, test = setup.score(merged, "held_out"), setup.score(merged, "test")
     return {
-        "candidates": accuracies,
-        "held_out.accuracy": held_out.accuracy,
+        "score": name,
+        "candidates": scores,
+        f"held_out.{name}": held_out.value,
         "held_out.loss": held_out.loss,
-        "test.accuracy": test.accuracy,
+        f"test.{name}": test.value,
         "test.loss": test.loss,
-        "soup.lost": has_lost(held_out.accuracy, accuracies, setup.config.evaluation.margin),
+        "soup.lost": has_lost(held_out.value, scores, setup.config.evaluation.margin),
     }
 
 
@@ -299,13 +301,16 @@ def _table(
     if result["coefficients"]:
         lines.append(("weights", ", ".join(f"{value:.4g}" for value in result["coefficients"])))
     if setup:
-        held_out, test = (percent(result[f"{split}.accuracy"], 2) for split in ("held_out", "test"))
-        lines.append(("accuracy", f"{held_out} held out, {test} on the test split"))
+        name, own = result["score"], result[f"held_out.{result['score']}"]
+        held_out, test = (score_text(name, result[f"{split}.{name}"], 2) for split in ("held_out", "test"))
+        lines.append((name, f"{held_out} held out, {test} on the test split"))
         each = result["candidates"]
-        models = f"{percent(sum(each) / count, 2)} held out in the mean, {percent(max(each), 2)} the best"
+        models = (
+            f"{score_text(name, sum(each) / count, 2)} held out in the mean, {score_text(name, max(each), 2)} the best"
+        )
         lines.append(("models", models))
         if result["soup.lost"]:
-            lost = f"{100 * (max(each) - result['held_out.accuracy']):.2f} points below the best model"
+            lost = f"{gap_text(name, max(each) - own)} below the best model"
             if (before := masks.sparsity(overlap.union)) < result["sparsity"]:
                 reason = f"it was pruned again, from {percent(before, 2)} sparse to {percent(result['sparsity'], 2)}"
             else:

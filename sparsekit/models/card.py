@@ -13,7 +13,7 @@ from sparsekit.errors import UserError
 from sparsekit.models.saved import SavedModel
 
 if TYPE_CHECKING:
-    from sparsekit.data import Data
+    from sparsekit.data import LoadedData
     from sparsekit.data.inputs import InputConfig
 
 _OPTIONS = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
@@ -24,8 +24,8 @@ _SHOWN = 3
 
 
 def seen_by(
-    source: SavedModel, data: Data, options: DataConfig, resize: bool = True, other_classes: bool = False
-) -> tuple[Data, list[str]]:
+    source: SavedModel, data: LoadedData, options: DataConfig, resize: bool = True, other_classes: bool = False
+) -> tuple[LoadedData, list[str]]:
     """A data set as a saved model sees it: its images made as config.json says, its classes in the model's order.
 
     What the user set in `options` holds over config.json; a model without mean and std sees the data set's own.
@@ -44,7 +44,7 @@ def seen_by(
         UserError: config.json holds values that mean nothing, or names other classes.
     """
     own = data.own
-    inputs, notes = made_as(source, own)
+    inputs, notes = made_as(source, own) if not data.fixed else (own, [])
     described = inputs
     given = [name for name in _OPTIONS if name in options.kwargs]
     given += ["size"] if options.image_size is not None else []
@@ -54,7 +54,7 @@ def seen_by(
         ways = {"--data.image_size" if name == "size" else "--data.kwargs" for name in overridden}
         told = f"({own.text(overridden)}) over its config.json ({described.text(overridden)})"
         notes.append(f"{source.path}: {' and '.join(sorted(ways))} hold {told}")
-    if options.name != "imagefolder":
+    if options.name != "imagefolder" and not data.fixed:
         if not resize and inputs.size != own.size:
             notes.append(
                 f"{source.path} was made for {inputs.pixels} pixels, these images have {own.pixels}; see "

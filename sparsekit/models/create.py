@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +20,12 @@ from sparsekit.config.options import ModelConfig
 from sparsekit.data.inputs import InputConfig
 from sparsekit.display.text import listed
 from sparsekit.errors import RunError, UserError, first_line, nearest
-from sparsekit.files import local_directory, sync
+from sparsekit.files import local_directory, save_tensors, sync, write_json
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
 from sparsekit.models.fill import classifiers, fill, foreign, inside
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
+from sparsekit.models.state import cpu_state_dict
+from sparsekit.plugins.objects import find_object, is_object
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
 DEFAULT_NAME = "resnet18"
@@ -129,6 +132,8 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     name, kwargs = resolve_model(config)
+    if is_object(name):
+        return _own(config, name, kwargs, seed)
     local = local_directory(name)
     if not local and not timm.is_model(name):
         raise UserError(f"--model.name {name!r} is not a timm model.{nearest(name, timm.list_models())}")
@@ -153,10 +158,27 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error
 
 
+def _own(config: ModelConfig, name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:
+    """A copy of a module of the user's own, or what their class or function makes of the arguments."""
+    if config.pretrained:
+        raise UserError(f"--model.pretrained: {name} is no timm model; load its weights yourself, or give --model.init")
+    found = find_object("--model.name", name)
+    torch.manual_seed(seed)
+    try:
+        model = copy.deepcopy(found) if isinstance(found, nn.Module) else found(**_tuples(kwargs))
+    except Exception as error:  # a user's code may raise anything
+        raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"--model.name {name} makes {type(model).__name__}; it must make a torch.nn.Module")
+    return model
+
+
 def save_model(
     model: nn.Module, config: ModelConfig, inputs: InputConfig, directory: Path, class_names: Sequence[str] = ()
 ) -> None:
     """Write config.json and model.safetensors for `timm.create_model("local-dir:…", pretrained=True)`.
+
+    A model that lacks what timm's own models have is saved in the same form, for sparsekit.
 
     Args:
         model: The model; it is moved to the CPU.
@@ -169,8 +191,9 @@ def save_model(
         OSError: a file could not be written.
         RunError: timm wrote no safetensors file.
     """
-    _, kwargs = resolve_model(config)
-    given: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    name, kwargs = resolve_model(config)
+    described = hasattr(model, "pretrained_cfg") and hasattr(model, "num_features") and not is_object(name)
+    given: dict[str, Any] = dict(model.pretrained_cfg) if described else {}  # type: ignore[arg-type]
     # the rest describes timm's own weights, such as their licence and test size, and is not true of these
     config_of_weights = {key: given[key] for key in _KEPT if key in given} | {
         "input_size": (inputs.channels, *inputs.size),
@@ -182,9 +205,16 @@ def save_model(
     }
     names = {"label_names": list(class_names)} if class_names else {}
     arguments = {**kwargs, "in_chans": inputs.channels}
-    model.pretrained_cfg = config_of_weights  # type: ignore[assignment]
-    model.cpu().to(memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
-    save_for_hf(model, str(directory), model_config=names, model_args=arguments, safe_serialization=True)
+    model.cpu()
+    if described:
+        model.pretrained_cfg = config_of_weights  # type: ignore[assignment]
+        model.to(memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
+        save_for_hf(model, str(directory), model_config=names, model_args=arguments, safe_serialization=True)
+    else:
+        card = {"architecture": name, **names, "model_args": kwargs, "pretrained_cfg": config_of_weights}
+        directory.mkdir(parents=True, exist_ok=True)
+        save_tensors(directory / "model.safetensors", cpu_state_dict(model))
+        write_json(directory / "config.json", card)
     written = directory / "model.safetensors"
     if not written.is_file():
         raise RunError(f"timm wrote no {written}")

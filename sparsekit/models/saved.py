@@ -125,6 +125,11 @@ class SavedModel:
         known = {item.name for item in fields(DataConfig)} - ({"image_size", "kwargs"} if self.card else set())
         return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
 
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """Name and options of its run's task; empty for other models, and for runs older than tasks."""
+        return dict(self.run.get("task") or {})
+
     @cached_property
     def _stored_masks(self) -> SavedModel | None:
         """The masks in the model's directory, else those that stood beside weights in its file, if there are any."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekit.config.options import ModelConfig
-from sparsekit.data import Data
+from sparsekit.data import LoadedData
 from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import UserError
 from sparsekit.models.card import class_order, made_as
@@ -52,7 +52,7 @@ class Teacher(nn.Module):
         return logits if self.order is None else logits[:, self.order]
 
 
-def open_teacher(path: str, data: Data) -> tuple[Teacher, list[str]]:
+def open_teacher(path: str, data: LoadedData) -> tuple[Teacher, list[str]]:
     """Load the teacher given by `--distill`, in evaluation mode and without gradients.
 
     Args:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import Kind, Plugin
 from sparsekit.plugins.signatures import NO_OPTIONS
 
-BASES: dict[Kind, type] = {"method": PruningMethod, "merge": MergeStrategy}
+BASES: dict[Kind, type] = {"method": PruningMethod, "merge": MergeStrategy, "task": Task}
 RESERVED = ("class_path", "help", "init_args", "name")
 """Option names that the command line or a config file already uses."""
 

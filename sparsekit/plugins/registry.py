@@ -23,8 +23,8 @@ import entrypoints
 
 from sparsekit.errors import UserError, first_line, nearest
 
-Kind = Literal["method", "merge", "dataset", "model"]
-GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges"}
+Kind = Literal["method", "merge", "task", "dataset", "model"]
+GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges", "task": "sparsekit.tasks"}
 """The kinds that are classes, each chosen by the option of its name."""
 ALL_GROUPS: dict[Kind, str] = GROUPS | {"dataset": "sparsekit.datasets", "model": "sparsekit.models"}
 """With those chosen by `--data.name`, which are functions, and the modules that register models with timm."""
@@ -38,7 +38,7 @@ class Plugin:
     """One entry point, not imported.
 
     Attributes:
-        name: The plugin's name for `--method`, `--merge` or `--data.name`.
+        name: The plugin's name for `--method`, `--merge`, `--task` or `--data.name`.
         kind: A key of `ALL_GROUPS`.
         target: `module:Class`; of a data set `module:function`, of models `module`.
         distribution: Name of the package that provides it; empty where it was given as `module:name`.

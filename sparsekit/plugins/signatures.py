@@ -16,7 +16,7 @@ from pathlib import Path
 from sparsekit.plugins.registry import GROUPS, Plugin
 
 NO_OPTIONS = ("root", "name")
-"""Arguments of a data set's function that are not its own options: `--data.root`, and NAME of `--data.name torch/NAME`."""
+"""Arguments of a data set's function that are no options of its own: `--data.root`, and what is behind `torch/`."""
 _DEPTH = 8
 """Maximum number of imports or base classes to follow."""
 

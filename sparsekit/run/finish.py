@@ -29,6 +29,8 @@ def initial_summary(setup: Setup, out: Path) -> dict[str, Any]:
         "status": "failed",
         "method": plain["method"]["name"],
         "merge": plain["merge"]["name"],
+        "task": plain["task"]["name"],
+        "score": setup.task.score_name,
         "seed": setup.config.seed,
         "target_sparsity": setup.config.sparsity,
         "segments": len(setup.plan),
@@ -60,6 +62,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
     sizes = cost.sizes(parameters, result.state.masks, file)
+    score = setup.task.score_name
     summary: dict[str, Any] = {
         "sparsity": masks.sparsity(result.state.masks),
         "model_sparsity": pruned / sizes["parameters"],
@@ -68,14 +71,14 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "class_names": list(setup.data.class_names),
-        "test.accuracy": result.test.accuracy,
+        f"test.{score}": result.test.value if isfinite(result.test.value) else None,
         "test.loss": result.test.loss if isfinite(result.test.loss) else None,
     }
     if result.candidates:
-        accuracies = [score.accuracy for score in result.candidates]
-        summary["candidates.count"] = len(accuracies)
-        summary["candidates.mean_accuracy"] = sum(accuracies) / len(accuracies)
-        summary["candidates.best_accuracy"] = max(accuracies)
+        values = [candidate.value for candidate in result.candidates]
+        summary["candidates.count"] = len(values)
+        summary[f"candidates.mean_{score}"] = sum(values) / len(values)
+        summary[f"candidates.best_{score}"] = max(values)
     return measured | summary
 
 
@@ -88,15 +91,15 @@ def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
         out: The run directory; metrics.jsonl holds the rows of all merges.
     """
     config, data = setup.config, setup.data
-    options = EvaluateConfig(data=config.data, corruptions=config.evaluation.corruptions, seed=config.seed)
-    evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), data.num_classes)
+    options = EvaluateConfig(config.task, data=config.data, corruptions=config.evaluation.corruptions, seed=config.seed)
+    evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), setup.task)
     found = evaluate.measure_variant(evaluator, data, options)
     about = evaluate.header("model", config.data.name, data, config.seed)
     write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
     if "corruptions" in found:
-        rows = [cell["accuracy"] for cells in found["corruptions"].values() for cell in cells]
-        values["test.corrupted_accuracy"] = sum(rows) / len(rows)
+        rows = [cell[setup.task.score_name] for cells in found["corruptions"].values() for cell in cells]
+        values[f"test.corrupted_{setup.task.score_name}"] = sum(rows) / len(rows)
     images, _ = next(data.evaluation_batches("test"))
     flops = cost.flops(setup.model, images[:1], final_masks)
     return {
@@ -105,15 +108,15 @@ def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
         "flops.sparse": flops.sparse,
         **cost.training_images([segment.lengths for segment in setup.plan], data.batch_size),
         "latency.seconds": cost.latency(setup.model, images[:1], setup.autocast()),
-        **merges(out),
+        **merges(out, setup.task.score_name),
     }
 
 
-def merges(out: Path) -> dict[str, Any]:
+def merges(out: Path, score: str) -> dict[str, Any]:
     """Count the merges of two or more candidates in metrics.jsonl, and those that regressed.
 
     Returns:
-        `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy`, the test accuracy of the
+        `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy`, the test score of the
         last candidates' ensemble, if it was measured. Empty without such a merge.
     """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
@@ -123,8 +126,8 @@ def merges(out: Path) -> dict[str, Any]:
         return {}
     lost = sum(row["soup.lost"] for row in judged)
     values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
-    ensemble = judged[-1].get("ensemble.test_accuracy")
-    return values | ({} if ensemble is None else {"candidates.ensemble_accuracy": ensemble})
+    ensemble = judged[-1].get(f"ensemble.test_{score}")
+    return values | ({} if ensemble is None else {f"candidates.ensemble_{score}": ensemble})
 
 
 def page_of(out: Path) -> Path:

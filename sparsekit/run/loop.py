@@ -94,19 +94,21 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
     setup, stage, candidates = context.setup, segment.stage, at.candidates
     merged, soup = merge(setup, at.parent, candidates, stage)
     held_out = setup.score(merged, "held_out")
-    accuracies = [candidate.score.accuracy for candidate in candidates]
+    scores = [candidate.score.value for candidate in candidates]
     values = {
-        "candidates": accuracies,
+        "candidates": scores,
         "ingredients": list(soup.ingredients),
         "coefficients": soup.coefficients and list(soup.coefficients),
-        "soup": held_out.accuracy,
+        "soup": held_out.value,
         "soup.loss": held_out.loss,
         "barrier": held_out.loss - sum(candidate.score.loss for candidate in candidates) / len(candidates),
     }
     values |= diagnostics.of_merge(setup, at.parent, merged, candidates, held_out)
     step = at.step + segment.steps
     context.tracker.log("merge", values, step=step, segment=stage.index)
-    context.display.merged(held_out.accuracy, accuracies, len(soup.ingredients), bool(values.get("soup.lost")))
+    context.display.merged(
+        setup.task.score_name, held_out.value, scores, len(soup.ingredients), bool(values.get("soup.lost"))
+    )
     tested = tuple(candidate.tested for candidate in candidates if candidate.tested is not None)
     # not by the masks alone: training may leave nothing of the weights that they keep
     context.display.emptied(masks.empty(in_use(setup.method, merged).weights), masks.sparsity(merged.masks))
@@ -116,6 +118,7 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
 def evaluate(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
     """Score the parent on the test split; the returned progress is at the next segment."""
     test, index = context.setup.score(at.parent, "test"), segment.stage.index
-    values = {"test.accuracy": test.accuracy, "test.loss": test.loss, "sparsity": masks.sparsity(at.parent.masks)}
+    name, sparsity = context.setup.task.score_name, masks.sparsity(at.parent.masks)
+    values = {f"test.{name}": test.value, "test.loss": test.loss, "sparsity": sparsity}
     context.tracker.log("evaluate", values, step=at.step, segment=index)
     return replace(at, segment=index + 1, change=None, finished=(), test=test)

@@ -162,8 +162,8 @@ def _same_tensors(found: State, fresh: State) -> None:
 
 
 def _score(value: list[float]) -> Score:
-    accuracy, loss = value
-    return Score(_fraction(accuracy), float(loss))
+    score, loss = value
+    return Score(float(score), float(loss))
 
 
 def _count(value: object, most: float = math.inf) -> int:
@@ -183,4 +183,4 @@ def _tensors(snapshot: ReplicaSnapshot) -> Tensors:
 
 
 def _plain(score: Score) -> list[float]:
-    return [score.accuracy, score.loss]
+    return [score.value, score.loss]

@@ -15,7 +15,7 @@ import torch
 from sparsekit._types import Tensor, Tensors
 from sparsekit.api import Budget, MergeStrategy, PruningMethod, Score, Segment, Soup, Stage, TrainingStep
 from sparsekit.config.options import ReplicasConfig
-from sparsekit.data import ImageData
+from sparsekit.data.images import ImageData
 from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.merging import merge as merging

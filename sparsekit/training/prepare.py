@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsekit._types import Tensors
+from sparsekit.api import Task
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
-from sparsekit.config.options import FitConfig
-from sparsekit.data import Data, load
+from sparsekit.config.options import FitConfig, describe
+from sparsekit.data import LoadedData, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.models.card import seen_by
@@ -38,6 +39,9 @@ from sparsekit.training.replica import averaged_from
 from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
+_REFUSALS = (RuntimeError, ValueError, AssertionError)
+"""What timm's models raise for images that they cannot take."""
+
 
 def prepare(
     config: FitConfig, training: bool = True, ranks: Ranks | None = None, finished: SavedModel | None = None
@@ -59,8 +63,9 @@ def prepare(
     dtype = use_precision(config.precision, device)
     if config.compile:
         _try_compile(device)
+    _check_task(config)
     source = initial_model(config.model)
-    data, notes = _seen(config, load(config.data, device, config.channels_last), finished, source)
+    data, notes = _seen(config, load(config.data, device, config.channels_last, config.task), finished, source)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"), source)
     source = fit_names(source, model) if source else None
     prunable = masks.prunable_names(model, config.masks.exclude)
@@ -84,7 +89,8 @@ def prepare(
     if config.distill.model:
         teacher, more = open_teacher(config.distill.model, data)
         notes += more
-    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    flat = all(parameter.dim() < 5 for parameter in model.parameters())  # torch has no such order for volumes
+    memory = torch.channels_last if config.channels_last and flat else torch.contiguous_format
     model = model.to(device).to(memory_format=memory)
     teacher = teacher.to(device).to(memory_format=memory) if teacher else None
     if teacher and (zero := masks.empty(coverage.matrices(teacher.model))):
@@ -103,6 +109,17 @@ def prepare(
         setup = replace(setup, team=_team(config, plan, ranks, device))
         _try_step(setup)
     return setup
+
+
+def _check_task(config: FitConfig) -> None:
+    """Raise UserError where an option asks for what the task does not have."""
+    name, task = describe(config)["task"]["name"], type(config.task)
+    for option, value, has in (
+        ("label_smoothing", config.label_smoothing, task.smoothed_loss is not Task.smoothed_loss),
+        ("distill", config.distill.model, task.distillation is not Task.distillation),
+    ):
+        if value and not has:
+            raise UserError(f"--{option} {value}: --task {name} has no such loss; leave it out")
 
 
 def _team(config: FitConfig, plan: Sequence[PlannedSegment], ranks: Ranks | None, device: torch.device) -> Team:
@@ -153,8 +170,8 @@ def _of_weights(
 
 
 def _seen(
-    config: FitConfig, data: Data, finished: SavedModel | None, source: SavedModel | None
-) -> tuple[Data, list[str]]:
+    config: FitConfig, data: LoadedData, finished: SavedModel | None, source: SavedModel | None
+) -> tuple[LoadedData, list[str]]:
     """The data set as a finished model sees it, or the one that gives the first weights; and lines for the user."""
     if finished is not None:
         return seen_by(finished, data, config.data)
@@ -212,31 +229,36 @@ def _try_step(setup: Setup) -> None:
 
 
 def _try_forward(setup: Setup) -> None:
-    """Run one batch through model and teacher to check that image size and number of classes suit them.
+    """Run one batch through model, task and teacher to check that inputs and outputs suit them.
 
-    Two images on a CPU, a whole batch where it may not fit into the device's memory.
+    Two examples on a CPU, a whole batch where it may not fit into the device's memory.
     """
-    images, _ = next(iter(setup.data.evaluation_batches("held_out")))
-    images = images if setup.device.type == "cuda" else images[:2]
+    inputs, targets = next(iter(setup.data.evaluation_batches("held_out")))
+    if setup.device.type != "cuda":
+        inputs, targets = inputs[:2], targets[:2]
     setup.model.eval()
+    name = resolve_model(setup.config.model)[0]
     try:
         with torch.no_grad(), setup.autocast():
-            shape = tuple(setup.model(images).shape)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if lacks_memory(error):
+            outputs = setup.model(inputs)
+    except Exception as error:  # a user's model may raise anything
+        if lacks_memory(error) or (not setup.data.fixed and not isinstance(error, _REFUSALS)):
             raise
-        size, name = setup.data.inputs.pixels, resolve_model(setup.config.model)[0]
         text = first_line(error).rstrip(".;")
+        if setup.data.fixed:
+            shape = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
+            raise UserError(
+                f"--model.name {name} cannot take inputs {shape}: {text}; change the model or --data"
+            ) from error
         raise UserError(
-            f"--model.name {name} cannot take images of {size} pixels: {text}; set --data.image_size, or "
-            "img_size in --model.kwargs"
+            f"--model.name {name} cannot take images of {setup.data.inputs.pixels} pixels: {text}; set "
+            "--data.image_size, or img_size in --model.kwargs"
         ) from error
-    if shape != (wanted := (len(images), setup.data.num_classes)):
-        raise UserError(f"--model.kwargs: the model's logits have shape {shape}, not {wanted}")
+    _try_task(setup, name, outputs, targets)
     if setup.teacher is not None:
         try:
             with torch.no_grad(), setup.autocast():
-                setup.teacher(images)
+                setup.teacher(inputs)
         except (RuntimeError, ValueError, AssertionError) as error:
             if lacks_memory(error):
                 raise
@@ -245,3 +267,29 @@ def _try_forward(setup: Setup) -> None:
                 f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "
                 "input_size in its config.json, or set --data.image_size"
             ) from error
+
+
+def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None:
+    """Check that a model's outputs are those that the task needs, and that its loss and meter take them."""
+    task, told = setup.task, describe(setup.config)["task"]["name"]
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"--model.name {name} gives {type(outputs).__name__}; its outputs must be one tensor")
+    about = f"outputs of shape {tuple(outputs.shape)} and targets {targets.dtype} of shape {tuple(targets.shape)}"
+    try:
+        task.check(outputs, targets)
+        if task.stratified and outputs.shape[1] != setup.data.num_classes:
+            raise ValueError(f"there are {setup.data.num_classes} classes")
+        loss = task.loss(outputs.float(), targets)
+        meter = task.meter(outputs.device)
+        meter.update(outputs.double(), targets)
+        found = meter.compute()
+    except Exception as error:  # a plugin may raise anything
+        if lacks_memory(error):
+            raise
+        raise UserError(
+            f"--task {told}: {about} do not suit it: {first_line(error).rstrip('.;')}; change the model or the targets"
+        ) from error
+    if loss.dim() or not loss.is_floating_point():
+        raise UserError(f"--task {told}: its loss must be one floating-point number, not {tuple(loss.shape)}")
+    if task.score_name not in found:
+        raise UserError(f"--task {told}: its meter measures {', '.join(found)}, not its score {task.score_name!r}")

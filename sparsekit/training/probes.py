@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
@@ -42,15 +41,14 @@ def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Ten
 
 
 def held_out_loss(setup: Setup, state: State, named: Tensors) -> Tensor:
-    """Mean cross-entropy on up to 1,000 held-out images, in evaluation mode, differentiable in the `named` tensors."""
+    """The mean loss on up to 1,000 held-out examples, in evaluation mode, differentiable in the `named` tensors."""
     tensors = _forward_tensors(setup, state.renamed(named))
     model = setup.model.eval()
-    total, count = torch.zeros((), device=setup.device), 0
-    for images, labels in setup.data.evaluation_batches("held_out", limit=LOSS_IMAGES):
-        logits = functional_call(model, tensors, (images,))
-        total = total + F.cross_entropy(logits.float(), labels, reduction="sum")
-        count += len(labels)
-    return total / count
+    total, count = torch.zeros((), device=setup.device), min(LOSS_IMAGES, setup.data.held_out_size)
+    for inputs, targets in setup.data.evaluation_batches("held_out", limit=LOSS_IMAGES):
+        outputs = functional_call(model, tensors, (inputs,))
+        total = total + setup.task.loss(outputs.float(), targets) * (len(targets) / count)
+    return total
 
 
 def fisher(setup: Setup, state: State, images: int) -> Tensors:
@@ -67,7 +65,7 @@ def fisher(setup: Setup, state: State, images: int) -> Tensors:
 
     def loss(parameters: Tensors, image: Tensor, label: Tensor) -> Tensor:
         tensors = _forward_tensors(setup, state.renamed({**fixed, **parameters}))
-        return F.cross_entropy(functional_call(model, tensors, (image[None],)).float(), label[None])
+        return setup.task.loss(functional_call(model, tensors, (image[None],)).float(), label[None])
 
     each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
     total = {name: torch.zeros_like(tensor) for name, tensor in free.items()}

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparsekit._types import Tensors
-from sparsekit.api import PruningMethod, Score
+from sparsekit.api import PruningMethod, Score, Task
 from sparsekit.config.options import FitConfig
-from sparsekit.data import Data, Split
+from sparsekit.data import LoadedData, Split
 from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, batchnorm_layers, recalibrate_batchnorm
 from sparsekit.evaluation.scores import score_model
 from sparsekit.models.device import autocast
@@ -47,7 +46,7 @@ class Setup:
 
     config: FitConfig
     plan: tuple[PlannedSegment, ...]
-    data: Data
+    data: LoadedData
     model: nn.Module
     prunable: tuple[str, ...]
     device: torch.device
@@ -64,34 +63,35 @@ class Setup:
         """The pruning method."""
         return self.config.method
 
+    @property
+    def task(self) -> Task:
+        """What the model is trained for."""
+        return self.config.task
+
     def autocast(self) -> torch.autocast:
         """A new autocast context; does nothing in fp32."""
         return autocast(self.device, self.dtype)
 
     def forward(self, model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
-        """Logits of a model in training, with `weights` replacing its own of the same names."""
+        """Outputs of a model in training, with `weights` replacing its own of the same names."""
         return (self.compiled or forward)(model, weights, images)
 
-    def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """The training loss of a batch: cross-entropy with the labels, mixed with distillation if there is a teacher.
-
-        The distillation loss is T² · KL(teacher ‖ model), both at temperature T, a mean over the batch
-        (arXiv 1503.02531).
+    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
+        """The training loss of a batch: the task's, mixed with that against the teacher's outputs if there is one.
 
         Args:
-            logits: Float [B, K].
-            labels: int64 [B].
-            images: The batch, for the teacher.
+            outputs: The model's outputs.
+            targets: The batch's targets.
+            inputs: The batch, for the teacher.
         """
-        hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        outputs, smoothing = outputs.float(), self.config.label_smoothing
+        own = self.task.smoothed_loss(outputs, targets, smoothing) if smoothing else self.task.loss(outputs, targets)
         if self.teacher is None:
-            return hard
+            return own
         with torch.no_grad(), self.autocast():
-            teacher_logits = self.teacher(images)
-        temperature, weight = self.config.distill.temperature, self.config.distill.weight
-        student, teacher = (F.log_softmax(each.float() / temperature, dim=1) for each in (logits, teacher_logits))
-        soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-        return (1.0 - weight) * hard + weight * soft
+            known = self.teacher(inputs)
+        soft = self.task.distillation(outputs, known.float(), self.config.distill.temperature)
+        return (1.0 - self.config.distill.weight) * own + self.config.distill.weight * soft
 
     def install(self, state: State) -> None:
         """Put a state's effective weights into the working model."""
@@ -100,7 +100,7 @@ class Setup:
     def score(self, state: State, split: Split) -> Score:
         """The score of a state on `held_out` or `test`, with its own BatchNorm statistics."""
         self.install(state)
-        return score_model(self.model, self.data.evaluation_batches(split), self.autocast())
+        return score_model(self.model, self.data.evaluation_batches(split), self.autocast(), self.task)
 
     def recalibrated(self, state: State) -> State:
         """The state with BatchNorm statistics measured again on up to 10,000 training images without augmentation.
@@ -118,7 +118,7 @@ class Setup:
 
 
 def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
-    """Logits of a model, with `weights` replacing its own of the same names."""
+    """Outputs of a model, with `weights` replacing its own of the same names."""
     if not weights:
         return model(images)  # type: ignore[no-any-return]
     return functional_call(model, weights, (images,))  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
-"""Metrics of a model's logits on a split: accuracy, likelihood, calibration; accumulated over batches in float64."""
+"""Metrics of a classifier's logits: accuracy, likelihood, calibration; accumulated over batches in float64."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,17 +71,28 @@ class Metrics:
 
 
 class Tally:
-    """Accumulates metrics over batches, without waiting for the device before `result`."""
+    """Accumulates the metrics of a classification over batches, without waiting for the device before `result`.
 
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self.classes = classes
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # hits, hits among five, loss, Brier
-        self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # images, confidence, hits
-        self._of_class = torch.zeros(2, classes, dtype=torch.float64, device=device)  # images, hits
+    Args:
+        device: The device of the logits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.classes = 0
+        self._device = device
         self._count = 0
 
-    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Add a batch: logits [B, K] of any floating type, labels int64 [B]. Returns the predicted classes, [B]."""
+    def _begin(self, classes: int) -> None:
+        """Make room for the sums of so many classes."""
+        self.classes = classes
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)  # hits, hits among five, loss, Brier
+        self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=self._device)  # images, confidence, hits
+        self._of_class = torch.zeros(2, classes, dtype=torch.float64, device=self._device)  # images, hits
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K] of any floating type, labels int64 [B]."""
+        if not self.classes:
+            self._begin(logits.shape[1])
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         confidence = p.amax(1)
@@ -95,7 +107,12 @@ class Tally:
         self._bins.index_add_(1, index, torch.stack([torch.ones_like(hit), confidence, hit]))
         self._of_class.index_add_(1, labels, torch.stack([torch.ones_like(hit), hit]))
         self._count += len(labels)
-        return predicted
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics by their keys in evaluation.json: numbers, and `class_accuracy` and `bins` as lists."""
+        found = self.result()
+        lists = {"class_accuracy": list(found.class_accuracy), "bins": [asdict(bar) for bar in found.bins]}
+        return found.flat() | lists
 
     def result(self) -> Metrics:
         """The metrics of all batches; raises RunError if there were none."""

@@ -1,0 +1,63 @@
+"""Models, data and tasks by name: those that a Python call brings while it runs, else `module:name`, imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import reduce
+from typing import Any
+
+from sparsekit.errors import UserError, first_line
+
+_BROUGHT: ContextVar[Mapping[str, Any]] = ContextVar("brought", default={})  # noqa: B039  (it is never changed)
+
+
+@contextmanager
+def brought(objects: Mapping[str, Any]) -> Iterator[None]:
+    """Let names stand for these objects, by option and name as `--model.name module:name`, in this context."""
+    token = _BROUGHT.set({**_BROUGHT.get(), **objects})
+    try:
+        yield
+    finally:
+        _BROUGHT.reset(token)
+
+
+def is_object(name: str | None) -> bool:
+    """Whether a name is `module:name`, and no address such as `hf_hub:name`."""
+    return bool(name and re.fullmatch(r"(?!hf_hub:)[^\W\d][\w.]*:[^\W\d][\w.<>]*", name))
+
+
+def path_of(thing: Any) -> str:
+    """`module:name` of a class or function, or of an object's class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def find_object(option: str, name: str) -> Any:
+    """The object that an option names as `module:name`; the module is found in the current directory, too.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    if f"{option} {name}" in _BROUGHT.get():
+        return _BROUGHT.get()[f"{option} {name}"]
+    module, _, attribute = name.partition(":")
+    if module == "__main__" or "<" in attribute:
+        raise UserError(
+            f"{option} {name}: it was given from Python and cannot be imported; give it again from Python, or put it "
+            "into a module"
+        )
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        return reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except Exception as error:  # a user's module may raise anything
+        raise UserError(
+            f"{option} {name}: cannot be imported ({type(error).__name__}: {first_line(error)}); start in the folder "
+            "of its module, or put that on PYTHONPATH"
+        ) from error
