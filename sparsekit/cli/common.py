@@ -36,36 +36,45 @@ def warn_of_plugins() -> None:
 
 
 def print_plugin_help(arguments: Sequence[str]) -> bool:
-    """Print the help that `--method.help NAME` or `--merge.help NAME` asks for; False where neither is given.
+    """Print the help that an option such as `--method.help NAME` or `--data.help NAME` asks for; False without one.
 
     Raises:
         UserError: the name is missing, or no plugin has it.
     """
     from sparsekit.plugins import listing
-    from sparsekit.plugins.registry import GROUPS, discover, find
+    from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, discover, find
 
     for index, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
-        for kind in GROUPS:
-            if flag == f"--{kind}.help":
+        for kind in (*GROUPS, *GROUP_OF_OPTIONS):
+            if flag == (option := f"--{GROUP_OF_OPTIONS.get(kind, kind)}.help"):
                 name = value or next(iter(arguments[index + 1 :]), "")
                 if not name:
-                    raise UserError(f"--{kind}.help needs a name; installed: {', '.join(discover().of(kind))}")
-                print(listing.help_of(find(kind, name)))
+                    raise UserError(f"{option} needs a name; installed: {', '.join(discover().of(kind))}")
+                print(listing.help_of(find(kind, name.partition("/")[0])))
                 return True
     return False
 
 
-def run_options(sources: Sequence[SavedModel]) -> list[str]:
-    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
+def run_options(sources: Sequence[SavedModel], given: Sequence[str]) -> list[str]:
+    """What the first sparsekit run among saved models says of data and task, as arguments; and the modules of all.
+
+    Options that a data set or a task has for itself are left out where the arguments name another.
+    """
+    from sparsekit.config.data_sets import is_own
+    from sparsekit.config.messages import Given
     from sparsekit.config.wandb_args import as_flags
 
-    source = next((source for source in sources if source.run), None)
-    if source is None:
-        return []
-    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
-    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
-    return as_flags(data | task)
+    found: dict[str, Any] = {}
+    if source := next((source for source in sources if source.run), None):
+        data = {f"data.{name}": value for name, value in source.data_options.items()}
+        task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+        if Given(given).value("data.name") in (None, data.get("data.name")):
+            found = {name: value for name, value in data.items() if is_own(name)}
+        found |= {name: value for name, value in data.items() if value is not None and not is_own(name)}
+        found |= task if Given(given).value("task") in (None, task.get("task")) else {}
+    modules = dict.fromkeys(module for source in sources for module in source.imports)
+    return as_flags(found | ({"imports": list(modules)} if modules else {}))
 
 
 def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.plugins import contract
+from sparsekit.plugins.objects import is_brought
 from sparsekit.plugins.registry import Plugin, adopt, discover, find
 from sparsekit.plugins.signatures import NO_OPTIONS
 
@@ -43,12 +44,12 @@ class DataFunction:
 
 
 def find_data(name: str) -> DataFunction | None:
-    """The function behind a `--data.name`; None where the data set is built in.
+    """The function behind a `--data.name`; None where the data set is built in, or was given from Python.
 
     Raises:
         UserError: there is no such data set, it cannot be imported, or it breaks the contract.
     """
-    if name in BUILT_IN:
+    if name in BUILT_IN or is_brought("--data.name", name):
         return None
     adopt("dataset", name)
     known = discover().of("dataset")

@@ -28,6 +28,7 @@ from sparsekit.config.checks import check
 from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mapping, no_value, unknown
 from sparsekit.config.options import DataConfig, FitConfig, option_types
 from sparsekit.errors import UserError
+from sparsekit.plugins.objects import import_modules
 from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, adopt, discover, name_of
 from sparsekit.plugins.signatures import options_of, unclear
 
@@ -125,6 +126,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     """The options of `fit` and `plan`, checked; raises UserError."""
     config = parse_as(FitConfig, parser, argv)
+    import_modules(config.imports)
     try:
         check(config)
     except UserError as error:
@@ -328,6 +330,14 @@ def _of_data(choice: _Choice, parser: OptionParser) -> list[str]:
     return [*as_arguments(filed), *choice.own]
 
 
+def _as_list(item: tuple[str, Any]) -> tuple[str, Any]:
+    """An option of a config file, `import: MODULE` as `imports: [MODULE]`."""
+    name, value = item
+    if name not in ("import", "imports"):
+        return item
+    return "imports", [value] if isinstance(value, str) and value else value
+
+
 def _inline(options: dict[str, Any]) -> list[str]:
     """Options by dotted names as the argument `--config`, in YAML; no argument where there are none."""
     nested: dict[str, Any] = {}
@@ -339,7 +349,7 @@ def _inline(options: dict[str, Any]) -> list[str]:
 
 def _read(path: str, given: Given) -> dict[str, Any]:
     """The options of a config file by their dotted names; raises UserError for what a file may not hold."""
-    typed, texts = map(plugin_yaml.flat, yaml_file.read_both(path))
+    typed, texts = (list(map(_as_list, plugin_yaml.flat(values))) for values in yaml_file.read_both(path))
     for name, value in typed:
         _adopt(name, value)
     options = given.files[path] = dict(typed)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sparsekit.config.options import DataConfig
 from sparsekit.data.contents import Contents
 from sparsekit.data.examples import Data
-from sparsekit.errors import UserError, first_line
+from sparsekit.data.sources import open_data
+from sparsekit.errors import UserError
 from sparsekit.files import expanded
-from sparsekit.plugins.objects import find_object, is_object
 
 if TYPE_CHECKING:
     import torch
@@ -50,30 +50,15 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
     Raises:
         UserError: an option is bad, or files are missing or damaged.
     """
-    if is_object(config.name):
+    if (own := open_data(config)) is not None:
         from sparsekit.data.batches import ExampleData
 
-        return ExampleData.load(_own(config.name), config, device, channels_last, task)
+        return ExampleData.load(own, config, device, channels_last, task)
     data = _images(config, device, channels_last)
     if not task.stratified:
         _, targets = next(iter(data.evaluation_batches("held_out")))
         data.num_classes = task.num_outputs(targets)
     return data
-
-
-def _own(name: str) -> Data:
-    """The examples that a function makes, or that were given from Python; raises UserError."""
-    made = find_object("--data.name", name)
-    if callable(made):
-        try:
-            made = made()
-        except Exception as error:  # a user's function may raise anything
-            raise UserError(f"--data.name {name}: it raises {type(error).__name__}: {first_line(error)}") from error
-    if isinstance(made, (tuple, list)) and len(made) in (2, 3):
-        made = Data(*made)  # train, test, and perhaps held out
-    if not isinstance(made, Data):
-        raise UserError(f"--data.name {name}: it gives {type(made).__name__}; return sparsekit.Data(train=…, test=…)")
-    return made
 
 
 def _images(config: DataConfig, device: torch.device, channels_last: bool) -> ImageData | FolderData:

@@ -204,7 +204,7 @@ class ExampleData(MadeImages):
         Raises:
             UserError: an option does not fit the data, or the examples do not fit the task.
         """
-        for option in ("root", "labels", "white", "image_size", "kwargs"):
+        for option in ("labels", "white", "image_size", "kwargs"):
             if value := getattr(config, option):
                 raise UserError(f"--data.{option} {value} is not for examples of your own; leave it out")
         found = {

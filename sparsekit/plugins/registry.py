@@ -22,6 +22,7 @@ from typing import Any, Literal
 import entrypoints
 
 from sparsekit.errors import UserError, first_line, nearest
+from sparsekit.plugins.objects import allow_import, find_object, is_object
 
 Kind = Literal["method", "merge", "task", "dataset", "model"]
 GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges", "task": "sparsekit.tasks"}
@@ -65,11 +66,14 @@ class Plugin:
             UserError: it cannot be imported; the message has the distribution and the reason.
         """
         module, _, attribute = self.target.partition(":")
-        try:
-            found = importlib.import_module(module)
-            found = getattr(found, attribute) if attribute else found
-        except Exception as error:  # a plugin may fail in any way while it is imported
-            raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
+        if not self.distribution:
+            found = find_object(option_of(self.kind), self.target)
+        else:
+            try:
+                found = importlib.import_module(module)
+                found = getattr(found, attribute) if attribute else found
+            except Exception as error:  # a plugin may fail in any way while it is imported
+                raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
         if self.kind in GROUPS and not isinstance(found, type):
             raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a class")
         if self.kind == "dataset" and not isinstance(found, FunctionType):
@@ -114,24 +118,13 @@ _ADOPTED: list[Plugin] = []
 def adopt(kind: Kind, name: str) -> None:
     """Take what is given as `module:name` for a plugin of that name; another text is left alone.
 
-    From then on modules are found in the current directory, too.
-
     Raises:
-        UserError: the module is one of Python's own, which has functions that do harm.
+        UserError: the module is one of Python's own.
     """
-    found = re.fullmatch(r"([^\W\d][\w.]*):([^\W\d]\w*)", name)
-    if not found or any((plugin.kind, plugin.name) == (kind, name) for plugin in _ADOPTED):
+    if not is_object(name) or any((plugin.kind, plugin.name) == (kind, name) for plugin in _ADOPTED):
         return
-    if found[1].partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{option_of(kind)} {name}: {found[1]} is a module of Python itself; name one of your own")
-    find_here()
+    allow_import(option_of(kind), name)
     _ADOPTED.append(Plugin(name, kind, name, "", ""))
-
-
-def find_here() -> None:
-    """Find modules in the current directory, as `python -m` does."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
 
 
 @lru_cache(maxsize=1)

@@ -1,19 +1,20 @@
-"""The contract kit: tests that a plugin's class keeps the contract of its kind.
+"""The contract kit: tests that a plugin's class or function keeps the contract of its kind.
 
-Call `check_method(MyMethod)` or `check_merge(MyMerge)` from the plugin's own tests. Both drive the class through real
-runs of a tiny model on small digits, which takes some seconds on a CPU.
+Call `check_method(MyMethod)`, `check_merge(MyMerge)` or `check_dataset(my_data)` from the plugin's own tests. The first
+two drive the class through real runs of a tiny model on small digits, which takes some seconds on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
 
-__all__ = ["ContractError", "Outcome", "check_merge", "check_method", "check_rules"]
+__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules"]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
@@ -26,25 +27,34 @@ def check_merge(cls: type[MergeStrategy], /, **options: Any) -> None:
     _check("merge", cls, options)
 
 
-def check_rules(kind: Kind, cls: type, /, **options: Any) -> Iterator[Outcome]:
-    """Try one rule after the other on a class made with `options`, and yield the outcome of each."""
+def check_dataset(function: Callable[..., Data], /, **options: Any) -> None:
+    """Check a data set's function, called with `options`, against every rule; raises ContractError as the others do."""
+    _check("dataset", function, options)
+
+
+def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]:
+    """Try one rule after the other on a class or function with these options, and yield the outcome of each."""
     if kind == "method":
         from sparsekit.testing.method_case import MethodCase
         from sparsekit.testing.method_rules import METHOD_RULES
 
-        yield from outcomes(METHOD_RULES, MethodCase(cls, options))
+        yield from outcomes(METHOD_RULES, MethodCase(plugin, options))
+    elif kind == "dataset":
+        from sparsekit.testing.data_rules import DATA_RULES, DataCase
+
+        yield from outcomes(DATA_RULES, DataCase(plugin, options))
     else:
         from sparsekit.testing.merge_case import MergeCase
         from sparsekit.testing.merge_rules import MERGE_RULES
 
-        yield from outcomes(MERGE_RULES, MergeCase(cls, options))
+        yield from outcomes(MERGE_RULES, MergeCase(plugin, options))
 
 
-def _check(kind: Kind, cls: type, options: dict[str, Any]) -> None:
-    broken = [outcome for outcome in check_rules(kind, cls, **options) if outcome.state == "FAIL"]
+def _check(kind: Kind, plugin: Any, options: dict[str, Any]) -> None:
+    broken = [outcome for outcome in check_rules(kind, plugin, **options) if outcome.state == "FAIL"]
     if broken:
         count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
-        lines = [f"{cls.__name__} breaks {count} of the contract"]
+        lines = [f"{plugin.__name__} breaks {count} of the contract"]
         for outcome in broken:
             lines += ["", f"{outcome.rule}: {outcome.requirement}"]
             lines += [f"    {line}" for line in outcome.finding.splitlines()]
