@@ -17,7 +17,7 @@ from _measure import Section, child, main, peak_bytes
 
 from sparsekit.api import Budget, PruningMethod, Segment
 from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merges.uniform import Uniform
 
 

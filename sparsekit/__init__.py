@@ -1,7 +1,12 @@
-"""sparsekit prunes timm models while they train, and averages replicas into one at every pruning step.
+"""sparsekit prunes models while they train, and averages replicas into one at every pruning step.
 
-These names are for plugins and for use from Python; importing them does not import torch.
+These names are for use from Python and for plugins; importing them does not import torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sparsekit._types import Tensor, Tensors
 from sparsekit._version import __version__
@@ -11,6 +16,7 @@ from sparsekit.api import (
     CoefficientMerge,
     MergeStep,
     MergeStrategy,
+    Meter,
     PruningMethod,
     PruningStep,
     Schedule,
@@ -18,24 +24,61 @@ from sparsekit.api import (
     Segment,
     Soup,
     Stage,
+    Task,
     TrainingStep,
 )
+from sparsekit.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from sparsekit.data.examples import Data
+    from sparsekit.python.calls import evaluate, export, fit, merge, plan
+    from sparsekit.python.run import Run, load
 
 __all__ = [
     "Budget",
     "Candidate",
     "CoefficientMerge",
+    "Data",
     "MergeStep",
     "MergeStrategy",
+    "Meter",
     "PruningMethod",
     "PruningStep",
+    "Run",
+    "RunError",
     "Schedule",
     "Score",
     "Segment",
     "Soup",
     "Stage",
+    "Task",
     "Tensor",
     "Tensors",
     "TrainingStep",
+    "UserError",
     "__version__",
+    "evaluate",
+    "export",
+    "fit",
+    "load",
+    "merge",
+    "plan",
 ]
+
+_LAZY = {
+    "Data": "data.examples",
+    "Run": "python.run",
+    **dict.fromkeys(("evaluate", "export", "fit", "merge", "plan"), "python.calls"),
+    "load": "python.run",
+}
+"""Names that are imported when they are first used, as their modules take time to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -40,7 +40,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `tiny_config()`, half of its prunable weights 0; one for all of a worker: only read it."""
     from tiny import tiny_config
 
-    from sparsekit.fit import fit
+    from sparsekit.launch import fit
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     fit(tiny_config(out=out, sparsity=0.5))

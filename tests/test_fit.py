@@ -39,7 +39,7 @@ from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import sequential
 from sparsekit.files import load_tensors
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.greedy import Greedy
 from sparsekit.merges.none import NoMerge
@@ -439,7 +439,7 @@ def test_a_replica_that_blew_up_never_enters_a_soup(
             setup.model.get_submodule("fc").register_forward_hook(overflow)
             return setup
 
-        monkeypatch.setattr("sparsekit.fit.prepare", hooked)
+        monkeypatch.setattr("sparsekit.launch.prepare", hooked)
     summary = fit(config)
     assert summary["status"] == "done"
     first, second = rows(out, "merge")

@@ -11,12 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsekit"
 FLOORS = [
     "__main__",
-    "cli",
+    "cli python",
     "sweep testing",
-    "fit",
+    "launch",
     "executors",
     "run",
-    "report export",
+    "report exporting",
     "merging",
     "training",
     "pruning evaluation",
@@ -56,6 +56,8 @@ def room(module: str) -> str:
 def wrong_arrows(module: str, source: str) -> list[str]:
     """The imports of one file that run up, or between two rooms of one floor."""
     own = room(module)
+    if own == "__init__":  # what it offers lazily is named for type checkers alone
+        source = source.partition("if TYPE_CHECKING:")[0]
     return [
         f"{module} imports {other}"
         for other in imported(source)
@@ -102,7 +104,7 @@ def test_no_file_imports_itself_in_a_circle() -> None:
 def test_ten_files_stand_at_the_top() -> None:
     top = {path.name for path in PACKAGE.glob("*.py")}
     assert top == {f"{name}.py" for name in (
-        "__init__", "__main__", "_types", "_version", "api", "errors", "files", "fit", "schedules", "seeds",
+        "__init__", "__main__", "_types", "_version", "api", "errors", "files", "launch", "schedules", "seeds",
     )}  # fmt: skip
 
 

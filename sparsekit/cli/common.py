@@ -56,27 +56,6 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
     return False
 
 
-def run_options(sources: Sequence[SavedModel], given: Sequence[str]) -> list[str]:
-    """What the first sparsekit run among saved models says of data and task, as arguments; and the modules of all.
-
-    Options that a data set or a task has for itself are left out where the arguments name another.
-    """
-    from sparsekit.config.data_sets import is_own
-    from sparsekit.config.messages import Given
-    from sparsekit.config.wandb_args import as_flags
-
-    found: dict[str, Any] = {}
-    if source := next((source for source in sources if source.run), None):
-        data = {f"data.{name}": value for name, value in source.data_options.items()}
-        task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
-        if Given(given).value("data.name") in (None, data.get("data.name")):
-            found = {name: value for name, value in data.items() if is_own(name)}
-        found |= {name: value for name, value in data.items() if value is not None and not is_own(name)}
-        found |= task if Given(given).value("task") in (None, task.get("task")) else {}
-    modules = dict.fromkeys(module for source in sources for module in source.imports)
-    return as_flags(found | ({"imports": list(modules)} if modules else {}))
-
-
 def data_of(data: DataConfig, sources: Sequence[SavedModel], arguments: Sequence[str]) -> DataConfig | None:
     """The data to work with; None where no `--data.` option was given and no saved model names a data set."""
     given = any(argument.startswith("--data.") for argument in arguments)

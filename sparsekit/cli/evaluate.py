@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import print_plugin_help, run_options
+from sparsekit.cli.common import print_plugin_help
 from sparsekit.config import parser
 from sparsekit.config.checks import check_device
 from sparsekit.config.options import EvaluateConfig
 from sparsekit.display.live import Display
 from sparsekit.errors import UserError
 from sparsekit.files import expanded, write_json
-from sparsekit.models.saved import open_saved_model
+from sparsekit.models.saved import open_saved_model, run_options
 from sparsekit.plugins.objects import import_modules
 
 _USAGE = "sparsekit evaluate MODEL [options]"
@@ -27,12 +27,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     paths, given = parser.split(arguments)
     options = parser.build("sparsekit evaluate", _DESCRIPTION, EvaluateConfig, _USAGE)
-    parser.parse_as(EvaluateConfig, options, given, named=False)  # first: --help, and what is wrong with the options
+    parser.parse_as(EvaluateConfig, options, given, run=None)  # first: --help, and what is wrong with the options
     if len(paths) != 1:
         raise UserError(f"give one model to evaluate, not {len(paths)}: {_USAGE}")
     source = open_saved_model("MODEL", paths[0])
-    saved = [f"--{key}={source.run[key]}" for key in ("precision", "channels_last") if key in source.run]
-    config = parser.parse_as(EvaluateConfig, options, [*run_options([source], given), *saved, *given])
+    saved = {key: source.run[key] for key in ("precision", "channels_last") if key in source.run}
+    config = parser.parse_as(EvaluateConfig, options, given, run_options([source]) | saved)
     import_modules(config.imports)
     check_device(config.device)
     with Display() as display:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     config = _configure("fit", "Train a timm model, prune it, and merge replicas.", arguments)
     if config is not None:
-        from sparsekit.fit import fit  # only now: it imports torch
+        from sparsekit.launch import fit  # only now: it imports torch
 
         fit(config)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekit.cli.common import data_of, print_plugin_help, print_table, run_options, warn_of_plugins
+from sparsekit.cli.common import data_of, print_plugin_help, print_table, warn_of_plugins
 from sparsekit.config import parser
 from sparsekit.config.options import MergeConfig
 from sparsekit.errors import UserError
@@ -29,14 +29,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     paths, given = parser.split(arguments)
     options = parser.build("sparsekit merge", _DESCRIPTION, MergeConfig, _USAGE)
-    parser.parse_as(MergeConfig, options, given, named=False)  # first: --help, and what is wrong with the options
+    parser.parse_as(MergeConfig, options, given, run=None)  # first: --help, and what is wrong with the options
     if not paths:
         raise UserError(f"give the models to merge: {_USAGE}")
     from sparsekit.merging.finished import merge
-    from sparsekit.models.saved import open_saved_model
+    from sparsekit.models.saved import open_saved_model, run_options
 
     models = [open_saved_model("MODEL", path) for path in paths]
-    config = parser.parse_as(MergeConfig, options, [*run_options(models, given), *given])
+    config = parser.parse_as(MergeConfig, options, given, run_options(models))
     import_modules(config.imports)
     print_table(merge(models, config, data_of(config.data, models, given)))
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -134,14 +135,17 @@ def parse(parser: OptionParser, argv: Sequence[str]) -> FitConfig:
     return config
 
 
-def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str], named: bool = True) -> T:
+def parse_as(
+    of: type[T], parser: OptionParser, argv: Sequence[str], run: Mapping[str, Any] | None = MappingProxyType({})
+) -> T:
     """The options as an instance of the dataclass that the parser was built of; raises UserError.
 
     Args:
         of: The dataclass.
         parser: The parser.
         argv: The arguments.
-        named: Whether they name the data set; where a saved model names it later, its own options are not looked at.
+        run: Options of a saved model's run by dotted names, over which the arguments hold; None while it is not known
+            which run, and so the options of its data set cannot be looked at.
     """
     types = option_types(of)
     argv = _canonical(argv)
@@ -160,7 +164,7 @@ def parse_as(of: type[T], parser: OptionParser, argv: Sequence[str], named: bool
         for name, value in _pairs(argv):
             _adopt(name, value)
             yaml_values.check_number(types, name, value)
-        return _parsed(of, parser, _expanded(argv, parser, named))
+        return _parsed(of, parser, _expanded(argv, parser, run))
     except UserError as error:
         raise given.located(error) from error
 
@@ -246,7 +250,7 @@ class _Choice:
         return data_sets.is_own(name) if self.option == "data.name" else name.startswith(f"{self.option}.")
 
     def read(self, options: Mapping[str, Any]) -> None:
-        """Take the options of a config file."""
+        """Take the options of a config file, or of a run."""
         theirs = {name: value for name, value in options.items() if self.has(name)}
         if self.option not in options:
             self.own += as_arguments(theirs)
@@ -265,23 +269,26 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _expanded(argv: Sequence[str], parser: OptionParser, named: bool) -> list[str]:
+def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] | None) -> list[str]:
     """The arguments with plugins as classes, and what config files hold in place of their paths.
 
-    A plugin's class, with all its options, comes first. A data set's own options are added to the parser.
+    A plugin's class, with all its options, comes first, then those of a run. A data set's own options are added to the
+    parser.
     """
     given = parser.given
     choices = {kind: _Choice(kind, DEFAULTS[kind]) for kind in GROUPS}
     data = _Choice("data.name", DataConfig.name)
     everyone = [*choices.values(), data]
-    others: list[str] = []
+    for choice in everyone:
+        choice.read(run or {})
+    others = as_arguments({n: v for n, v in (run or {}).items() if not begins(n, *GROUPS) and not data.has(n)})
     left = list(argv)
     while left:
         flag, equals, value = left.pop(0).partition("=")
         name = flag.removeprefix("--")
-        choice = next((choice for choice in everyone if name == choice.option or choice.has(name)), None)
+        choosing = next((choice for choice in everyone if name == choice.option or choice.has(name)), None)
         is_file = flag == "--config" and flag in given.known
-        if (choice or is_file) and not equals and left and not left[0].startswith("--"):
+        if (choosing or is_file) and not equals and left and not left[0].startswith("--"):
             equals, value = "=", left.pop(0)
         if is_file and equals:
             options = _read(value, given)
@@ -290,14 +297,14 @@ def _expanded(argv: Sequence[str], parser: OptionParser, named: bool) -> list[st
             for each in everyone:
                 each.read(options)
             continue
-        if choice and name == choice.option and value:
-            choice.chosen = value
-        if choice is None or name == data.option:
+        if choosing and name == choosing.option and value:
+            choosing.chosen = value
+        if choosing is None or name == data.option:
             others.append(flag + equals + value)
-        elif name != choice.option or not value:
-            choice.own.append(flag + equals + value)
+        elif name != choosing.option or not value:
+            choosing.own.append(flag + equals + value)
     classes = [argument for kind, choice in choices.items() for argument in _class(kind, choice, given)]
-    if named or data.chosen:
+    if run is not None or data.chosen:
         others += _of_data(data, parser)
     return [*classes, *(argument for choice in choices.values() for argument in choice.own), *others]
 

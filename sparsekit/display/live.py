@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
@@ -47,6 +48,9 @@ class Display:
         self._replicas = 0
         self._said: set[str] = set()
         self._start = self._last_line = clock()
+        self._notebook = not self._terminal and "ipykernel" in sys.modules
+        self._updating = ""
+        self.lines: list[str] = []
 
     def plan(self, rows: Sequence[Mapping[str, Any]], critical_epochs: float, total_epochs: float) -> None:
         """Show a plan, with rows as `plan_table` takes them, and its cost in replica-epochs."""
@@ -99,11 +103,15 @@ class Display:
         if self._live:
             text = f"{self._heading}{who}  loss {loss:.4f}"
             self._live.update(self._live.task_ids[0], completed=done, description=text)
-        elif done and self._clock() - self._last_line >= _PLAIN_SECONDS:
+        elif done and (self._notebook or self._clock() - self._last_line >= _PLAIN_SECONDS):
             left = (self._clock() - self._start) / done * max(self._total - done, 0)
-            self._line(
+            text = (
                 f"{self._heading}{who}  step {done_steps}/{total_steps}  loss {loss:.4f}  about {duration(left)} left"
             )
+            if self._notebook:
+                self._update(text)
+            else:
+                self._line(text)
 
     def merged(
         self, name: str, held_out: float, candidates: Sequence[float] = (), ingredients: int = 1, lost: bool = False
@@ -126,7 +134,8 @@ class Display:
         self._line(f"{self._heading}  {score}")
 
     def note(self, text: str) -> None:
-        """Print a line on standard output."""
+        """Print a line on standard output, and keep it."""
+        self.lines.append(text)
         self._line(text)
 
     def once(self, text: str) -> None:
@@ -180,16 +189,40 @@ class Display:
         self._last_line = self._clock()
         self._print(Text(text))
 
+    def _update(self, text: str) -> None:
+        """Write a line in place of the last one that was written so, for notebooks."""
+        self._out.file.write(f"\r{text.ljust(len(self._updating))}" if text else f"\r{' ' * len(self._updating)}\r")
+        self._out.file.flush()
+        self._updating = text
+
     def _print(self, what: RenderableType) -> None:
+        if self._updating:
+            self._update("")
         for line in self._out.render_lines(what, self._out.options.update(width=_NATURAL_WIDTH), pad=False):
             text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
             text.rstrip()
             self._out.print(text, soft_wrap=True)
 
 
+class Silent(Display):
+    """Shows nothing: keeps the lines of `note`, and hands warnings on.
+
+    Args:
+        warn: Called with each warning.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(Console(quiet=True), Console(quiet=True))
+        self._hand_on = warn
+
+    def warn(self, text: str) -> None:
+        """Hand a warning on."""
+        self._hand_on(text)
+
+
 def plain_console(stderr: bool = False) -> Console:
     """A console that shows text as it is, without rich's markup, emoji codes and highlighting."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, force_jupyter=False)
     if isinstance(console.file, TextIOWrapper):
         console.file.reconfigure(errors="replace")  # "?" on an ASCII terminal, instead of an exception
     return console

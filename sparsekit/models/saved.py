@@ -225,6 +225,16 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
     return SavedModel(option, path, files[0], name, kwargs, card, run)
 
 
+def run_options(sources: Sequence[SavedModel]) -> dict[str, Any]:
+    """What the first sparsekit run among saved models says of data and task, by dotted names; and the modules of all."""
+    found: dict[str, Any] = {}
+    if source := next((source for source in sources if source.run), None):
+        found |= {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
+        found |= {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+    modules = dict.fromkeys(module for source in sources for module in source.imports)
+    return found | ({"imports": list(modules)} if modules else {})
+
+
 def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Read config.json in `base`.
 

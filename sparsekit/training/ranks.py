@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 from sparsekit.errors import RunError, UserError, first_line
 
@@ -152,7 +151,7 @@ def _attempts_own(store: Any, rank: int, size: int) -> Any:
     """
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    began, word = time.monotonic(), uuid4().hex
+    began, word = time.monotonic(), os.urandom(16).hex()
     if rank:
         store.set(f"sparsekit/hello/{rank}", word)
     waiting, answered = set(range(1, size)) if rank == 0 else {0}, set[bytes]()

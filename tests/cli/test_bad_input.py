@@ -509,7 +509,7 @@ def test_a_yaml_bomb_costs_little(bomb: str) -> None:
 
 @pytest.mark.parametrize("out", ["file/run", "full/kept/run", "/proc/run"])
 def test_an_out_that_cannot_be_made_is_bad_input(capsys: Capture, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
-    monkeypatch.setattr("sparsekit.fit.run", reached)
+    monkeypatch.setattr("sparsekit.launch.run", reached)
     before = files(Path())
     code = cli.main(["fit", "--device", "cpu", "--out", out])
     hold_to_the_rules(code, *capsys.readouterr(), ["--out", out, "can be written"])

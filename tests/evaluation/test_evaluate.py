@@ -21,7 +21,7 @@ from sparsekit.cli import main
 from sparsekit.config.options import DataConfig, EvaluationConfig
 from sparsekit.data import ImageData
 from sparsekit.evaluation.corruptions import KINDS, Corruption
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.methods.oneshot import OneShot
 
 CPU = torch.device("cpu")

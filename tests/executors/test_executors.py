@@ -24,7 +24,7 @@ from sparsekit.api import PruningMethod
 from sparsekit.config.options import ModelConfig, OptimizerConfig, ReplicasConfig
 from sparsekit.executors import choose_executor, sequential
 from sparsekit.executors import stacked as vectorized
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merges.none import NoMerge
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.oneshot import OneShot

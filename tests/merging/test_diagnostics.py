@@ -17,7 +17,7 @@ from tiny import dense_then_pruned, rows, tiny_config, tiny_setup, trained
 
 from sparsekit.api import Candidate, MergeStep, Score, Soup
 from sparsekit.config.options import EvaluationConfig, ReplicasConfig
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.none import NoMerge
 from sparsekit.merges.uniform import Uniform

@@ -25,7 +25,7 @@ from sparsekit.errors import UserError
 from sparsekit.evaluation.batchnorm import recalibrate_batchnorm
 from sparsekit.evaluation.scores import score_model
 from sparsekit.files import load_tensors, save_tensors
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.merging.finished_context import FinishedMergeContext
 from sparsekit.merging.overlap import compare_masks
 from sparsekit.methods.oneshot import OneShot

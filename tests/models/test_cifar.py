@@ -23,7 +23,7 @@ from sparsekit.config.options import ModelConfig, ReplicasConfig
 from sparsekit.data.inputs import InputConfig
 from sparsekit.errors import UserError
 from sparsekit.executors import stacked as vectorized
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.models.create import build_model, save_model
 from sparsekit.pruning.masks import prunable_names

@@ -24,7 +24,7 @@ from sparsekit.config.options import DataConfig, DistillConfig, MasksConfig, Mod
 from sparsekit.errors import UserError
 from sparsekit.executors.stacked import Lockstep
 from sparsekit.files import load_tensors, save_tensors
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot

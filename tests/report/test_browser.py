@@ -18,7 +18,7 @@ from tiny import tiny_config
 from sparsekit.cli import main as cli
 from sparsekit.config.options import EvaluationConfig
 from sparsekit.display.text import duration, percent
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

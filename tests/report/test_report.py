@@ -17,7 +17,7 @@ from tiny import tiny_config
 from sparsekit.cli import main as cli
 from sparsekit.config.options import EvaluationConfig
 from sparsekit.display.live import Display
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.report import compare, plots, single
 from sparsekit.report.runs import Run, read

@@ -131,7 +131,7 @@ def test_a_batch_that_cannot_be_read_costs_nothing_that_was_trained(
 
 
 OUTSIDE = [
-    ("sparsekit.fit.first_progress", 0),  # the model is there, and nothing was begun
+    ("sparsekit.launch.first_progress", 0),  # the model is there, and nothing was begun
     ("sparsekit.run.loop.prune", 1),
     ("sparsekit.run.loop.merge", 1),
     ("sparsekit.run.loop.probes.gradients", 0),
@@ -142,7 +142,7 @@ OUTSIDE = [
     ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
     ("sparsekit.run.checkpoint.CheckpointStore._sweep", 2),
     ("sparsekit.run.finish.save_model", 0),
-    ("sparsekit.fit.write_json", 1),  # the summary
+    ("sparsekit.launch.write_json", 1),  # the summary
 ]
 
 
@@ -179,7 +179,7 @@ def test_a_signal_outside_of_a_training_step_leaves_a_good_checkpoint(
         patch.setattr(Tracker, "close", lambda self, code=0, *rest: (closed.append(code), close(self, code, *rest)))
         assert fit(out, *case) == 143
     assert count > calls
-    assert closed == ([] if where == "sparsekit.fit.first_progress" else [1])
+    assert closed == ([] if where == "sparsekit.launch.first_progress" else [1])
     assert f"go on with the same options, --out {out} and --resume" in capsys.readouterr().err
     assert fit(out, *case, "--resume") == 0
     assert contents(out) == whole(*case)

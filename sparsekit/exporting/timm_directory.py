@@ -7,8 +7,8 @@ from pathlib import Path
 
 import timm
 
-from sparsekit.export.formats import Format, Loaded, from_module
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.model import ExportModel
 from sparsekit.files import make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict

@@ -78,18 +78,22 @@ class Start:
     "lower --data.batch_size or --data.image_size, or set --replicas.executor sequential or --precision bf16; "
     "checkpoints that were finished before are intact"
 )
-def fit(config: FitConfig) -> dict[str, Any]:
+def fit(config: FitConfig, display: Display | None = None) -> dict[str, Any]:
     """Train, prune and merge as configured, or resume a run.
 
+    Args:
+        config: The options.
+        display: Shows the run; by default on the terminal.
+
     Returns:
-        The content of summary.json; empty on ranks other than the leader.
+        The content of summary.json; `out` alone on ranks other than the leader.
 
     Raises:
         UserError: an option is bad; nothing was written.
         RunError: the run failed; summary.json has the status `failed`, and checkpoints are kept.
         Stopped: a signal stopped the run; a checkpoint is kept.
     """
-    began = time.monotonic()
+    began, display = time.monotonic(), display or Display()
     check_agent(flatten(describe(config)))
     check_environment(config.wandb)
     ranks = Ranks.here()
@@ -98,7 +102,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     earlier = ranks.earlier_run()
     out, resumes = directory.choose(earlier or config.out, config.resume or earlier is not None, describe(config))
     if resumes and (done := directory.finished(out)):
-        Display().note(f"{out}: this run is done")
+        display.note(f"{out}: this run is done")
         ranks.tell("run", None)
         return done
     with StopSignals() as signals:
@@ -114,7 +118,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
                 raise UserError(
                     f"rank {rank}: its images in --data.root are not rank 0's; give every node the same files"
                 )
-        with directory.locked(out), Display() as display:
+        with directory.locked(out), display:
             ranks.remember_run(str(out.absolute()))
             ranks.tell("run", str(out.absolute()))
             setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
@@ -140,7 +144,8 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
             ranks.tell(f"ready/{ranks.rank}", (str(error), ""))
             raise
         ranks.tell(f"ready/{ranks.rank}", ("", images.digest(setup.data.contents)))
-        if out := ranks.ask("run"):
+        out: str | None = ranks.ask("run")
+        if out:
             setup = replace(setup, team=with_process_group(setup.team, ranks, setup.device))
             with signals.reraise_if_swallowed():
                 executor, _ = choose_executor(setup)
@@ -155,7 +160,7 @@ def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
                     torchrun.follow(context, ranks)
                 except (OSError, SafetensorError) as error:
                     raise RunError(f"rank {ranks.rank}: {_file_error(error, Path(out))}") from error
-    return {}
+    return {"out": out} if out else {}
 
 
 @device.enough_memory("lower --data.batch_size or --data.image_size, or set --precision bf16", UserError)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sparsekit.errors import RunError, first_line
-from sparsekit.export.formats import Format, Loaded, from_module
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.model import ExportModel
 
 
 def traced(export_model: ExportModel) -> Any:

@@ -15,9 +15,9 @@ from rich.filesize import decimal
 from sparsekit._types import Tensors
 from sparsekit.config.options import DataConfig, ExportConfig
 from sparsekit.errors import RunError, UserError
-from sparsekit.export import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
-from sparsekit.export.formats import Format, Loaded
-from sparsekit.export.model import ExportModel, load_export_model
+from sparsekit.exporting import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
+from sparsekit.exporting.formats import Format, Loaded
+from sparsekit.exporting.model import ExportModel, load_export_model
 from sparsekit.files import expanded
 from sparsekit.models.device import enough_memory
 from sparsekit.models.saved import SavedModel

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting.model import ExportModel
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sparsekit.errors import RunError, UserError
-from sparsekit.export.formats import Format, Loaded
-from sparsekit.export.model import ExportModel
-from sparsekit.export.torch_program import traced
+from sparsekit.exporting.formats import Format, Loaded
+from sparsekit.exporting.model import ExportModel
+from sparsekit.exporting.torch_program import traced
 
 
 def check(export_model: ExportModel) -> None:

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparsekit.export import timm_directory
-from sparsekit.export.formats import Format, Loaded, from_module
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting import timm_directory
+from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.model import ExportModel
 from sparsekit.models import sparse_file
 from sparsekit.models.state import cpu_state_dict
 

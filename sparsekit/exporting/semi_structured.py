@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
 from sparsekit.errors import RunError, UserError
-from sparsekit.export.formats import Format, Loaded, from_module
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.model import ExportModel
 from sparsekit.files import load_tensors, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict

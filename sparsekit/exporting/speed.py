@@ -12,8 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from sparsekit.export.formats import Format, Loaded, from_module
-from sparsekit.export.model import ExportModel
+from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.model import ExportModel
 
 ROUNDS = 15
 BATCH = 64

@@ -24,11 +24,11 @@ from sparsekit.cli import main
 from sparsekit.config.options import ArchitectureConfig, DataConfig, ExportConfig, ReplicasConfig
 from sparsekit.data import load
 from sparsekit.errors import RunError
-from sparsekit.export import export, semi_structured, sparse, speed
-from sparsekit.export.formats import Loaded
-from sparsekit.export.model import ExportModel, load_export_model
+from sparsekit.exporting import export, semi_structured, sparse, speed
+from sparsekit.exporting.formats import Loaded
+from sparsekit.exporting.model import ExportModel, load_export_model
 from sparsekit.files import load_tensors, save_tensors
-from sparsekit.fit import fit
+from sparsekit.launch import fit
 from sparsekit.methods.gmp import GMP
 from sparsekit.models import sparse_file
 from sparsekit.models.saved import open_saved_model

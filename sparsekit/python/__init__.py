@@ -1,0 +1,1 @@
+"""sparsekit from Python: `sparsekit.fit`, `plan`, `evaluate`, `merge`, `export` and `load`."""

@@ -1,0 +1,29 @@
+"""What a call leaves as it was: random states, torch's settings; and Ctrl-C as Python's own exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sparsekit.data.stream import random_states_kept
+from sparsekit.run.signals import Stopped
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Restore random states and torch's settings at the end; raise KeyboardInterrupt where a signal stopped a run."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    before = torch.get_float32_matmul_precision()
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    flags = cudnn.allow_tf32, cudnn.benchmark, mkldnn.enabled
+    try:
+        with random_states_kept(device):
+            yield
+    except Stopped as stop:
+        how = f"its checkpoint is in {stop.out}; give out={stop.out!r}, resume=True to go on" if stop.out else ""
+        raise KeyboardInterrupt(f"stopped by {stop}; {how or 'nothing was begun'}") from None
+    finally:
+        torch.set_float32_matmul_precision(before)
+        cudnn.allow_tf32, cudnn.benchmark, mkldnn.enabled = flags

@@ -1,0 +1,172 @@
+"""The commands as functions: `fit`, `plan`, `evaluate`, `merge`, `export`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sparsekit.config.options import EvaluateConfig, ExportConfig, FitConfig, MergeConfig
+from sparsekit.errors import UserError
+from sparsekit.files import expanded
+from sparsekit.models.saved import SavedModel, open_saved_model, run_options
+from sparsekit.planning.plan import PlanSummary, make_plan, make_stages, summarize
+from sparsekit.plugins.objects import brought
+from sparsekit.python.options import keyword_names, read
+from sparsekit.python.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from sparsekit.api import MergeStrategy, PruningMethod, Task
+    from sparsekit.data.examples import Data
+
+    Model: TypeAlias = str | nn.Module | Callable[..., nn.Module]
+    Examples: TypeAlias = str | Data | Callable[[], Data]
+    Saved: TypeAlias = str | Path | Run
+
+
+def fit(
+    *,
+    method: str | PruningMethod = "gmp",
+    merge: str | MergeStrategy = "uniform",
+    task: str | Task = "classification",
+    model: Model | dict[str, Any] | None = None,
+    data: Examples | dict[str, Any] | None = None,
+    display: bool = False,
+    **options: Any,
+) -> Run:
+    """Train, prune and merge, as `sparsekit fit` does.
+
+    Two calls with one seed give the same weights. The process' random states stay as they are.
+
+    Args:
+        method: Pruning method, by name or as an object.
+        merge: Merge strategy, by name or as an object.
+        task: What the model is trained for, by name or as an object.
+        model: A module, which is copied; a function or class that makes one; a timm name; or options of `--model`.
+        data: A `Data`; a function that returns one; a data set's name; or options of `--data`.
+        display: Show the plan, the progress and the result; else warnings alone are given, as Python's.
+        options: All other options of the command by name: `sparsity=0.95`, `replicas={"count": 3}`, or dotted ones
+            with `**{"replicas.count": 3}`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: a keyword is wrong; the message names it, and nothing was written.
+        RunError: the run failed; its checkpoints are kept.
+        KeyboardInterrupt: Ctrl-C came; a checkpoint is kept, and the same call with `resume=True` goes on.
+    """
+    call = read(FitConfig, {"method": method, "merge": merge, "task": task, "model": model, "data": data, **options})
+    from sparsekit.display.live import Display, Silent  # only now: these import torch
+    from sparsekit.launch import fit as launch
+    from sparsekit.python.around import as_it_was
+
+    shown = Display() if display else Silent(lambda text: warnings.warn(text, stacklevel=3))
+    with as_it_was(), brought(call.objects), keyword_names():
+        summary = launch(call.config, shown)
+    out = expanded(call.config.out) if call.config.out else Path(summary["out"])
+    return Run(out, call.objects, tuple(shown.lines))
+
+
+def plan(**options: Any) -> PlanSummary:
+    """The plan of a run and its cost, as `sparsekit plan` prints it; imports no torch.
+
+    Args:
+        options: Those of `fit`.
+
+    Raises:
+        UserError: a keyword is wrong; the message names it.
+    """
+    call = read(FitConfig, options)
+    with keyword_names():
+        return summarize(call.config, make_plan(call.config, make_stages(call.config)))
+
+
+def evaluate(model: Saved, **options: Any) -> dict[str, Any]:
+    """Measure a finished model on its test examples, as `sparsekit evaluate` does.
+
+    Args:
+        model: A run, a directory that timm saved, or a file of weights.
+        options: Those of the command; `data` and `task` are by default those of the run.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        UserError: a keyword or the model is wrong.
+    """
+    source, own = _opened("model", model)
+    call = read(EvaluateConfig, options, run_options([source]), own)
+    from sparsekit.evaluation.evaluate import evaluate as measure  # only now: it imports torch
+    from sparsekit.python.around import as_it_was
+
+    with as_it_was(), brought({**own, **call.objects}), keyword_names():
+        return measure(source, call.config)
+
+
+def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[str, Any]:
+    """Average finished models, as `sparsekit merge` does.
+
+    Args:
+        models: Runs, directories that timm saved, or files of weights.
+        out: Directory for the merged model, new or empty.
+        options: Those of the command.
+
+    Returns:
+        The content of merge.json.
+
+    Raises:
+        UserError: a keyword or a model is wrong; nothing was written.
+        RunError: the merge failed.
+    """
+    opened = [_opened("models", model) for model in models]
+    if not opened:
+        raise UserError("models: give one at least")
+    sources, own = [source for source, _ in opened], {k: v for _, objects in opened for k, v in objects.items()}
+    call = read(MergeConfig, {"out": out, **options}, run_options(sources), own)
+    from sparsekit.merging.finished import merge as average  # only now: it imports torch
+    from sparsekit.python.around import as_it_was
+
+    data = call.config.data if "data" in options or any(source.run.get("data") for source in sources) else None
+    with as_it_was(), brought({**own, **call.objects}), keyword_names():
+        average(sources, call.config, data)
+    return dict(json.loads((Path(call.config.out or "") / "merge.json").read_text("utf-8")))
+
+
+def export(model: Saved, *, format: str, out: str | Path, **options: Any) -> dict[str, str]:
+    """Write a finished model in another format, read it back and compare, as `sparsekit export` does.
+
+    Args:
+        model: A run, a directory that timm saved, or a file of weights.
+        format: The format's name.
+        out: What to write, new.
+        options: Those of the command.
+
+    Returns:
+        What the command prints, by the names of its rows.
+
+    Raises:
+        UserError: a keyword or the model is wrong; nothing was written.
+        RunError: the export differs from the model, and was removed.
+    """
+    source, own = _opened("model", model)
+    call = read(ExportConfig, {"format": format, "out": out, **options}, run_options([source]), own)
+    from sparsekit.exporting.export import export as write  # only now: it imports torch
+    from sparsekit.python.around import as_it_was
+
+    data = call.config.data if "data" in options or source.run.get("data") else None
+    with as_it_was(), brought({**own, **call.objects}), keyword_names():
+        return {name: text for name, text in write(source, call.config, data) if name}
+
+
+def _opened(keyword: str, model: Saved) -> tuple[SavedModel, dict[str, Any]]:
+    """A saved model, and the objects of its run's call."""
+    if isinstance(model, Run):
+        return open_saved_model(keyword, model.out), dict(model.objects)
+    return open_saved_model(keyword, model), {}

@@ -1,0 +1,100 @@
+"""Keywords of a Python call to the options of a command: the same names, checks and messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from sparsekit.config import parser
+from sparsekit.config.checks import check
+from sparsekit.config.options import FitConfig
+from sparsekit.config.wandb_args import as_flags
+from sparsekit.data.examples import Data
+from sparsekit.errors import UserError
+from sparsekit.plugins.contract import faults
+from sparsekit.plugins.objects import brought, path_of
+from sparsekit.plugins.registry import GROUPS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A call's options, and the objects that its keywords brought.
+
+    Attributes:
+        config: The options, checked.
+        objects: Models and data by the option and name that stand for them, as `plugins.objects.brought` takes them.
+    """
+
+    config: T
+    objects: Mapping[str, Any]
+
+
+def read(
+    of: type[T],
+    keywords: Mapping[str, Any],
+    run: Mapping[str, Any] = MappingProxyType({}),
+    known: Mapping[str, Any] = MappingProxyType({}),
+) -> Call[T]:
+    """Read keywords as the options of a command.
+
+    Args:
+        of: The dataclass of the command's options.
+        keywords: Options by name, nested (`replicas={"count": 3}`) or dotted; plugins by name or as objects; `model`
+            and `data` by name, as objects, or as functions that make them.
+        run: Options of a saved model's run, over which the keywords hold.
+        known: Objects that the run's own call brought.
+
+    Raises:
+        UserError: a keyword is wrong; the message names it.
+    """
+    options, objects, plugins = dict(keywords), {}, {}
+    for kind in GROUPS:
+        if isinstance(options.get(kind), (str, Mapping, type(None))):
+            continue
+        plugin = options.pop(kind)
+        plugins[kind] = plugin() if isinstance(plugin, type) else plugin
+        for fault in faults(type(plugins[kind]), kind):
+            raise UserError(f"{kind}: {type(plugins[kind]).__name__} {fault}")
+    for group in ("model", "data"):
+        if isinstance(options.get(group), Mapping) or (value := options.pop(group, None)) is None:
+            continue
+        if not isinstance(value, str):
+            name = "__main__:data" if isinstance(value, (Data, tuple)) else path_of(value)
+            objects[f"--{group}.name {name}"] = value
+            value = name
+        options[f"{group}.name"] = value
+    with keyword_names(), brought({**known, **objects}):
+        arguments = as_flags({name: _plain(value) for name, value in options.items()})
+        config = parser.parse_as(of, parser.build("sparsekit", "", of), arguments, run)
+        if plugins:
+            config = replace(config, **plugins)  # type: ignore[type-var]
+        if isinstance(config, FitConfig):
+            check(config)
+    return Call(config, objects)
+
+
+@contextmanager
+def keyword_names() -> Iterator[None]:
+    """Name keywords where messages name options: `sparsity` for `--sparsity`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error)).removesuffix("; see help")) from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it: paths as text, numbers of numpy and torch as Python's, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,110 @@
+"""A finished run as an object: its model, masks, summary and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsekit._types import Tensors
+from sparsekit.errors import UserError
+from sparsekit.files import expanded
+from sparsekit.plugins.objects import brought
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+    from torch import nn
+
+
+class Metrics(list[dict[str, Any]]):
+    """The rows of metrics.jsonl."""
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a data frame, a column for each name; needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        out: Its directory.
+        objects: The model and the data that its call brought.
+        notes: What the run said on its way.
+    """
+
+    out: Path
+    objects: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json: flat, by dotted names such as `test.accuracy`."""
+        return dict(json.loads((self.out / "summary.json").read_text("utf-8")))
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The rows of metrics.jsonl, in order."""
+        lines = (self.out / "metrics.jsonl").read_text("utf-8").splitlines()
+        return Metrics(json.loads(line) for line in lines)
+
+    @cached_property
+    def masks(self) -> Tensors:
+        """Bool masks of the prunable weights by parameter name, True keeps."""
+        from sparsekit.files import load_tensors  # only now: it imports torch
+
+        return load_tensors(self.out / "masks.safetensors")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The finished model, on the CPU in evaluation mode.
+
+        Raises:
+            UserError: its class cannot be imported again; give it to `sparsekit.load` as `model`.
+        """
+        from sparsekit.config.options import ArchitectureConfig
+        from sparsekit.models.create import load_model  # only now: it imports torch
+        from sparsekit.models.saved import architecture, open_saved_model, sizes
+
+        with brought(self.objects):
+            source = open_saved_model("run", self.out)
+            channels, classes = sizes(source, ArchitectureConfig())
+            return load_model(source, architecture(source, ArchitectureConfig()), classes, channels)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the run's page; returns its path, by default report.html in the run's directory.
+
+        Raises:
+            UserError: the run's files are damaged, or the page cannot be written.
+        """
+        from sparsekit.report import page  # only now: it imports matplotlib
+
+        path = expanded(str(out)) if out is not None else self.out / "report.html"
+        page.write([str(self.out)], path)
+        return path
+
+
+def load(run: str | Path, model: Any = None) -> Run:
+    """Open a finished run.
+
+    Args:
+        run: Its directory.
+        model: The module, class or function that its call was given, where it cannot be imported again.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    from sparsekit.models.saved import open_saved_model
+
+    source = open_saved_model("run", expanded(str(run)))
+    if not source.run:
+        raise UserError(f"run {run}: it is no run directory (it has no config.yaml); give one that fit wrote")
+    return Run(source.path, {f"--model.name {source.name}": model} if model is not None else {})
