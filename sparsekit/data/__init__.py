@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data.contents import Contents
+from sparsekit.data.contents import Contents, sizes
 from sparsekit.data.examples import Data
 from sparsekit.data.sources import open_data
 from sparsekit.errors import UserError
@@ -51,8 +51,11 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
         UserError: an option is bad, or files are missing or damaged.
     """
     if (own := open_data(config)) is not None:
+        from sparsekit.data import pictures
         from sparsekit.data.batches import ExampleData
 
+        if pictures.has_pictures(own) and task.stratified:
+            return pictures.load(own, config, device, channels_last)
         return ExampleData.load(own, config, device, channels_last, task)
     data = _images(config, device, channels_last)
     if not task.stratified:
@@ -81,10 +84,10 @@ def contents_at_hand(config: DataConfig) -> Contents | None:
         UserError: the folder of images is there, but its layout is not clear.
     """
     if config.name == "digits":
-        return Contents.of_published("digits", (400, 397, 1_000), 10, None)
+        return Contents.of_published("digits", (*sizes(400, 397, config), 1_000), 10, config, cut=False)
     if config.name == "imagefolder" and config.root is not None and expanded(config.root).is_dir():
         from sparsekit.data.folder_labels import list_images
 
         listing = list_images(config)
-        return Contents(*listing.parts(config.held_out), listing.notes)
+        return Contents(*listing.parts(config), listing.notes)
     return None

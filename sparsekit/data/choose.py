@@ -1,6 +1,6 @@
-"""Which training examples stay, which are held out or cut off for tests: `--data.fold`, `--data.limit`.
+"""Which examples are trained on, held out, or cut off for tests: `--data.held_out`, `--data.fold`, `--data.limit`.
 
-The choices depend on the number of examples and their classes alone, so that they are the same in every run.
+The choices depend on the number of examples and on their classes alone, so that they are the same in every run.
 """
 
 from __future__ import annotations
@@ -8,8 +8,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsekit.config.checks import fold_of, limit_of
+from sparsekit.config.options import DataConfig
 from sparsekit.data import order
 from sparsekit.errors import UserError
+
+
+def split(
+    count: int, labels: Tensor | None, num_classes: int, config: DataConfig, *, held_out: bool, test: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sorted indices of the examples to train on, of those held out, and of those for tests.
+
+    Args:
+        count: Number of examples.
+        labels: Their class numbers, int64 [count]; None where targets are no classes.
+        num_classes: Number of classes.
+        config: The options of `--data`.
+        held_out: Whether the data set itself holds examples out, so that none are cut off.
+        test: Whether it has test examples, so that none are cut off.
+
+    Raises:
+        UserError: a class would be missing in one of the parts.
+    """
+    kept, cut, tests = torch.arange(count), None, None
+    if config.fold is not None:
+        if not test:  # first: the same in every fold
+            kept, tests = _cut(labels, count, num_classes, config.held_out, "test")
+        inner, outer = folded(len(kept), None if labels is None else labels[kept], config.fold)
+        kept, cut = kept[inner], kept[outer]
+    else:
+        if not held_out:
+            kept, cut = _cut(labels, count, num_classes, config.held_out, "held_out")
+        if not test:
+            some = None if labels is None else labels[kept]
+            inner, outer = _cut(some, len(kept), num_classes, config.held_out, "test")
+            kept, tests = kept[inner], kept[outer]
+    if config.limit is not None:
+        kept = limited(kept, None if labels is None else labels[kept], config.limit)
+    return kept, cut, tests
 
 
 def folded(count: int, labels: Tensor | None, fold: str) -> tuple[Tensor, Tensor]:
@@ -26,7 +62,7 @@ def folded(count: int, labels: Tensor | None, fold: str) -> tuple[Tensor, Tensor
     Raises:
         UserError: there are fewer examples than folds, or one part would lack a class.
     """
-    which, folds = map(int, fold.split("/"))
+    which, folds = fold_of(fold)
     if folds > count:
         raise UserError(f"--data.fold {fold}: there are {count} examples; give fewer folds")
     dealt = torch.randperm(count, generator=order.generator("fold"))
@@ -53,10 +89,7 @@ def limited(indices: Tensor, labels: Tensor | None, limit: float) -> Tensor:
     Raises:
         UserError: there are fewer examples, or a class would have none.
     """
-    count = round(limit * len(indices)) if limit < 1 else int(limit)
-    if not 1 <= count <= len(indices):
-        raise UserError(f"--data.limit {limit:g} of {len(indices)} training examples; give 1 to {len(indices)}")
-    chosen = _mixed(len(indices), labels, "train limit")[:count]
+    chosen = _mixed(len(indices), labels, "train limit")[: limit_of(limit, len(indices))]
     if labels is not None:
         _check_classes(labels, (chosen,), f"--data.limit {limit:g}", "give more")
     return indices[chosen].sort().values
@@ -85,6 +118,14 @@ def cut_test(count: int, labels: Tensor | None, fraction: float, option: str) ->
     parts = mixed[tests:].sort().values, mixed[:tests].sort().values
     _check_classes(labels, parts, f"{option} {fraction:g}", "give another fraction, or more examples")
     return parts
+
+
+def _cut(labels: Tensor | None, count: int, num_classes: int, fraction: float, name: str) -> tuple[Tensor, Tensor]:
+    if labels is not None:
+        return order.cut(labels, num_classes, fraction, name)
+    mixed = _mixed(count, None, name)
+    some = max(1, round(fraction * count))
+    return mixed[some:].sort().values, mixed[:some].sort().values
 
 
 def _mixed(count: int, labels: Tensor | None, name: str) -> Tensor:

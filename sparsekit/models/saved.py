@@ -226,7 +226,7 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
 
 
 def run_options(sources: Sequence[SavedModel]) -> dict[str, Any]:
-    """What the first sparsekit run among saved models says of data and task, by dotted names; and the modules of all."""
+    """Data and task of the first sparsekit run among saved models, by dotted names, and the modules that all import."""
     found: dict[str, Any] = {}
     if source := next((source for source in sources if source.run), None):
         found |= {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
