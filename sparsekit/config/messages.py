@@ -26,6 +26,7 @@ _FROM_ARGPARSE = (
     (_ARGUMENT + r"(.*)", r"\1 \2"),
     (r"unrecognized arguments: (-\S+).*", r"unknown option \1"),
     (r"unrecognized arguments: (\S[^\s=]*).*", r"unexpected argument '\1'"),
+    (r"the following arguments are required: (data\..*)", r"--\1 must be given"),
     (r"the following arguments are required: (.*)", r"\1 must be given"),
 )
 _TYPES = {

@@ -41,7 +41,7 @@ _DEFAULT_CLASSES = {
     "task": "sparsekit.tasks.classification.Classification",
 }
 _MODE = "sparsekit"
-_ALIASES = {"--prune-again": "--prune_again", "-o": "--out", "--output": "--out", "--import": "--imports+"}
+_ALIASES = {"--prune-again": "--prune_again", "-o": "--out", "--output": "--out", "--import": "--import+"}
 _SWITCHES = ("--resume", "--measure")
 _WITHOUT_VALUE = ("-h", "--help", "--print_config")
 T = TypeVar("T")
@@ -83,7 +83,8 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
         parser.add_argument(
             "--config", action=ActionConfigFile, help="YAML file of these options; what follows it wins."
         )
-    parser.add_class_arguments(of, nested_key=None, skip={"data.options"})
+    parser.add_class_arguments(of, nested_key=None)
+    _leave_out(parser, "--data.options")  # these are options of their own
     for action in parser._actions:
         choices = [
             get_args(part) for part in get_args(getattr(action, "_typehint", None)) if get_origin(part) is Literal
@@ -95,11 +96,20 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
         if action.dest == "distill":
             action.metavar, action.help = "DIR", "Short for --distill.model DIR."
         if action.dest == "imports":
-            action.metavar, action.option_strings = "MODULE", ["--import"]
+            action.metavar, action.option_strings = "MODULE", ["--import", "--imports"]
+            parser._option_string_actions |= {"--import": action, "--import+": action}
     parser.set_defaults({kind: {"class_path": _DEFAULT_CLASSES[kind]} for kind in kinds})
     helps = ", ".join(f"--{group}.help NAME" for group in (*kinds, "data"))
     parser.epilog = f"A plugin's own options: {helps}; of all: sparsekit plugins list."
     return parser
+
+
+def _leave_out(parser: OptionParser, option: str) -> None:
+    """Take an option of a dataclass out of its parser."""
+    action = parser._option_string_actions[option]
+    for name in action.option_strings:  # in place: argparse's groups share the mapping
+        del parser._option_string_actions[name]
+    action.container._remove_action(action)
 
 
 def _allow_plugins() -> None:

@@ -128,7 +128,7 @@ def hugging_face(
 
 
 def _open_tar(path: str, option: str) -> tuple[Any, list[str]]:
-    """timm's reader of a tar, and the name of every image's class."""
+    """Open a tar by timm's reader, and tell the name of every image's class."""
     from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
     found = expanded(path)
