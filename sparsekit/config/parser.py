@@ -17,7 +17,6 @@ from jsonargparse import (
     ActionConfigFile,
     ArgumentParser,
     DefaultHelpFormatter,
-    Namespace,
     set_dumper,
     set_loader,
     set_parsing_settings,
@@ -106,7 +105,7 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
 
 def _leave_out(parser: OptionParser, option: str) -> None:
     """Take an option of a dataclass out of its parser."""
-    action = parser._option_string_actions[option]
+    action: Any = parser._option_string_actions[option]
     for name in action.option_strings:  # in place: argparse's groups share the mapping
         del parser._option_string_actions[name]
     action.container._remove_action(action)
@@ -212,12 +211,12 @@ def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
         options: dict[str, Any] = {}
         for kind, (name, own_names) in parser.given.plugins.items():
             group = GROUP_OF_OPTIONS.get(kind, kind)
-            own = found.get(f"{kind}.init_args") if kind in GROUPS else None
-            if kind == "dataset":
-                own = options = {option: found.pop(f"data.{option}") for option in own_names}
+            own = vars(found.get(f"{kind}.init_args") or argparse.Namespace())
+            if kind not in GROUPS:
+                own = options = {option: found.pop(f"{group}.{option}") for option in own_names}
             plugins = discover().of(kind).get(name.partition("/")[0], ())
             types = {o.name: o.annotation for p in plugins for o in options_of(p).values()}
-            for option, value in (own if isinstance(own, dict) else vars(own or Namespace())).items():
+            for option, value in own.items():
                 if value is None and not re.search("None|Optional|Any", types.get(option, "Any")):
                     raise UserError(no_value(f"{group}.{option}"))
         values = parser.instantiate(found)

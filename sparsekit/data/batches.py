@@ -256,9 +256,10 @@ class ExampleData(MadeImages):
         whole = f"from {config.name}"
         cut_off = whole if cut is None else f"cut off the training examples by {cut_by(config)}"
         classes = num_classes if labels is not None else None
+        sources = (f"{whole}{limited_by(config)}", cut_off, whole)
         train_part, held_out_part, test_part = (
             Part(len(chosen[split][1]), classes, source, "example")
-            for split, source in (("train", f"{whole}{limited_by(config)}"), ("held_out", cut_off), ("test", whole))
+            for split, source in zip(chosen, sources, strict=True)
         )
         record = {what: {f"{what} examples": source.record()} for what, source in found.items()}
         made.contents = Contents(train_part, held_out_part, test_part, record=lambda: {"images": record, "bytes": {}})

@@ -137,5 +137,5 @@ def _check_classes(labels: Tensor | None, parts: tuple[Tensor, ...], option: str
     """Raise UserError where a part lacks a class that is there."""
     for part in parts if labels is not None else ():
         assert labels is not None
-        if lacking := sorted(set(labels.unique().tolist()) - set(labels[part].unique().tolist())):
+        if lacking := sorted(set(labels.tolist()) - set(labels[part].tolist())):
             raise UserError(f"{option} leaves {len(part)} examples without any of class {lacking[0]}; {remedy}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError
@@ -77,7 +77,7 @@ def with_statistics(inputs: InputConfig, config: DataConfig) -> InputConfig:
     Raises:
         UserError: they have neither one value nor one for each channel.
     """
-    found: dict[str, tuple[float, ...]] = {}
+    found: dict[str, Any] = {}
     for key, given in (("mean", config.mean), ("std", config.std)):
         if given is not None:
             values = tuple(given) if isinstance(given, list) else (given,)

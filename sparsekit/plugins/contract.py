@@ -75,8 +75,8 @@ def faults(cls: type, kind: Kind) -> Iterator[str]:
     text = (cls.__doc__ or "").strip()
     if not text or text.startswith(f"{cls.__name__}("):  # a docstring that `dataclass` generated
         yield "has no docstring; its first line is what `sparsekit plugins list` shows"
-    if cls.__init__ is not object.__init__:  # type: ignore[misc]
-        options = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if cls.__init__ is not object.__init__:
+        options = list(inspect.signature(cls.__init__).parameters.values())[1:]
         yield from _option_faults(options, RESERVED, "constructor")
 
 

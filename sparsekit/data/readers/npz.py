@@ -66,11 +66,11 @@ def read(
     y_all, names_of_classes = tables.targets_of(
         np.concatenate([found["y"], found["test_y"]]) if test_y else found["y"], "--data.y"
     )
-    inputs = _inputs(found["x"], channels)
+    train = _inputs(found["x"], channels)
     if test_x is None:
-        return tables.cut(inputs, y_all, test_fraction, names_of_classes)
-    count = len(inputs)
-    return tables.data((inputs, y_all[:count]), (_inputs(found["test_x"], channels), y_all[count:]), names_of_classes)
+        return tables.cut(train, y_all, test_fraction, names_of_classes)
+    count = len(train)
+    return tables.data((train, y_all[:count]), (_inputs(found["test_x"], channels), y_all[count:]), names_of_classes)
 
 
 def _inputs(values: NDArray[Any], channels: str) -> NDArray[Any]:

@@ -75,7 +75,7 @@ def torchvision(root: str | None, name: str, test_split: str = "validation") -> 
         name: Its name, as timm's create_dataset takes it.
         test_split: The split for tests, as timm names it.
     """
-    from timm.data import create_dataset
+    from timm.data.dataset_factory import create_dataset
 
     folder = str(expanded(root)) if root is not None else None
     found: list[Any] = []
@@ -88,7 +88,9 @@ def torchvision(root: str | None, name: str, test_split: str = "validation") -> 
                 f"--data.name torch/{name} with --data.root {root}: {reason}; give the folder that torchvision fills"
             ) from error
     classes = getattr(found[0], "classes", ())
-    return Data(*found, class_names=[each if isinstance(each, str) else ", ".join(each) for each in classes])
+    return Data(
+        found[0], found[1], class_names=[each if isinstance(each, str) else ", ".join(each) for each in classes]
+    )
 
 
 def hugging_face(
@@ -119,12 +121,12 @@ def hugging_face(
         try:
             reader = ReaderHfds(name, root=root, split=split, input_key=image, target_key=label)
             names = names or tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__))
-            targets = [int(target) for target in reader.iter_targets()]
+            targets = [int(target) for target in reader.iter_targets()]  # type: ignore[no-untyped-call]
         except Exception as error:  # datasets may raise anything
             reason = first_line(error).rstrip(".") or type(error).__name__
             raise UserError(f"--data.name hfds/{name}, split {split}: {reason}; give what datasets can load") from error
         found.append(ReadImages(reader, range(len(targets)), targets))
-    return Data(*found, class_names=names)
+    return Data(found[0], found[1], class_names=names)
 
 
 def _open_tar(path: str, option: str) -> tuple[Any, list[str]]:
@@ -135,7 +137,7 @@ def _open_tar(path: str, option: str) -> tuple[Any, list[str]]:
     if not (found.is_dir() or (found.is_file() and found.suffix.lower() == ".tar")):
         raise UserError(f"{option} {path!r} is neither a .tar file nor a folder of some; give one")
     try:  # each image opens the tar anew: workers would move one another's place in a file that they share
-        reader = ReaderImageInTar(str(found), cache_tarfiles=False, cache_tarinfo=False)
+        reader = ReaderImageInTar(str(found), cache_tarfiles=False, cache_tarinfo=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # timm and tarfile may raise anything
         reason = "it holds no image" if isinstance(error, ValueError) else first_line(error).rstrip(".")
         raise UserError(f"{option} {path!r}: {reason}; give a .tar file of images in one folder a class") from error
