@@ -13,6 +13,7 @@ from sparsekit.data.examples import Data
 from sparsekit.data.sources import open_data
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
+from sparsekit.tasks.classification import Classification
 
 if TYPE_CHECKING:
     import torch
@@ -24,32 +25,34 @@ if TYPE_CHECKING:
 
     LoadedData: TypeAlias = ImageData | FolderData | ExampleData
 
-__all__ = ["Data", "LoadedData", "Split", "contents_at_hand", "load"]
+__all__ = ["Data", "ExampleData", "FolderData", "ImageData", "LoadedData", "Split", "contents_at_hand", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """The data sets' types, which import torch."""
-    if name not in ("LoadedData", "Split"):
+    if name not in ("ExampleData", "FolderData", "ImageData", "LoadedData", "Split"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sparsekit.data.batches import ExampleData
     from sparsekit.data.folder import FolderData
     from sparsekit.data.images import ImageData, Split
 
-    return Split if name == "Split" else ImageData | FolderData | ExampleData
+    found = {"ExampleData": ExampleData, "FolderData": FolderData, "ImageData": ImageData, "Split": Split}
+    return found.get(name, ImageData | FolderData | ExampleData)
 
 
-def load(config: DataConfig, device: torch.device, channels_last: bool, task: Task) -> LoadedData:
+def load(config: DataConfig, device: torch.device, channels_last: bool, task: Task | None = None) -> LoadedData:
     """Load the data set of `--data`.
 
     Args:
         config: The options of `--data`.
         device: The device of its batches.
         channels_last: Memory format of its batches.
-        task: What the model is trained for.
+        task: What the model is trained for; a classification by default.
 
     Raises:
         UserError: an option is bad, or files are missing or damaged.
     """
+    task = task or Classification()
     if (own := open_data(config)) is not None:
         from sparsekit.data import pictures
         from sparsekit.data.batches import ExampleData

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsekit.api import Meter, Score, Task
 from sparsekit.errors import RunError
+from sparsekit.tasks.classification import Classification
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -76,9 +77,9 @@ def measure_model(
     )
 
 
-def score_model(model: nn.Module, batches: Batches, autocast: torch.autocast, task: Task) -> Score:
-    """A model's score and mean loss, as `measure_model` measures them."""
-    return measure_model(model, batches, autocast, task).score
+def score_model(model: nn.Module, batches: Batches, autocast: torch.autocast, task: Task | None = None) -> Score:
+    """A model's score and mean loss, as `measure_model` measures them; by default of a classification."""
+    return measure_model(model, batches, autocast, task or Classification()).score
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class ExportModel:
 
 
 def load_export_model(
-    source: SavedModel, given: ArchitectureConfig, data: DataConfig | None, task: Task
+    source: SavedModel, given: ArchitectureConfig, data: DataConfig | None, task: Task | None = None
 ) -> ExportModel:
     """Rebuild a saved model for export.
 
@@ -68,12 +68,12 @@ def load_export_model(
         source: The saved model.
         given: The options of `--model`.
         data: The data set whose test images are used; None uses random images.
-        task: What the model was trained for.
+        task: What the model was trained for; a classification by default.
 
     Raises:
         UserError: the architecture is unknown, or does not fit the weights, the images or their classes.
     """
-    config = architecture(source, given)
+    config, task = architecture(source, given), task or Classification()
     dataset = load(data, torch.device("cpu"), channels_last=False, task=task) if data else None
     channels, classes = sizes(source, given, (dataset.channels, dataset.num_classes) if dataset else None)
     names = class_names(source) or ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from sparsekit.cli.main import main
-from sparsekit.evaluation.metrics import Metrics, Tally
+from sparsekit.tasks.metrics import Metrics, Tally
 
 result = Tally.result
 
