@@ -43,9 +43,9 @@ def read(
     path = tables.path_of(root, file, "--data.file")
     names = [("x", x), ("y", y), *((f"test_{key}", name) for key, name in (("x", test_x), ("y", test_y)) if name)]
     try:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"--data.file {file!r} is no .npz file, as numpy.savez writes it; give one")
         with np.load(path, allow_pickle=False) as arrays:
-            if not hasattr(arrays, "files"):
-                raise UserError(f"--data.file {file!r} holds one array; give an .npz file, as numpy.savez writes it")
             for option, name in names:
                 if name not in arrays.files:
                     raise UserError(

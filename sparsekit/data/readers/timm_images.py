@@ -142,7 +142,7 @@ def _open_tar(path: str, option: str) -> tuple[Any, list[str]]:
         reason = "it holds no image" if isinstance(error, ValueError) else first_line(error).rstrip(".")
         raise UserError(f"{option} {path!r}: {reason}; give a .tar file of images in one folder a class") from error
     above = sorted({os.path.dirname(os.path.dirname(info.path)) for info, _, _ in reader.samples})
-    if len(above) > 1 or "" in reader.class_name_to_idx:
+    if len(above) > 1 or {"", "."} & reader.class_name_to_idx.keys():
         where = f"folders of classes in {above[0] or '.'}/ and {above[1]}/" if len(above) > 1 else "images in no folder"
         raise UserError(f"{option} {path!r} holds {where}; give one tar a split, with one folder of images a class")
     return reader, [reader.class_idx_to_name[int(number)] for number in reader.targets]
