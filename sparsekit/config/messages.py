@@ -139,7 +139,8 @@ def unknown(given: Given, flag: str) -> str:
     for kind, (name, names) in given.plugins.items():
         if head != GROUP_OF_OPTIONS.get(kind, kind) or not dot:
             continue
-        if others := sorted(other for other, plugins in discover().of(kind).items() if own in options_of(plugins[0])):
+        known = {other: plugins[0] for other, plugins in discover().of(kind).items() if ":" not in other}
+        if others := sorted(other for other, plugin in known.items() if own in options_of(plugin)):
             whose = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
             return f"{flag} is no option of {kind} {name!r}, but of {whose}; add {option_of(kind)} {others[0]}"
         if kind not in GROUPS:
