@@ -88,6 +88,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # --- models ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_imported_module_brings_a_model_to_every_command(here: Path, capsys: Capture) -> None:
     options = ["--import", "made_up_nets", "--model.name", "made_up_net", *PLAIN, "--data.image_size", "8"]
     code, _, err = run(capsys, "fit", *options, "--out", "run")
@@ -155,6 +156,7 @@ def test_mistakes_are_told_in_one_line(here: Path, capsys: Capture, argv: list[s
         assert part in err[0], err
 
 
+@pytest.mark.slow
 def test_a_package_brings_models(here: Path, capsys: Capture) -> None:
     entry = "[sparsekit.models]\nmade_up = made_up_zoo\nbroken = made_up_gone\n"
     with visible(here / "site") as site:
@@ -177,6 +179,7 @@ def test_a_package_brings_models(here: Path, capsys: Capture) -> None:
 # --- plugins and data in no package ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_class_in_no_package_is_a_method_as_others_are(here: Path, capsys: Capture) -> None:
     own = ["--method", "made_up_own:Thing", "--method.share", "0.5"]
     code, out, err = run(capsys, "plan", *own, "--epochs", "10")
@@ -194,6 +197,7 @@ def test_a_class_in_no_package_is_a_method_as_others_are(here: Path, capsys: Cap
     assert yaml.safe_load((here / "run" / "config.yaml").read_text())["method"]["name"] == "made_up_own:Thing"
 
 
+@pytest.mark.slow
 def test_a_function_in_no_package_is_a_data_set(here: Path, capsys: Capture) -> None:
     own = [
         "--data.name",
@@ -238,6 +242,10 @@ def test_pillow_images_are_made_as_those_of_a_folder(here: Path, capsys: Capture
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches[2:], data.train_batches(5, 6, start=2), strict=True))
     for images, labels in data.raw_batches("test"):
         assert torch.equal((images[:, 0, 4, 4] > 100).long(), labels)
+
+
+@pytest.mark.slow
+def test_a_run_on_pillow_images_is_saved_with_their_mean_and_std(here: Path, capsys: Capture) -> None:
     argv = ["--data.name", "made_up_sets:pictures", "--data.image_size", "8", "--data.batch_size", "8", *SMALL, *PLAIN]
     code, _, err = run(
         capsys, "fit", *argv, "--data.workers", "0", "--data.mean", "0.5", "--data.std", "0.25", "--out", "r"
@@ -248,6 +256,7 @@ def test_pillow_images_are_made_as_those_of_a_folder(here: Path, capsys: Capture
     assert run(capsys, "evaluate", "r")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_data_set_is_held_against_the_contract(here: Path, capsys: Capture) -> None:
     entry = "[sparsekit.datasets]\nnoisy = made_up_sets:noisy\nwrong = made_up_wrong:wrong\nfile = made_up_wrong:file\n"
     wrong = "def wrong(root, many: int = 3):\n    return [1, 2, 3, 4]\ndef file(file: str):\n    'A file.'\n"
