@@ -21,7 +21,9 @@ from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose_executor, executor_name, torchrun
 from sparsekit.files import write_json, write_yaml
 from sparsekit.models import device
+from sparsekit.models.state import digest
 from sparsekit.planning.plan import summarize, table_rows
+from sparsekit.plugins.objects import is_object
 from sparsekit.run import directory, finish, images, progress
 from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
 from sparsekit.run.context import RunContext
@@ -245,7 +247,7 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
     """Resume from the newest undamaged checkpoint; None without one.
 
     Raises:
-        UserError: the images are not those that the run was started with.
+        UserError: the images or the user's own model are not those that the run was started with.
         RunError: all checkpoints are damaged, or rows of metrics are missing.
     """
     out, display = launch.out, launch.display
@@ -255,6 +257,13 @@ def _resume(setup: Setup, launch: Launch, checkpoints: CheckpointStore, fresh: R
             raise Damaged("it does not say what was done")
         return body, progress.restore(checkpoints, fresh.parent, len(setup.plan), body, files)
 
+    if launch.resumes and (other := _own_model(setup, fresh)):
+        began = directory.read_plan(out).get("model", other["model"])
+        if began != other["model"]:
+            raise UserError(
+                f"--resume: {out} was started with another --model.name {began['name']}, or other first weights; give "
+                "the same, or another --out"
+            )
     found = checkpoints.restored(display.warn, read) if launch.resumes else None
     if found is None:
         if setup.config.resume:
@@ -278,10 +287,18 @@ def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:
     """Start a new run: write config.yaml, plan.json and data.json.gz, and show the plan."""
     plan = summarize(setup.config, setup.plan)
     write_yaml(launch.out / "config.yaml", describe(setup.config))
-    write_json(launch.out / "plan.json", plan.to_json() | {"data": setup.data.contents.to_json()})
+    write_json(
+        launch.out / "plan.json", plan.to_json() | {"data": setup.data.contents.to_json()} | _own_model(setup, fresh)
+    )
     images.write(launch.out, setup.data.contents)
     launch.display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
     return Start(fresh)
+
+
+def _own_model(setup: Setup, fresh: RunProgress) -> dict[str, Any]:
+    """The entry of plan.json about a model that is no timm model: its name and the digest of its first weights."""
+    name = setup.config.model.name
+    return {"model": {"name": name, "digest": digest(fresh.parent.tensors)}} if is_object(name) else {}
 
 
 def _file_error(error: Exception, out: Path) -> str:

@@ -15,7 +15,7 @@ from sparsekit.exporting.model import ExportModel
 
 def traced(export_model: ExportModel) -> Any:
     """Trace the model to a program; raises RunError if torch cannot trace it."""
-    example = export_model.images[:2].repeat(2, 1, 1, 1)[:2]
+    example = torch.cat([export_model.images[:2]] * 2)[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         try:

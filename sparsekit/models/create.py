@@ -199,14 +199,16 @@ def save_model(
     described = hasattr(model, "pretrained_cfg") and hasattr(model, "num_features") and not is_object(name)
     given: dict[str, Any] = dict(model.pretrained_cfg) if described else {}  # type: ignore[arg-type]
     # the rest describes timm's own weights, such as their licence and test size, and is not true of these
-    config_of_weights = {key: given[key] for key in _KEPT if key in given} | {
-        "input_size": (inputs.channels, *inputs.size),
-        "mean": inputs.mean,
-        "std": inputs.std,
-        "crop_pct": inputs.crop_pct,
-        "crop_mode": inputs.crop_mode,
-        "interpolation": inputs.interpolation,
-    }
+    config_of_weights = {key: given[key] for key in _KEPT if key in given}
+    if len(inputs.size) == 2:  # images, not examples of other shapes
+        config_of_weights |= {
+            "input_size": (inputs.channels, *inputs.size),
+            "mean": inputs.mean,
+            "std": inputs.std,
+            "crop_pct": inputs.crop_pct,
+            "crop_mode": inputs.crop_mode,
+            "interpolation": inputs.interpolation,
+        }
     names = {"label_names": list(class_names)} if class_names else {}
     arguments = {**kwargs, "in_chans": inputs.channels}
     model.cpu()

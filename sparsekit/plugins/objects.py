@@ -29,7 +29,7 @@ def brought(objects: Mapping[str, Any]) -> Iterator[None]:
 
 def is_object(name: str | None) -> bool:
     """Whether a name is `module:name`, and no address such as `hf_hub:name`."""
-    return bool(name and re.fullmatch(r"(?!hf_hub:)[^\W\d][\w.]*:[^\W\d][\w.<>]*", name))
+    return bool(name and re.fullmatch(r"(?!hf_hub:)[^\W\d][\w.<>]*:[\w.<>]+", name))
 
 
 def path_of(thing: Any) -> str:

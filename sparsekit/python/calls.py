@@ -63,12 +63,13 @@ def fit(
         KeyboardInterrupt: Ctrl-C came; a checkpoint is kept, and the same call with `resume=True` goes on.
     """
     call = read(FitConfig, {"method": method, "merge": merge, "task": task, "model": model, "data": data, **options})
-    from sparsekit.display.live import Display, Silent  # only now: these import torch
-    from sparsekit.launch import fit as launch
-    from sparsekit.python.around import as_it_was
+    from sparsekit.python.around import as_it_was  # only now: it imports torch
 
-    shown = Display() if display else Silent(lambda text: warnings.warn(text, stacklevel=3))
     with as_it_was(), brought(call.objects), keyword_names():
+        from sparsekit.display.live import Display, Silent  # here, as what these import draws random numbers
+        from sparsekit.launch import fit as launch
+
+        shown = Display() if display else Silent(lambda text: warnings.warn(text, stacklevel=3))
         summary = launch(call.config, shown)
     out = expanded(call.config.out) if call.config.out else Path(summary["out"])
     return Run(out, call.objects, tuple(shown.lines))

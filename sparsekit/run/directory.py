@@ -70,6 +70,15 @@ def finished(path: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
 
 
+def read_plan(path: Path) -> dict[str, Any]:
+    """The content of a run's plan.json; empty where it cannot be read."""
+    try:
+        plan = json.loads((path / "plan.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Create the directory and hold its lock; the lock is released when this process ends.

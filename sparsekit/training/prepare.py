@@ -16,6 +16,7 @@ from sparsekit.config.options import FitConfig, describe
 from sparsekit.data import LoadedData, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
+from sparsekit.evaluation.evaluate import check_corruptible
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
 from sparsekit.models.device import choose_device, lacks_memory, use_precision
@@ -68,6 +69,8 @@ def prepare(
     _check_task(config)
     source = initial_model(config.model)
     data, notes = _seen(config, load(config.data, device, config.channels_last, config.task), finished, source)
+    if config.evaluation.corruptions:
+        check_corruptible("--evaluation.corruptions", data)
     model = build_model(config.model, data.num_classes, data.channels, derive(config.seed, "model"), source)
     source = fit_names(source, model) if source else None
     prunable = masks.prunable_names(model, config.masks.exclude)
