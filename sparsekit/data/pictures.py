@@ -13,16 +13,20 @@ from sparsekit.data.contents import Contents, Part, cut_by, limited_by
 from sparsekit.data.examples import Data
 from sparsekit.data.folder import FolderData
 from sparsekit.data.images import Split
-from sparsekit.data.stream import Sample
+from sparsekit.data.stream import Sample, random_states_kept
 from sparsekit.errors import RunError, UserError, first_line
 
 
 def has_pictures(data: Data) -> bool:
-    """Whether the first training example is a Pillow image, with its target."""
+    """Whether the first training example is a Pillow image, with its target; False where it cannot be read."""
     train: Any = data.train
-    if isinstance(train, (tuple, list)) or not hasattr(train, "__getitem__") or not len(train):
+    if isinstance(train, (tuple, list)):
         return False
-    first = train[0]
+    try:
+        with random_states_kept(None):
+            first = train[0]
+    except Exception:  # a data set may raise anything; what is wrong is told where its examples are read
+        return False
     return isinstance(first, (tuple, list)) and len(first) == 2 and isinstance(first[0], Image.Image)
 
 
