@@ -20,7 +20,7 @@ def cut_by(config: DataConfig) -> str:
 
 def limited_by(config: DataConfig) -> str:
     """The end of a line about training examples, where `--data.limit` leaves some of them out; else empty."""
-    return "" if config.limit is None else f", as many as --data.limit {config.limit:g} says"
+    return "" if config.limit is None else f", limited by --data.limit {config.limit:g}"
 
 
 def sizes(train: int, held_out: int, config: DataConfig) -> tuple[int, int]:

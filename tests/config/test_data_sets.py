@@ -15,6 +15,8 @@ from fake_site import distribution, visible
 from sparsekit.cli import main as cli
 from sparsekit.config import parser as options
 from sparsekit.config.options import EvaluateConfig, FitConfig, describe, flatten
+from sparsekit.config.sweep_values import check_arrived
+from sparsekit.config.wandb_args import as_flags
 from sparsekit.errors import UserError
 
 SHAPES = '''\
@@ -120,6 +122,14 @@ def test_yaml_and_the_command_line_and_back(site: Path, tmp_path: Path, capsys: 
     assert parse("--config", str(again)).data == config.data
     assert cli.main(["plan", "--config", str(file), "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == plain
+
+
+def test_the_values_of_a_sweep_arrive(site: Path) -> None:
+    values = {"data.name": "shapes", "data.count": 8, "data.sizes": [1, 2], "data.noise": None, "data.words": "b"}
+    config = parse(*as_flags(values))
+    check_arrived(flatten(describe(config)), values)
+    with pytest.raises(UserError, match=r"--data\.count is 8, but the sweep gave 9"):
+        check_arrived(flatten(describe(config)), {"data.count": 9})
 
 
 def test_options_of_a_run_hold_for_its_own_data_set_alone(site: Path) -> None:
