@@ -36,22 +36,22 @@ def warn_of_plugins() -> None:
 
 
 def print_plugin_help(arguments: Sequence[str]) -> bool:
-    """Print the help that `--method.help NAME` or `--merge.help NAME` asks for; False where neither is given.
+    """Print the help that an option such as `--method.help NAME` or `--data.help NAME` asks for; False without one.
 
     Raises:
         UserError: the name is missing, or no plugin has it.
     """
     from sparsekit.plugins import listing
-    from sparsekit.plugins.registry import GROUPS, discover, find
+    from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, discover, find
 
     for index, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
-        for kind in GROUPS:
-            if flag == f"--{kind}.help":
+        for kind in (*GROUPS, *GROUP_OF_OPTIONS):
+            if flag == (option := f"--{GROUP_OF_OPTIONS.get(kind, kind)}.help"):
                 name = value or next(iter(arguments[index + 1 :]), "")
                 if not name:
-                    raise UserError(f"--{kind}.help needs a name; installed: {', '.join(discover().of(kind))}")
-                print(listing.help_of(find(kind, name)))
+                    raise UserError(f"{option} needs a name; installed: {', '.join(discover().of(kind))}")
+                print(listing.help_of(find(kind, name.partition("/")[0])))
                 return True
     return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsekit.cli.common import print_plugin_help
 from sparsekit.config import parser
 from sparsekit.config.checks import check_device
 from sparsekit.config.options import EvaluateConfig
@@ -11,6 +12,7 @@ from sparsekit.display.live import Display
 from sparsekit.errors import UserError
 from sparsekit.files import expanded, write_json
 from sparsekit.models.saved import open_saved_model, run_options
+from sparsekit.plugins.objects import import_modules
 
 _USAGE = "sparsekit evaluate MODEL [options]"
 _DESCRIPTION = (
@@ -21,14 +23,17 @@ _DESCRIPTION = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code. Raises UserError where the options or the model are wrong."""
+    if print_plugin_help(arguments):
+        return 0
     paths, given = parser.split(arguments)
     options = parser.build("sparsekit evaluate", _DESCRIPTION, EvaluateConfig, _USAGE)
-    parser.parse_as(EvaluateConfig, options, given)  # first: --help, and what is wrong with the options
+    parser.parse_as(EvaluateConfig, options, given, run=None)  # first: --help, and what is wrong with the options
     if len(paths) != 1:
         raise UserError(f"give one model to evaluate, not {len(paths)}: {_USAGE}")
     source = open_saved_model("MODEL", paths[0])
-    saved = [f"--{key}={source.run[key]}" for key in ("precision", "channels_last") if key in source.run]
-    config = parser.parse_as(EvaluateConfig, options, [*run_options([source]), *saved, *given])
+    saved = {key: source.run[key] for key in ("precision", "channels_last") if key in source.run}
+    config = parser.parse_as(EvaluateConfig, options, given, run_options([source]) | saved)
+    import_modules(config.imports)
     check_device(config.device)
     with Display() as display:
         from sparsekit.display import tables

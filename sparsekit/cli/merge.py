@@ -8,6 +8,7 @@ from sparsekit.cli.common import data_of, print_plugin_help, print_table, warn_o
 from sparsekit.config import parser
 from sparsekit.config.options import MergeConfig
 from sparsekit.errors import UserError
+from sparsekit.plugins.objects import import_modules
 
 _USAGE = "sparsekit merge MODEL [MODEL ...] --merge NAME [--merge.X ...] -o OUT [options]"
 _DESCRIPTION = (
@@ -28,13 +29,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     paths, given = parser.split(arguments)
     options = parser.build("sparsekit merge", _DESCRIPTION, MergeConfig, _USAGE)
-    parser.parse_as(MergeConfig, options, given)  # first: --help, and what is wrong with the options
+    parser.parse_as(MergeConfig, options, given, run=None)  # first: --help, and what is wrong with the options
     if not paths:
         raise UserError(f"give the models to merge: {_USAGE}")
     from sparsekit.merging.finished import merge
     from sparsekit.models.saved import open_saved_model, run_options
 
     models = [open_saved_model("MODEL", path) for path in paths]
-    config = parser.parse_as(MergeConfig, options, [*run_options(models), *given])
+    config = parser.parse_as(MergeConfig, options, given, run_options(models))
+    import_modules(config.imports)
     print_table(merge(models, config, data_of(config.data, models, given)))
     return 0

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from sparsekit.cli.common import Parser, warn_of_plugins
 from sparsekit.files import expanded
 from sparsekit.plugins import listing
-from sparsekit.plugins.registry import GROUPS, Kind, discover
+from sparsekit.plugins.registry import ALL_GROUPS, GROUPS, Kind, discover
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code. Raises UserError where the arguments are wrong."""
     warn_of_plugins()
     options = _parser().parse_args(list(arguments))
-    kinds: list[Kind] = [options.kind] if options.kind else list(GROUPS)
+    kinds: list[Kind] = [options.kind] if options.kind else list(ALL_GROUPS)
     if options.command == "check":
         from sparsekit.testing.command import check
 
@@ -32,14 +32,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="sparsekit plugins", description="Pruning methods, merge strategies and tasks.")
+    parser = Parser(
+        prog="sparsekit plugins", description="Pruning methods, merge strategies, tasks, data sets and models."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     lister = commands.add_parser("list", help="what is installed")
-    lister.add_argument("--kind", choices=list(GROUPS), help="methods, merges or tasks only")
+    lister.add_argument("--kind", choices=list(ALL_GROUPS), help="of one kind only")
     lister.add_argument("--json", action="store_true", help="print JSON rows")
     checker = commands.add_parser("check", help="hold an installed plugin against the contract")
-    checker.add_argument("name", metavar="NAME", help="what --method, --merge or --task calls it")
-    checker.add_argument("--kind", choices=list(GROUPS), help="where plugins of several kinds share the name")
+    checker.add_argument("name", metavar="NAME", help="what --method, --merge, --task or --data.name calls it")
+    checker.add_argument("--kind", choices=list(ALL_GROUPS), help="where two kinds share the name")
     maker = commands.add_parser("new", help="write a package with a plugin of your own")
     maker.add_argument("name", metavar="NAME", help="what --method, --merge or --task is to call it")
     maker.add_argument("--kind", choices=list(GROUPS), required=True, help="what it is")

@@ -5,9 +5,31 @@ from __future__ import annotations
 import math
 import re
 
-from sparsekit.config.options import FitConfig
+from sparsekit.config.options import DataConfig, FitConfig
 from sparsekit.config.wandb_limits import check_wandb
 from sparsekit.errors import UserError
+
+
+def fold_of(text: str) -> tuple[int, int]:
+    """The k and n of `--data.fold k/n`; raises UserError where the text says something else."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= int(found[2]) >= 2:
+        raise UserError(f"--data.fold is {text}; give k/n, the k-th of n folds, such as 1/5")
+    return int(found[1]), int(found[2])
+
+
+def limit_of(limit: float, count: float = math.inf) -> int:
+    """How many of so many training examples `--data.limit` keeps; raises UserError where that is none, or too many."""
+    if not (0.0 < limit < 1.0 or (1.0 <= limit < math.inf and limit == int(limit))):
+        raise UserError(f"--data.limit is {limit:g}; give a number of examples, 1 or more, or a fraction below 1")
+    kept = int(limit) if limit >= 1.0 or count == math.inf else round(limit * count)
+    if count < math.inf and not 1 <= kept <= count:
+        raise UserError(f"--data.limit {limit:g} of {count:g} training examples; give 1 to {count:g}, or a fraction")
+    return kept
+
+
+def _each(value: float | list[float] | None) -> list[float]:
+    return [] if value is None else value or [math.nan] if isinstance(value, list) else [value]
 
 
 def check_device(device: str) -> None:
@@ -46,6 +68,8 @@ def check(config: FitConfig) -> None:
         ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
         ("data.white", d.white, d.white is None or 1 <= d.white <= 65535, "1 to 65535"),
         ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
+        ("data.mean", d.mean, all(map(math.isfinite, _each(d.mean))), "a number, or one for each channel"),
+        ("data.std", d.std, all(0.0 < v < math.inf for v in _each(d.std)), "a number above 0, or one for each channel"),
         ("optimizer.lr", o.lr, 0.0 < o.lr < math.inf, "a number above 0"),
         ("optimizer.weight_decay", o.weight_decay, 0.0 <= o.weight_decay < math.inf, "0 or more"),
         ("optimizer.momentum", o.momentum, 0.0 <= o.momentum < 1.0, below_one),
@@ -64,6 +88,15 @@ def check(config: FitConfig) -> None:
     check_floor(("--masks.floor", "--sparsity"), config.masks.floor, config.sparsity)
     check_device(config.device)
     check_wandb(config.wandb)
+    if d.limit is not None:
+        limit_of(d.limit)
+    if d.fold is not None:
+        fold_of(d.fold)
+    if d.fold is not None and d.held_out != DataConfig.held_out:
+        raise UserError("--data.fold and --data.held_out both say what is held out; give one of them")
+    for option, value in (("mean", d.mean), ("std", d.std)):
+        if value is not None and option in d.kwargs:
+            raise UserError(f"--data.{option} and --data.kwargs both give {option}; give one of them")
     if config.model.init is not None and config.model.pretrained:
         raise UserError("--model.init and --model.pretrained both say where weights come from; give one of them")
     if config.model.new_head and config.model.init is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsekit.config.options import FitConfig
 from sparsekit.errors import UserError, nearest
-from sparsekit.plugins.registry import GROUPS, Kind, discover
+from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, discover, option_of
 from sparsekit.plugins.signatures import options_of
 
 _ARGUMENT = r"argument (?:-\w/)?([^\s:/]+)\S*: "
@@ -26,6 +26,7 @@ _FROM_ARGPARSE = (
     (_ARGUMENT + r"(.*)", r"\1 \2"),
     (r"unrecognized arguments: (-\S+).*", r"unknown option \1"),
     (r"unrecognized arguments: (\S[^\s=]*).*", r"unexpected argument '\1'"),
+    (r"the following arguments are required: (data\..*)", r"--\1 must be given"),
     (r"the following arguments are required: (.*)", r"\1 must be given"),
 )
 _TYPES = {
@@ -55,7 +56,7 @@ class Given:
         argv: Its arguments.
         known: The parser's options, without those of plugins.
         files: Its config files and their options.
-        plugins: The chosen method and merge: name and own options.
+        plugins: The chosen method, merge and data set: name and own options.
     """
 
     argv: Sequence[str] = ()
@@ -136,11 +137,14 @@ def unknown(given: Given, flag: str) -> str:
     last = own.rpartition(".")[2] or head.replace("-", "_")
     same = [option for option in given.known if option.endswith(f".{last}")]
     for kind, (name, names) in given.plugins.items():
-        if head != kind or not dot:
+        if head != GROUP_OF_OPTIONS.get(kind, kind) or not dot:
             continue
-        if others := sorted(other for other, plugins in discover().of(kind).items() if own in options_of(plugins[0])):
+        known = {other: plugins[0] for other, plugins in discover().of(kind).items() if ":" not in other}
+        if others := sorted(other for other, plugin in known.items() if own in options_of(plugin)):
             whose = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
-            return f"{flag} is no option of {kind} {name!r}, but of {whose}; add --{kind} {others[0]}"
+            return f"{flag} is no option of {kind} {name!r}, but of {whose}; add {option_of(kind)} {others[0]}"
+        if kind not in GROUPS:
+            continue
         has = f"has {', '.join(f'--{kind}.{option}' for option in names)}" if names else "has no options of its own"
         hint = nearest(last, names).replace("'", f"'--{kind}.", 1) or (_only(same) if not names else "")
         return f"unknown option {flag}.{hint} {kind.capitalize()} {name!r} {has}."

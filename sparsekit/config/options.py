@@ -72,8 +72,9 @@ class DataConfig:
 
     Args:
         name: The data set: `digits`, which comes with sparsekit; `fashion_mnist`, `mnist`, `cifar10` or `cifar100`,
-            read from `--data.root`; `imagefolder`, any set of images in one folder a class, as ImageNet is; or
-            `module:function`, which returns a `sparsekit.Data` of your own.
+            read from `--data.root`; `imagefolder`, any set of images in one folder a class, as ImageNet is; one that a
+            package provides; or `module:function`, which returns a `sparsekit.Data` of your own. Options of the last
+            two stand beside these.
         root: Folder of the data set's files, as torchvision lays them out or bare; the MNISTs' `.gz` files, too. For
             `imagefolder` the folder with `train` (or `training`) and, for the test images, `test` (`testing`) or `val`
             (`valid`, `validation`), in any case of letters; where there are both, `val` is held out. Without these, a
@@ -94,6 +95,14 @@ class DataConfig:
         kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
             `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`. Its `mean`, `std`, `crop_pct`, `crop_mode` and
             `interpolation` hold over a model's config.json.
+        limit: Train on some of the training data: a number of examples, 1 or more, or a fraction below 1; of every
+            class its share.
+        fold: `k/n` holds out the k-th of n folds of the training data, of every class its share, instead of
+            `--data.held_out`.
+        mean: What normalisation subtracts, black 0 to white 1 for images: a number, or one for each channel; by default
+            measured, or as a model's config.json says.
+        std: What normalisation divides by, above 0, as for `mean`.
+        options: The options of the data set's own function.
     """
 
     name: str = "digits"
@@ -106,6 +115,11 @@ class DataConfig:
     augment: bool = True
     workers: int = 4
     kwargs: dict[str, Any] = field(default_factory=dict)
+    limit: float | None = None
+    fold: str | None = None
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+    options: dict[str, Any] = field(default_factory=dict, metadata={"flat": True})
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,8 @@ class FitConfig:
             step equals a plain one.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
+        imports: A module, in the current directory or installed, that is imported first: one that registers models
+            with timm. May be given several times.
         out: Run directory, new or empty; by default `runs/<method>-<merge>-<time>-<random>`, under a
             W&B sweep agent `runs/sweep-<sweep>/<method>-<merge>-<run>`.
     """
@@ -265,6 +281,7 @@ class FitConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     resume: bool = False
+    imports: list[str] = field(default_factory=list)
     out: str | None = None
 
 
@@ -299,6 +316,7 @@ class MergeConfig:
         data: Images for merges that look at some, and for BatchNorm; by default those of the first sparsekit run given.
         device: Where models run: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: Seed of merges that draw.
+        imports: A module that registers the model with timm, as in `sparsekit fit`; those of a run are imported anyway.
     """
 
     merge: MergeStrategy
@@ -314,6 +332,7 @@ class MergeConfig:
     data: DataConfig = field(default_factory=DataConfig)
     device: str = "auto"
     seed: int = 0
+    imports: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -328,6 +347,7 @@ class ExportConfig:
         task: What the model was trained for, by name; by default as its run says.
         model: The architecture, where the model does not say it itself.
         data: Images to compare on; by default those of the run. Without any, random ones.
+        imports: A module that registers the model with timm, as in `sparsekit fit`; those of a run are imported anyway.
     """
 
     format: Literal["timm", "onnx", "torch", "sparse", "2:4"] | None = None
@@ -336,6 +356,7 @@ class ExportConfig:
     task: Task = field(default_factory=Classification)
     model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    imports: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -354,6 +375,7 @@ class EvaluateConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` is bf16 on CUDA devices that have it, else fp32; tf32 as in training.
         channels_last: Keep images and convolutions in channels-last memory order.
+        imports: A module that registers the model with timm, as in `sparsekit fit`; those of a run are imported anyway.
         out: JSON file of the result; also `-o`. A run's default: RUN/evaluation.json.
     """
 
@@ -368,6 +390,7 @@ class EvaluateConfig:
     device: str = "auto"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
+    imports: list[str] = field(default_factory=list)
     out: str | None = None
 
 
@@ -382,6 +405,8 @@ def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
     """The type of every option of a dataclass under its dotted name; that of a group is a dataclass."""
     types = {f"{prefix}{name}": kind for name, kind in get_type_hints(owner).items()}
     for item in fields(owner):
+        if item.metadata.get("flat"):
+            del types[f"{prefix}{item.name}"]
         if is_dataclass(item.default_factory):
             types |= option_types(item.default_factory, f"{prefix}{item.name}.")
     return types
@@ -393,6 +418,8 @@ def option_defaults(owner: Any, prefix: str = "") -> dict[str, Any]:
     for item in fields(owner):
         if is_dataclass(item.default_factory):
             defaults |= option_defaults(item.default_factory, f"{prefix}{item.name}.")
+        elif item.metadata.get("flat"):
+            continue
         elif item.default is not MISSING:
             defaults[f"{prefix}{item.name}"] = item.default
         elif item.default_factory is not MISSING:
@@ -410,6 +437,7 @@ def describe(config: FitConfig) -> dict[str, Any]:
             plain[item.name] = _plugin(item.name, value)
         else:
             plain[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    plain["data"] |= plain["data"].pop("options")
     return dict(yaml_file.unquoted(plain))
 
 
@@ -429,7 +457,9 @@ def flatten(plain: dict[str, Any]) -> dict[str, Any]:
 
 def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy | Task) -> dict[str, Any]:
     cls = type(plugin)
-    name = name_of(kind, f"{cls.__module__}.{cls.__qualname__}")
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    name = name_of(kind, path)
+    name = f"{cls.__module__}:{cls.__qualname__}" if name == path else name
     options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
     missing = [option for option in options if not hasattr(plugin, option)]
     if missing:

@@ -11,7 +11,7 @@ import yaml
 from sparsekit.config import yaml_file
 from sparsekit.config.messages import GROUPED
 from sparsekit.plugins import contract
-from sparsekit.plugins.registry import GROUPS, Kind, find, name_of
+from sparsekit.plugins.registry import GROUPS, Kind, discover, find, name_of
 
 WANDB_KEY = "_wandb"
 """The key that W&B adds to its own configurations; it holds no options."""
@@ -70,7 +70,7 @@ def spec_of(kind: Kind, name: str, own: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no plugin has that name, or it cannot be loaded.
     """
-    if not re.fullmatch(r"[\w-]+", name):  # a class path
+    if not re.fullmatch(r"[\w-]+", name) and name not in discover().of(kind):  # a class path
         return {"class_path": name, "init_args": own}
     plugin = find(kind, name)
     return {"class_path": plugin.class_path, "init_args": contract.defaults(contract.load(plugin)) | own}

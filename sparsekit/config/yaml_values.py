@@ -12,7 +12,7 @@ import yaml
 from sparsekit.config import yaml_file
 from sparsekit.config.messages import no_value
 from sparsekit.errors import UserError
-from sparsekit.plugins.registry import GROUPS, discover
+from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, discover
 from sparsekit.plugins.signatures import options_of
 
 
@@ -114,8 +114,10 @@ def _nulls(value: Any, text: Any, word: str) -> bool:
 
 def _types(types: Mapping[str, Any], name: str) -> list[Any]:
     """The types of an option: one of sparsekit's own, or as source text those of all plugins that have the option."""
-    kind, _, option = name.partition(".")
-    if kind in GROUPS:
+    group, _, option = name.partition(".")
+    if name in types:
+        return [types[name]]
+    if kind := next((kind for kind in (*GROUPS, *GROUP_OF_OPTIONS) if GROUP_OF_OPTIONS.get(kind, kind) == group), None):
         plugins = [plugin for found in discover().of(kind).values() for plugin in found]
         return [own.annotation for plugin in plugins if (own := options_of(plugin).get(option))]
     return [types[name]] if name in types else []

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data.contents import Contents
+from sparsekit.data.contents import Contents, sizes
 from sparsekit.data.examples import Data
-from sparsekit.errors import UserError, first_line
+from sparsekit.data.sources import open_data
+from sparsekit.errors import UserError
 from sparsekit.files import expanded
-from sparsekit.plugins.objects import find_object, is_object
 from sparsekit.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -53,30 +53,18 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
         UserError: an option is bad, or files are missing or damaged.
     """
     task = task or Classification()
-    if is_object(config.name):
+    if (own := open_data(config)) is not None:
+        from sparsekit.data import pictures
         from sparsekit.data.batches import ExampleData
 
-        return ExampleData.load(_own(config.name), config, device, channels_last, task)
+        if pictures.has_pictures(own) and task.stratified:
+            return pictures.load(own, config, device, channels_last)
+        return ExampleData.load(own, config, device, channels_last, task)
     data = _images(config, device, channels_last)
     if not task.stratified:
         _, targets = next(iter(data.evaluation_batches("held_out")))
         data.num_classes = task.num_outputs(targets)
     return data
-
-
-def _own(name: str) -> Data:
-    """The examples that a function makes, or that were given from Python; raises UserError."""
-    made = find_object("--data.name", name)
-    if callable(made):
-        try:
-            made = made()
-        except Exception as error:  # a user's function may raise anything
-            raise UserError(f"--data.name {name}: it raises {type(error).__name__}: {first_line(error)}") from error
-    if isinstance(made, (tuple, list)) and len(made) in (2, 3):
-        made = Data(*made)  # train, test, and perhaps held out
-    if not isinstance(made, Data):
-        raise UserError(f"--data.name {name}: it gives {type(made).__name__}; return sparsekit.Data(train=…, test=…)")
-    return made
 
 
 def _images(config: DataConfig, device: torch.device, channels_last: bool) -> ImageData | FolderData:
@@ -99,10 +87,10 @@ def contents_at_hand(config: DataConfig) -> Contents | None:
         UserError: the folder of images is there, but its layout is not clear.
     """
     if config.name == "digits":
-        return Contents.of_published("digits", (400, 397, 1_000), 10, None)
+        return Contents.of_published("digits", (*sizes(400, 397, config), 1_000), 10, config, cut=False)
     if config.name == "imagefolder" and config.root is not None and expanded(config.root).is_dir():
         from sparsekit.data.folder_labels import list_images
 
         listing = list_images(config)
-        return Contents(*listing.parts(config.held_out), listing.notes)
+        return Contents(*listing.parts(config), listing.notes)
     return None

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from sparsekit.api import Task
 from sparsekit.config.options import DataConfig
-from sparsekit.data import order
-from sparsekit.data.contents import Contents, Part
+from sparsekit.data import choose, order
+from sparsekit.data.contents import Contents, Part, cut_by, limited_by
 from sparsekit.data.examples import Data
 from sparsekit.data.images import Split
-from sparsekit.data.inputs import InputConfig, MadeImages
+from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
 from sparsekit.data.stream import handled_signals, random_states_kept, seed_all
 from sparsekit.errors import ReadError, UserError, first_line
 from sparsekit.plugins.objects import path_of
@@ -166,10 +166,12 @@ class ExampleData(MadeImages):
         held_out_size: Examples in the held-out split.
         test_size: Examples in the test split.
         contents: Where the splits come from, and which examples they have.
+        statistics: What is subtracted from inputs, and what they are divided by then; None where nothing is.
     """
 
     contents: Contents
     fixed = True
+    statistics: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self, splits: dict[Split, tuple[Source, Tensor]], labels: dict[Split, Tensor] | None, num_classes: int,
@@ -204,7 +206,7 @@ class ExampleData(MadeImages):
         Raises:
             UserError: an option does not fit the data, or the examples do not fit the task.
         """
-        for option in ("root", "labels", "white", "image_size", "kwargs"):
+        for option in ("labels", "white", "image_size", "kwargs"):
             if value := getattr(config, option):
                 raise UserError(f"--data.{option} {value} is not for examples of your own; leave it out")
         found = {
@@ -214,17 +216,19 @@ class ExampleData(MadeImages):
         }
         targets = {what: _class_numbers(source, what) for what, source in found.items()} if task.stratified else None
         count = len(found["train"])
-        train, cut = torch.arange(count), None
         if targets is not None:
             num_classes = task.num_outputs(targets["train"])
             _check_classes(targets, num_classes, data.class_names)
-        if "held_out" not in found:
-            if targets is not None:
-                train, cut = order.cut(targets["train"], num_classes, config.held_out)
-            else:
-                shuffled = torch.randperm(count, generator=order.generator("held_out"))
-                held_out = max(1, round(config.held_out * count))
-                cut, train = shuffled[:held_out].sort().values, shuffled[held_out:].sort().values
+        else:
+            _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
+            num_classes = task.num_outputs(some)
+        if config.fold is not None and data.held_out is not None:
+            raise UserError(
+                f"--data.fold {config.fold}: {config.name} holds examples out itself; leave one of them out"
+            )
+        train, cut, _ = choose.split(
+            count, None if targets is None else targets["train"], num_classes, config, held_out="held_out" in found
+        )
         if config.batch_size > len(train):
             raise UserError(
                 f"--data.batch_size: {config.batch_size} is more than there are training examples; give at most "
@@ -236,29 +240,36 @@ class ExampleData(MadeImages):
             "test": (found["test"], _all(found["test"])),
         }
         labels: dict[Split, Tensor] | None = None
-        if targets is None:
-            _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
-            num_classes = task.num_outputs(some)
-        else:
+        if targets is not None:
             labels = {
                 "train": targets["train"][train],
                 "held_out": targets["train"][cut] if cut is not None else targets["held_out"],
                 "test": targets["test"],
             }
         made = cls(chosen, labels, num_classes, config, device, channels_last, data.class_names)
+        if config.mean is not None or config.std is not None:
+            made.own = made.inputs = with_statistics(made.inputs, config)
+            made.statistics = (
+                torch.tensor(made.inputs.mean, device=device),
+                torch.tensor(made.inputs.std, device=device),
+            )
         whole = f"from {config.name}"
-        cut_off = whole if cut is None else f"cut off the training examples by --data.held_out {config.held_out:g}"
+        cut_off = whole if cut is None else f"cut off the training examples by {cut_by(config)}"
         classes = num_classes if labels is not None else None
+        sources = (f"{whole}{limited_by(config)}", cut_off, whole)
         train_part, held_out_part, test_part = (
-            Part(len(chosen[split][1]), classes, cut_off if split == "held_out" else whole, "example")
-            for split in chosen
+            Part(len(chosen[split][1]), classes, source, "example")
+            for split, source in zip(chosen, sources, strict=True)
         )
         record = {what: {f"{what} examples": source.record()} for what, source in found.items()}
         made.contents = Contents(train_part, held_out_part, test_part, record=lambda: {"images": record, "bytes": {}})
         return made
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Inputs as the model gets them: as they are, images in the memory format of the run."""
+        """Inputs as the model gets them: as they are, or normalised by `--data.mean` and `--data.std` where given."""
+        if self.statistics is not None:
+            mean, std = (values.view(-1, *(1,) * (inputs.dim() - 2)) for values in self.statistics)
+            inputs = (inputs - mean) / std
         return inputs.contiguous(memory_format=self._memory) if inputs.dim() == 4 else inputs
 
     def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> ExampleData:

@@ -9,6 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sparsekit.config.checks import fold_of, limit_of
+from sparsekit.config.options import DataConfig
+
+
+def cut_by(config: DataConfig) -> str:
+    """The option that says which examples are held out."""
+    return f"--data.fold {config.fold}" if config.fold is not None else f"--data.held_out {config.held_out:g}"
+
+
+def limited_by(config: DataConfig) -> str:
+    """The end of a line about training examples, where `--data.limit` leaves some of them out; else empty."""
+    return "" if config.limit is None else f", limited by --data.limit {config.limit:g}"
+
+
+def sizes(train: int, held_out: int, config: DataConfig) -> tuple[int, int]:
+    """How many examples are trained on and held out of a data set that holds some out itself, after fold and limit."""
+    if config.fold is not None:
+        which, folds = fold_of(config.fold)
+        train, held_out = train + held_out, len(range(which - 1, train + held_out, folds))
+        train -= held_out
+    return (train if config.limit is None else limit_of(config.limit, train)), held_out
+
 
 @dataclass(frozen=True)
 class Part:
@@ -49,7 +71,8 @@ class Contents:
         name: str,
         images: tuple[int, int, int],
         classes: int,
-        fraction: float | None,
+        config: DataConfig,
+        cut: bool = True,
         record: Callable[[], dict[str, Any]] = dict,
     ) -> Contents:
         """The contents of a published data set.
@@ -58,13 +81,18 @@ class Contents:
             name: Name of the data set.
             images: Images to train on, held out, and for tests.
             classes: Number of classes.
-            fraction: `--data.held_out`; None if the data set itself defines the held-out images.
+            config: The options of `--data`.
+            cut: Whether held-out images are cut off; False if the data set itself defines them.
             record: Returns the images as plain data.
         """
         whole = f"from {name}"
-        held_out = whole if fraction is None else f"cut off the training images by --data.held_out {fraction:g}"
+        held_out = f"cut off the training images by {cut_by(config)}" if cut or config.fold else whole
         train, held, test = images
-        parts = Part(train, classes, whole), Part(held, classes, held_out), Part(test, classes, whole)
+        parts = (
+            Part(train, classes, f"{whole}{limited_by(config)}"),
+            Part(held, classes, held_out),
+            Part(test, classes, whole),
+        )
         return cls(*parts, record=record)
 
     def lines(self) -> list[str]:

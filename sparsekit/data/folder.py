@@ -29,11 +29,12 @@ from timm.data import (  # type: ignore[attr-defined]
 from torch import Tensor
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data import folder_labels, order
+from sparsekit.data import choose, folder_labels, order
 from sparsekit.data.contents import Contents
+from sparsekit.data.decode import read_rgb
 from sparsekit.data.images import Normaliser, Split
-from sparsekit.data.inputs import InputConfig, MadeImages
-from sparsekit.data.stream import Sample, Seeded, Stream, random_states_kept
+from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
+from sparsekit.data.stream import Read, Sample, Seeded, Stream, random_states_kept
 from sparsekit.errors import ReadError, RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
 
@@ -63,6 +64,7 @@ class FolderData(MadeImages):
     """
 
     channels = 3
+    cropped = True
     contents: Contents
 
     def __init__(
@@ -77,12 +79,12 @@ class FolderData(MadeImages):
         kwargs: dict[str, Any],
         device: torch.device,
         channels_last: bool,
-        white: int | None = None,
+        read: Mapping[Split, Read],
     ) -> None:
-        """Keep the paths and labels of the images; no image is read yet.
+        """Keep where the images are, and their labels; no image is read yet.
 
         Args:
-            samples: For each split, path and label of each image.
+            samples: For each split, place and label of each image.
             class_names: The classes' names, by label.
             image_size: Side of the images in pixels.
             batch_size: Images per batch.
@@ -91,14 +93,14 @@ class FolderData(MadeImages):
             kwargs: Further arguments of `timm.data.create_loader`.
             device: The device of the batches.
             channels_last: Memory format of the batches.
-            white: The value of 16-bit grey images that is white; None for 65,535.
+            read: For each split, what reads the image at a place as RGB.
         """
         self.class_names, self.num_classes, self.batch_size = tuple(class_names), len(class_names), batch_size
         self.device, self._workers, self._augment = device, workers, augment
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
-        self._samples, self._white = samples, white
+        self._samples, self._read = samples, read
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
-        self._kwargs = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **kwargs}
+        self._kwargs = kwargs
         self._make_as((image_size, image_size))
         self.own = self.inputs
         self.train_size, self.held_out_size, self.test_size = (len(samples[s]) for s in ("train", "held_out", "test"))
@@ -114,36 +116,57 @@ class FolderData(MadeImages):
             UserError: the folders are missing or lack images, or an option does not fit them.
         """
         listing = folder_labels.list_images(config)
-        train, held_out, test, classes = listing.train, listing.held_out, listing.test, listing.classes
+        train, held_out, test = listing.train, listing.held_out, listing.test
+        if config.fold is not None:
+            train, held_out = [*train, *(held_out or ())], None
         labels = torch.tensor([label for _, label in train])
-        kept = torch.arange(len(train))
-        if held_out is None:
-            kept, cut = order.cut(labels, len(classes), config.held_out)
-            held_out = [train[i] for i in cut.tolist()]
-        if test is None:
-            inner, cut = order.cut(labels[kept], len(classes), config.held_out, "test")
-            kept, test = kept[inner], [train[i] for i in kept[cut].tolist()]
-        if config.batch_size > len(kept):
+        kept, cut, tests = choose.split(
+            len(train), labels, len(listing.classes), config, held_out=held_out is not None, test=test is not None
+        )
+        samples: dict[Split, list[Sample]] = {
+            "train": [train[i] for i in kept.tolist()],
+            "held_out": held_out or [train[i] for i in ([] if cut is None else cut.tolist())],
+            "test": test or [train[i] for i in ([] if tests is None else tests.tolist())],
+        }
+        read = dict.fromkeys(samples, partial(read_rgb, white=config.white))
+        record = partial(_record, listing.root, listing.classes, samples)
+        contents = Contents(*listing.parts(config), listing.notes, record)
+        return cls.of(samples, read, listing.classes, contents, config, device, channels_last)
+
+    @classmethod
+    def of(
+        cls, samples: dict[Split, list[Sample]], read: Mapping[Split, Read], class_names: Sequence[str],
+        contents: Contents, config: DataConfig, device: torch.device, channels_last: bool,
+    ) -> FolderData:  # fmt: skip
+        """The images of three splits, as the options say.
+
+        Raises:
+            UserError: an option does not fit them.
+        """
+        if config.batch_size > len(samples["train"]):
             raise UserError(
                 f"--data.batch_size: {config.batch_size} is more than there are training images; "
-                f"give at most {len(kept)} for {config.root}"
+                f"give at most {len(samples['train'])} for {config.root or config.name}"
             )
         for key in config.kwargs:
             if key not in (known := [*_TRAINING, *_ALWAYS]):
                 hint = nearest(key, known) or f" Choose from {', '.join(sorted(known))}."
                 raise UserError(f"--data.kwargs: {key!r} is not an argument of timm's loader that can be set.{hint}")
+        size = config.image_size or 224
+        plain = InputConfig(cls.channels, (size, size), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        given = with_statistics(plain, config)
         try:
             data = cls(
-                {"train": [train[i] for i in kept.tolist()], "held_out": held_out, "test": test},
-                class_names=classes,
-                image_size=config.image_size or 224,
+                samples,
+                class_names=class_names,
+                image_size=size,
                 batch_size=config.batch_size,
                 workers=config.workers,
                 augment=config.augment,
-                kwargs=config.kwargs,
+                kwargs={"mean": given.mean, "std": given.std, **config.kwargs},
                 device=device,
                 channels_last=channels_last,
-                white=config.white,
+                read=read,
             )
             data._try_transforms()
         except Exception as error:  # timm may raise anything for bad arguments
@@ -151,8 +174,7 @@ class FolderData(MadeImages):
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"
             ) from error
         data._check_shared_memory()
-        record = partial(_record, listing.root, classes, data._samples)
-        data.contents = Contents(*listing.parts(config.held_out), listing.notes, record)
+        data.contents = contents
         return data
 
     def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> FolderData:
@@ -240,7 +262,7 @@ class FolderData(MadeImages):
             indices = shuffled[epoch][first : first + share].tolist()
             return [(index, derive(seed, "augment", epoch, index)) for index in indices]
 
-        stream = Stream(self._samples["train"], batch, start, steps, self._white)
+        stream = Stream(self._samples["train"], self._read["train"], batch, start, steps)
         loader = self._loader(stream, True, share)
         if loader.random_erasing is not None:  # timm erases in whole batches, in this process
             own = derive(seed, "part", part[0]) if part[0] else seed
@@ -272,7 +294,7 @@ class FolderData(MadeImages):
             part = chosen[number * self.batch_size : (number + 1) * self.batch_size]
             return [(index, None) for index in part.tolist()]
 
-        stream = Stream(self._samples[split], batch, 0, -(-len(chosen) // self.batch_size), self._white)
+        stream = Stream(self._samples[split], self._read[split], batch, 0, -(-len(chosen) // self.batch_size))
         return self._batches(self._loader(stream, False, self.batch_size))
 
     def raw_batches(self, split: Split, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -324,7 +346,7 @@ class FolderData(MadeImages):
     def _try_transforms(self) -> None:
         """Make the transforms of training and of tests; raises whatever timm raises."""
         for training in (True, False):
-            self._loader(Stream([], lambda _: [], 0, 0), training, 1)
+            self._loader(Stream([], self._read["test"], lambda _: [], 0, 0), training, 1)
 
     def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
         kwargs = {key: value for key, value in self._kwargs.items() if training or key in _ALWAYS}

@@ -9,12 +9,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data.contents import Part
+from sparsekit.data.contents import Part, limited_by, sizes
 from sparsekit.data.decode import dark_note
 from sparsekit.data.folder_walk import Tree, Walk, entries, is_litter, kind_of
 from sparsekit.display.text import listed
@@ -54,22 +54,30 @@ class Listing:
     sources: Mapping[str, str]
     notes: tuple[str, ...]
 
-    def parts(self, fraction: float) -> tuple[Part, Part, Part]:
-        """The training, held-out and test split; `fraction` is `--data.held_out`."""
-        left, whole, source = len(self.train), len(self.classes), f"from {self.sources['train']}"
-        cut = f"cut off {self.sources['train']} by --data.held_out {fraction:g}"
-        if self.held_out is not None:
+    def parts(self, config: DataConfig) -> tuple[Part, Part, Part]:
+        """The training, held-out and test split."""
+        left, whole, fraction = len(self.train), len(self.classes), config.held_out
+        by_fraction = f"cut off {self.sources['train']} by --data.held_out {fraction:g}"
+        tests = 0 if self.test is not None else round(fraction * left)
+        if config.fold is not None:
+            own = len(self.held_out or ())
+            left, held = sizes(left - tests, own, replace(config, limit=None))
+            both = f"{self.sources['train']} and {self.sources['val']}" if own else self.sources["train"]
+            held_out = Part(held, whole, f"cut off {both} by --data.fold {config.fold}")
+        elif self.held_out is not None:
             unused = f"; --data.held_out {fraction:g} is not used" if fraction != DataConfig.held_out else ""
             held_out = _part(self.held_out, f"from {self.sources['val']}{unused}")
         else:
-            held_out = Part(round(fraction * left), whole, cut)
+            held_out = Part(round(fraction * left), whole, by_fraction)
             left -= held_out.images
+            tests = tests and round(fraction * left)
+            left -= tests
         if self.test is not None:
             test = _part(self.test, f"from {self.sources['test' if 'test' in self.sources else 'val']}")
         else:
-            test = Part(round(fraction * left), whole, f"{cut}, as there is no val/ and no test/")
-            left -= test.images
-        return Part(left, whole, source), held_out, test
+            test = Part(tests, whole, f"{by_fraction}, as there is no val/ and no test/")
+        left, _ = sizes(left, 0, replace(config, fold=None))
+        return Part(left, whole, f"from {self.sources['train']}{limited_by(config)}"), held_out, test
 
 
 def list_images(config: DataConfig) -> Listing:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data import order
+from sparsekit.data import choose, order
 from sparsekit.data.contents import Contents
 from sparsekit.data.files import Images, RawData, read
-from sparsekit.data.inputs import InputConfig, MadeImages
+from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
 from sparsekit.errors import UserError
 
 Split = Literal["train", "held_out", "test"]
@@ -147,10 +147,13 @@ class ImageData(MadeImages):
             class_names=raw.class_names,
             at=lambda size: cls.load(config, device, channels_last, size),
         )
-        fraction = None if raw.held_out is not None else config.held_out
+        data.own = with_statistics(data.inputs, config)
+        data = data.seen_by(data.own)
         counts = (len(train), len(held_out), len(raw.test_images))
         record = raw.record()  # now, so that the arrays need not be kept
-        data.contents = Contents.of_published(config.name, counts, raw.num_classes, fraction, record=lambda: record)
+        data.contents = Contents.of_published(
+            config.name, counts, raw.num_classes, config, cut=raw.held_out is None, record=lambda: record
+        )
         return data
 
     def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> ImageData:
@@ -320,7 +323,11 @@ def resized(images: Images, size: tuple[int, int]) -> Tensor:
 
 def _split(raw: RawData, config: DataConfig) -> tuple[Tensor, Tensor]:
     """Sorted indices of the training images to train on, and of those held out."""
-    labels = torch.tensor(raw.train_labels)
-    if raw.held_out is not None:
-        return torch.arange(len(labels) - raw.held_out), torch.arange(len(labels) - raw.held_out, len(labels))
-    return order.cut(labels, raw.num_classes, config.held_out)
+    labels, own = torch.tensor(raw.train_labels), raw.held_out or 0
+    if own and config.fold is None:
+        left = len(labels) - own
+        train, _, _ = choose.split(left, labels[:left], raw.num_classes, config, held_out=True)
+        return train, torch.arange(left, len(labels))
+    train, held_out, _ = choose.split(len(labels), labels, raw.num_classes, config, held_out=False)
+    assert held_out is not None
+    return train, held_out

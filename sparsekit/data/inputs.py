@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from sparsekit.config.options import DataConfig
+from sparsekit.errors import UserError
 
 FIELDS = ("size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """What a config.json may say of a model's images."""
@@ -68,6 +71,24 @@ class InputConfig:
         return " ".join(f"{item:.4g}" for item in (value[:1] if len(set(value)) == 1 else value))
 
 
+def with_statistics(inputs: InputConfig, config: DataConfig) -> InputConfig:
+    """The same with `--data.mean` and `--data.std`, where they are given.
+
+    Raises:
+        UserError: they have neither one value nor one for each channel.
+    """
+    found: dict[str, Any] = {}
+    for key, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None:
+            values = tuple(given) if isinstance(given, list) else (given,)
+            if len(values) not in (1, inputs.channels):
+                raise UserError(
+                    f"--data.{key} has {len(values)} values for {inputs.channels} channels; give one for each"
+                )
+            found[key] = values if len(values) > 1 else values * len(inputs.mean)
+    return replace(inputs, **found)
+
+
 class MadeImages:
     """What the data sets share: how their images are made, and what their labels mean.
 
@@ -80,6 +101,8 @@ class MadeImages:
 
     fixed: ClassVar[bool] = False
     """Whether inputs reach a model as they are, whatever its config.json says."""
+    cropped: ClassVar[bool] = False
+    """Whether images are resized and cropped as a model's config.json says; else they are shown whole."""
     inputs: InputConfig
     own: InputConfig
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Images from files as a stream of batches that workers share in turns, with random states of their own."""
+"""Images as a stream of batches that workers share in turns, with random states of their own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparsekit.data.decode import read_rgb
 from sparsekit.seeds import derive
 
-Sample = tuple[str, int]
-"""Path and label."""
+Sample = tuple[Any, int]
+"""Where an image is, such as its path, and its label."""
+Read = Callable[[Any], Image.Image]
+"""Reads the image at such a place."""
 Batch = Callable[[int], "list[tuple[int, int | None]]"]
 """Maps a batch's number to its images' indices, each with the seed of its augmentation, or None without one."""
 
@@ -28,8 +29,8 @@ class Stream(IterableDataset[tuple[Any, int]]):
 
     transform: Callable[[Image.Image], Any]  # set by timm's loader
 
-    def __init__(self, samples: list[Sample], batch: Batch, start: int, stop: int, white: int | None = None) -> None:
-        self.samples, self.batch, self.start, self.stop, self.white = samples, batch, start, stop, white
+    def __init__(self, samples: list[Sample], read: Read, batch: Batch, start: int, stop: int) -> None:
+        self.samples, self.read, self.batch, self.start, self.stop = samples, read, batch, start, stop
         # Ctrl-C, GNU timeout, Slurm and systemd signal the whole process group, but the run itself ends its workers
         self.signals = handled_signals()
 
@@ -41,8 +42,8 @@ class Stream(IterableDataset[tuple[Any, int]]):
                 signal.signal(signum, signal.SIG_IGN)
         for number in range(self.start + first, self.stop, every):
             for index, seed in self.batch(number):
-                path, label = self.samples[index]
-                image = read_rgb(path, self.white)
+                place, label = self.samples[index]
+                image = self.read(place)
                 if seed is not None:
                     seed_all(seed)
                 yield self.transform(image), label

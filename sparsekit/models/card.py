@@ -20,6 +20,7 @@ _OPTIONS = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Keys of config.json that are arguments of timm's loader, too."""
 _AS_TIMM_READS = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"}
 """What timm takes where a config.json that names mean and std leaves these out."""
+_WAYS = {"size": "--data.image_size", "mean": "--data.mean", "std": "--data.std"}
 _SHOWN = 3
 
 
@@ -48,13 +49,15 @@ def seen_by(
     described = inputs
     given = [name for name in _OPTIONS if name in options.kwargs]
     given += ["size"] if options.image_size is not None else []
+    given += [name for name in ("mean", "std") if getattr(options, name) is not None]
     for name in (overridden := [name for name in given if name in own.differing(inputs)]):
         inputs = replace(inputs, **{name: getattr(own, name)})
     if overridden:
-        ways = {"--data.image_size" if name == "size" else "--data.kwargs" for name in overridden}
+        ways = {_WAYS.get(name, "--data.kwargs") for name in overridden if name not in options.kwargs}
+        ways |= {"--data.kwargs" for name in overridden if name in options.kwargs}
         told = f"({own.text(overridden)}) over its config.json ({described.text(overridden)})"
         notes.append(f"{source.path}: {' and '.join(sorted(ways))} hold {told}")
-    if options.name != "imagefolder" and not data.fixed:
+    if not data.cropped and not data.fixed:
         if not resize and inputs.size != own.size:
             notes.append(
                 f"{source.path} was made for {inputs.pixels} pixels, these images have {own.pixels}; see "

@@ -23,9 +23,10 @@ from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, save_tensors, sync, write_json
 from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
 from sparsekit.models.fill import classifiers, fill, foreign, inside
+from sparsekit.models.registered import is_registered
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
 from sparsekit.models.state import cpu_state_dict
-from sparsekit.plugins.objects import find_object, is_object
+from sparsekit.plugins.objects import find_object, import_modules, is_object
 
 # 242,400 prunable weights, so that sparsities of whole per cents are exact
 DEFAULT_NAME = "resnet18"
@@ -61,6 +62,7 @@ def pretrained(config: ModelConfig) -> SavedModel | None:
         with suppress(UserError):  # creating the model reports the error
             return open_saved_model("--model.name", directory)
         return None
+    is_registered(name)
     described = timm.get_pretrained_cfg(name, allow_unregistered=True)
     card = {"pretrained_cfg": json.loads(json.dumps(asdict(described)))} if described else {}
     return SavedModel("--model.name", Path(name), Path(name), name, card=card)
@@ -83,6 +85,7 @@ def build_model(
             `--model.init` do not fit the model.
     """
     source = source or initial_model(config)
+    import_modules(source.imports if source else ())
     model = _create(config, num_classes, channels, seed)
     if config.new_head and not classifiers(model):
         raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
@@ -125,6 +128,7 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
     Raises:
         UserError: timm cannot create the architecture, or the weights do not fit it.
     """
+    import_modules(source.imports)
     model = _create(config, num_classes, channels, 0)
     fill(model, source)
     return model.eval()
@@ -135,7 +139,7 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
     if is_object(name):
         return _own(config, name, kwargs, seed)
     local = local_directory(name)
-    if not local and not timm.is_model(name):
+    if not local and not is_registered(name):
         raise UserError(f"--model.name {name!r} is not a timm model.{nearest(name, timm.list_models())}")
     if local and not (local / "config.json").is_file():
         raise UserError(f"--model.name {name!r}: no config.json there; give a directory that timm or sparsekit saved")

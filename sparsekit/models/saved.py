@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparsekit._types import Tensor, Tensors
-from sparsekit.config.options import ArchitectureConfig, DataConfig, ModelConfig
+from sparsekit.config.options import ArchitectureConfig, ModelConfig
 from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
 
@@ -122,8 +122,13 @@ class SavedModel:
     @property
     def data_options(self) -> dict[str, Any]:
         """Options of `--data` of its run, without those that its config.json answers; empty for other models."""
-        known = {item.name for item in fields(DataConfig)} - ({"image_size", "kwargs"} if self.card else set())
-        return {key: value for key, value in (self.run.get("data") or {}).items() if key in known}
+        answered = ("image_size", "kwargs") if self.card else ()
+        return {key: value for key, value in (self.run.get("data") or {}).items() if key not in answered}
+
+    @property
+    def imports(self) -> list[str]:
+        """The modules of `--import` of its run; empty for other models."""
+        return list(self.run.get("imports") or [])
 
     @property
     def task_options(self) -> dict[str, Any]:
@@ -220,16 +225,14 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
     return SavedModel(option, path, files[0], name, kwargs, card, run)
 
 
-def run_options(sources: Sequence[SavedModel]) -> list[str]:
-    """Data and task of the first sparsekit run among saved models as arguments, such as `--data.name=digits`."""
-    from sparsekit.config.wandb_args import as_flags
-
-    source = next((source for source in sources if source.run), None)
-    if source is None:
-        return []
-    data = {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
-    task = {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
-    return as_flags(data | task)
+def run_options(sources: Sequence[SavedModel]) -> dict[str, Any]:
+    """Data and task of the first sparsekit run among saved models, by dotted names, and the modules that all import."""
+    found: dict[str, Any] = {}
+    if source := next((source for source in sources if source.run), None):
+        found |= {f"data.{name}": value for name, value in source.data_options.items() if value is not None}
+        found |= {"task" if name == "name" else f"task.{name}": value for name, value in source.task_options.items()}
+    modules = dict.fromkeys(module for source in sources for module in source.imports)
+    return found | ({"imports": list(modules)} if modules else {})
 
 
 def read_card(option: str, path: Path, base: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -283,8 +286,11 @@ def sizes(source: SavedModel, given: ArchitectureConfig, wanted: tuple[int, int]
     """
     import timm
 
+    from sparsekit.models.registered import is_registered
+
     known = (source.channels, source.num_classes)
     name = given.name or source.name or ""
+    is_registered(name)
     registered = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
     defaults = (3, registered.num_classes if registered else 1000)
     found: list[int] = []

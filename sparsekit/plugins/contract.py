@@ -1,18 +1,19 @@
-"""Checks of a plugin's class when it is chosen: what can be seen without running it, and without torch.
+"""Checks of a plugin's class or function when it is chosen: what can be seen without running it, and without torch.
 
-What the class does is checked by the contract kit, `sparsekit.testing`.
+What it does is checked by the contract kit, `sparsekit.testing`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import Kind, Plugin
+from sparsekit.plugins.signatures import NO_OPTIONS
 
 BASES: dict[Kind, type] = {"method": PruningMethod, "merge": MergeStrategy, "task": Task}
 RESERVED = ("class_path", "help", "init_args", "name")
@@ -21,9 +22,31 @@ RESERVED = ("class_path", "help", "init_args", "name")
 
 def load(plugin: Plugin) -> type:
     """Import a plugin's class and check it; raises UserError naming the plugin, its distribution and the reason."""
-    cls = plugin.load()
+    cls: type = plugin.load()
     check_class(cls, plugin)
     return cls
+
+
+def load_function(plugin: Plugin, taken: Iterable[str]) -> Callable[..., Any]:
+    """Import a data set's function and check it.
+
+    Args:
+        plugin: The data set.
+        taken: The options of `--data` that every data set has.
+
+    Raises:
+        UserError: it cannot be imported, or an option of its own breaks the contract; the message names both.
+    """
+    function: Callable[..., Any] = plugin.load()
+    for fault in function_faults(function, taken):
+        raise UserError(f"{plugin}: {plugin.target} {fault}")
+    return function
+
+
+def function_faults(function: Callable[..., Any], taken: Iterable[str]) -> Iterator[str]:
+    """The faults of a data set's function, each as the rest of a sentence that begins with the function's name."""
+    options = [p for p in inspect.signature(function).parameters.values() if p.name not in NO_OPTIONS]
+    return _option_faults(options, {*RESERVED, *taken}, "signature")
 
 
 def check_class(cls: type, plugin: Plugin) -> None:
@@ -52,19 +75,19 @@ def faults(cls: type, kind: Kind) -> Iterator[str]:
     text = (cls.__doc__ or "").strip()
     if not text or text.startswith(f"{cls.__name__}("):  # a docstring that `dataclass` generated
         yield "has no docstring; its first line is what `sparsekit plugins list` shows"
-    yield from _option_faults(cls)
+    if cls.__init__ is not object.__init__:
+        options = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        yield from _option_faults(options, RESERVED, "constructor")
 
 
-def _option_faults(cls: type) -> Iterator[str]:
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return
-    for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:  # type: ignore[misc]
+def _option_faults(options: Iterable[inspect.Parameter], taken: Collection[str], where: str) -> Iterator[str]:
+    for option in options:
         if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
             stars = "*" if option.kind is option.VAR_POSITIONAL else "**"
-            yield f"takes {stars}{option.name}; its constructor must name every option"
+            yield f"takes {stars}{option.name}; its {where} must name every option"
         elif option.kind is option.POSITIONAL_ONLY:
             yield f"takes its option {option.name!r} by position only; options are given by name"
         elif option.annotation is option.empty:
             yield f"has an option {option.name!r} without a type; annotate it, such as {option.name}: float = 0.1"
-        elif option.name in RESERVED:
+        elif option.name in taken:
             yield f"has an option called {option.name!r}, which is reserved; rename it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from sparsekit.plugins.registry import Plugin, discover
+from sparsekit.plugins.registry import GROUP_OF_OPTIONS, Plugin, discover
 from sparsekit.plugins.signatures import fault_of, options_of, summary_of, unclear
 
 
@@ -34,8 +34,9 @@ def help_of(plugin: Plugin) -> str:
 
 def options_text(plugin: Plugin, indent: int) -> list[str]:
     """One line per option: name, type and default, indented by `indent` spaces."""
+    group = GROUP_OF_OPTIONS.get(plugin.kind, plugin.kind)
     return [
-        f"{' ' * indent}--{plugin.kind}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
+        f"{' ' * indent}--{group}.{o.name}{o.annotation and f': {o.annotation}'}{o.default and f' = {o.default}'}"
         for o in options_of(plugin).values()
     ]
 
@@ -44,9 +45,10 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     """A listing for the user: for each plugin its name and distribution, its summary, and its options."""
     lines = []
     width = max((len(plugin.name) for plugin in found), default=0)
+    kinds = max(6, *(len(plugin.kind) for plugin in found)) if found else 0
     for plugin, values in zip(found, rows, strict=True):
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
-        lines.append(f"{plugin.kind:6}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
+        lines.append(f"{plugin.kind:{kinds}}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
         lines.append(f"        {fault_of(plugin) or values['summary'] or '(no docstring)'}")
         pointer = (
             [f"{' ' * 10}its options: sparsekit fit --{plugin.kind}.help {plugin.name}"] if unclear(plugin) else []

@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
@@ -38,13 +38,31 @@ def path_of(thing: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+def is_brought(option: str, name: str) -> bool:
+    """Whether an object was given from Python for the name."""
+    return f"{option} {name}" in _BROUGHT.get()
+
+
+def allow_import(option: str, name: str) -> None:
+    """Find modules in the current directory, too, behind what is installed.
+
+    Raises:
+        UserError: the name is that of one of Python's own modules, which a file of options may not run.
+    """
+    module = name.partition(":")[0]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{option} {name}: {module} is one of Python's own modules; name one of yours")
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
 def find_object(option: str, name: str) -> Any:
     """The object that an option names as `module:name`; the module is found in the current directory, too.
 
     Raises:
         UserError: it cannot be imported.
     """
-    if f"{option} {name}" in _BROUGHT.get():
+    if is_brought(option, name):
         return _BROUGHT.get()[f"{option} {name}"]
     module, _, attribute = name.partition(":")
     if module == "__main__" or "<" in attribute:
@@ -52,8 +70,7 @@ def find_object(option: str, name: str) -> Any:
             f"{option} {name}: it was given from Python and cannot be imported; give it again from Python, or put it "
             "into a module"
         )
-    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    allow_import(option, name)
     try:
         return reduce(getattr, attribute.split("."), importlib.import_module(module))
     except Exception as error:  # a user's module may raise anything
@@ -61,3 +78,20 @@ def find_object(option: str, name: str) -> Any:
             f"{option} {name}: cannot be imported ({type(error).__name__}: {first_line(error)}); start in the folder "
             "of its module, or put that on PYTHONPATH"
         ) from error
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import the modules of `--import`; each is found in the current directory, too.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for module in modules:
+        allow_import("--import", module)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a user's module may raise anything
+            raise UserError(
+                f"--import {module}: cannot be imported ({type(error).__name__}: {first_line(error)}); start in its "
+                "folder, or put that on PYTHONPATH"
+            ) from error

@@ -1,4 +1,4 @@
-"""Find plugins by entry points; a plugin is imported only when it is chosen.
+"""Find plugins by entry points, or by `module:name`; a plugin is imported only when it is chosen.
 
 `entrypoints` reads all installed metadata at once and fails if one file is malformed. Then the files are read one
 distribution at a time, so that a broken distribution costs only a warning.
@@ -16,14 +16,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Literal
+from types import FunctionType
+from typing import Any, Literal
 
 import entrypoints
 
 from sparsekit.errors import UserError, first_line, nearest
+from sparsekit.plugins.objects import allow_import, find_object, is_object
 
-Kind = Literal["method", "merge", "task"]
+Kind = Literal["method", "merge", "task", "dataset", "model"]
 GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges", "task": "sparsekit.tasks"}
+"""The kinds that are classes, each chosen by the option of its name."""
+ALL_GROUPS: dict[Kind, str] = GROUPS | {"dataset": "sparsekit.datasets", "model": "sparsekit.models"}
+"""With those chosen by `--data.name`, which are functions, and the modules that register models with timm."""
+GROUP_OF_OPTIONS: dict[Kind, str] = {"dataset": "data"}
+"""The group of a kind's own options, where it has not the kind's name."""
 _PATTERNS = ("*.dist-info", "*.egg-info")
 
 
@@ -32,10 +39,10 @@ class Plugin:
     """One entry point, not imported.
 
     Attributes:
-        name: The plugin's name for `--method`, `--merge` or `--task`.
-        kind: `method`, `merge` or `task`.
-        target: `module:Class`.
-        distribution: Name of the package that provides it.
+        name: The plugin's name for `--method`, `--merge`, `--task` or `--data.name`.
+        kind: A key of `ALL_GROUPS`.
+        target: `module:Class`; of a data set `module:function`, of models `module`.
+        distribution: Name of the package that provides it; empty where it was given as `module:name`.
         version: Version of that package.
         flaw: What is wrong with the entry point itself; empty if it is valid.
     """
@@ -52,23 +59,36 @@ class Plugin:
         """The target as a dotted path."""
         return self.target.replace(":", ".")
 
-    def load(self) -> type:
-        """Import the class.
+    def load(self) -> Any:
+        """Import the class, the function or the module.
 
         Raises:
-            UserError: the class cannot be imported; the message has the distribution and the reason.
+            UserError: it cannot be imported; the message has the distribution and the reason.
         """
         module, _, attribute = self.target.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a plugin may fail in any way while it is imported
-            raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
-        if not isinstance(found, type):
+        if not self.distribution:
+            found = find_object(option_of(self.kind), self.target)
+        else:
+            try:
+                found = importlib.import_module(module)
+                found = getattr(found, attribute) if attribute else found
+            except Exception as error:  # a plugin may fail in any way while it is imported
+                raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
+        if self.kind in GROUPS and not isinstance(found, type):
             raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a class")
+        if self.kind == "dataset" and not isinstance(found, FunctionType):
+            raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a function")
         return found
 
     def __str__(self) -> str:
+        if not self.distribution:
+            return f"{option_of(self.kind)} {self.name}"
         return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
+
+
+def option_of(kind: Kind) -> str:
+    """The option that chooses a plugin of a kind, such as `--method`."""
+    return f"--{GROUP_OF_OPTIONS[kind]}.name" if kind in GROUP_OF_OPTIONS else f"--{kind}"
 
 
 @dataclass(frozen=True)
@@ -84,12 +104,27 @@ class Discovery:
     warnings: tuple[str, ...]
 
     def of(self, kind: Kind) -> dict[str, list[Plugin]]:
-        """The valid plugins of one kind by name; more than one if distributions use the same name."""
+        """The valid plugins of one kind by name, with those that were adopted; several where distributions share it."""
         found: dict[str, list[Plugin]] = {}
-        for plugin in self.plugins:
+        for plugin in (*self.plugins, *_ADOPTED):
             if plugin.kind == kind and not plugin.flaw:
                 found.setdefault(plugin.name, []).append(plugin)
         return found
+
+
+_ADOPTED: list[Plugin] = []
+
+
+def adopt(kind: Kind, name: str) -> None:
+    """Take what is given as `module:name` for a plugin of that name; another text is left alone.
+
+    Raises:
+        UserError: the module is one of Python's own.
+    """
+    if not is_object(name) or any((plugin.kind, plugin.name) == (kind, name) for plugin in _ADOPTED):
+        return
+    allow_import(option_of(kind), name)
+    _ADOPTED.append(Plugin(name, kind, name, "", ""))
 
 
 @lru_cache(maxsize=1)
@@ -107,18 +142,19 @@ def discover() -> Discovery:
 
 
 def find(kind: Kind, name: str) -> Plugin:
-    """The plugin of that name; raises UserError if there is none or more than one."""
-    known = discover().of(kind)
+    """The plugin of that name, or given as `module:name`; raises UserError if there is none or more than one."""
+    adopt(kind, name)
+    known, option = discover().of(kind), option_of(kind)
     if name not in known:
         for plugin in discover().plugins:
             if (plugin.kind, plugin.name) == (kind, name):
-                raise UserError(f"--{kind} {name!r}: {plugin.distribution} {plugin.version}: {plugin.flaw}")
-        installed = ", ".join(sorted(known))
-        raise UserError(f"--{kind} {name!r} is not installed.{nearest(name, known)} Installed: {installed}.")
+                raise UserError(f"{option} {name!r}: {plugin.distribution} {plugin.version}: {plugin.flaw}")
+        installed = ", ".join(sorted(name for name in known if ":" not in name))
+        raise UserError(f"{option} {name!r} is not installed.{nearest(name, known)} Installed: {installed}.")
     owners = known[name]
     if len(owners) > 1:
         both = " and ".join(f"{p.distribution} {p.version}" for p in owners)
-        raise UserError(f"--{kind} {name!r} is provided by {both}; uninstall one of them")
+        raise UserError(f"{option} {name!r} is provided by {both}; uninstall one of them")
     return owners[0]
 
 
@@ -145,11 +181,11 @@ def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
         notes.extend(
             f"{owner.name} {owner.version}: plugins of the entry point group {group!r} are not found.{meant}"
             for group in parser.sections()
-            if group not in GROUPS.values() and (meant := _meant(group))
+            if group not in ALL_GROUPS.values() and (meant := _meant(group))
         )
-        for kind, group in GROUPS.items():
+        for kind, group in ALL_GROUPS.items():
             for name, value in parser.items(group, raw=True) if group in parser else ():
-                target, flaw = _target(name, value, owner)
+                target, flaw = _target(kind, name, value, owner)
                 if flaw:
                     notes.append(f"{owner.name} {owner.version}: {flaw}")
                 yield Plugin(name, kind, target, owner.name.replace("_", "-"), owner.version or "?", flaw)
@@ -161,20 +197,22 @@ def _meant(group: str) -> str:
     letters = re.sub(r"\W|_", "", group.lower())
     if not get_close_matches(letters[: len("sparsekit")], ["sparsekit"], cutoff=0.85):
         return ""
-    near = get_close_matches(group.lower(), GROUPS.values(), 1, 0.8)
-    *groups, last = GROUPS.values()
+    near = get_close_matches(group.lower(), ALL_GROUPS.values(), 1, 0.8)
+    *groups, last = ALL_GROUPS.values()
     return f" Did you mean {near[0]!r}?" if near else f" Groups are {', '.join(groups)} and {last}."
 
 
-def _target(name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:
-    """The target as `module:Class`, and what is wrong with the entry point, or ""."""
+def _target(kind: Kind, name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:
+    """The target as `module:Class`, of models as `module`, and what is wrong with the entry point, or ""."""
     malformed = f"entry point {name!r} is malformed: {value!r}"
     try:
         entry = entrypoints.EntryPoint.from_string(value, name, owner)
     except entrypoints.BadEntryPoint:
         return value, malformed
+    if kind == "model":
+        return (value, f"{malformed}; write module") if entry.object_name else (entry.module_name, "")
     if not entry.object_name or "." in entry.object_name:
-        return value, f"{malformed}; write module:Class"
+        return value, f"{malformed}; write module:{'function' if kind == 'dataset' else 'Class'}"
     if not re.fullmatch(r"[\w-]+", name):
         return value, f"{malformed}; a name has letters, digits, _ and - only"
     return f"{entry.module_name}:{entry.object_name}", ""

@@ -13,8 +13,10 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from sparsekit.plugins.registry import Plugin
+from sparsekit.plugins.registry import GROUPS, Plugin
 
+NO_OPTIONS = ("root", "name")
+"""Arguments of a data set's function that are no options of its own: `--data.root`, and what is behind `torch/`."""
 _DEPTH = 8
 """Maximum number of imports or base classes to follow."""
 
@@ -29,20 +31,22 @@ class Option:
 
 
 def summary_of(plugin: Plugin) -> str:
-    """The first line of the class's docstring; empty if the source cannot be read."""
-    found = _class_of(plugin)
-    text = ast.get_docstring(found.node) if found else None
+    """The first line of the docstring of the class, function or module; empty if the source cannot be read."""
+    module, _, name = plugin.target.partition(":")
+    found = _definition_of(plugin)
+    node = found.node if found else _parsed(module) if not name else None
+    text = ast.get_docstring(node) if node else None
     return text.splitlines()[0] if text else ""
 
 
 def options_of(plugin: Plugin) -> dict[str, Option]:
-    """The options of the class's own or inherited constructor by name; empty if no constructor is found.
+    """The options of the class's own or inherited constructor, or of the function, by name; empty if none is found.
 
     Where the source does not say what the class inherits, they are those of the class itself, once it is imported.
     """
     try:
-        found = _class_of(plugin)
-        return (_constructor(found) if found else None) or {}
+        found = _definition_of(plugin)
+        return (_arguments(found) if found else None) or {}
     except _Unclear:
         return _signature(plugin)
 
@@ -50,9 +54,9 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
 def unclear(plugin: Plugin) -> bool:
     """Whether the source does not say which options the class inherits, as from a base that is loaded at run time."""
     try:
-        found = _class_of(plugin)
+        found = _definition_of(plugin)
         if found:
-            _constructor(found)
+            _arguments(found)
     except _Unclear:
         return True
     return False
@@ -65,29 +69,32 @@ def fault_of(plugin: Plugin) -> str:
     module, _, name = plugin.target.partition(":")
     if _locate(module) is None:
         return f"there is no module {module!r}"
-    if not _resolve(module, name):
-        return f"{module} has no class {name!r}"
+    if name and not _resolve(module, name, _node_of(plugin)):
+        return f"{module} has no {'class' if plugin.kind in GROUPS else 'function'} {name!r}"
     untyped = next((option.name for option in options_of(plugin).values() if not option.annotation), None)
     return f"{name} has an option {untyped!r} without a type" if untyped else ""
 
 
 @dataclass(frozen=True)
-class _Class:
-    """A class's definition and its module."""
+class _Definition:
+    """The definition of a class or a function, and its module."""
 
     module: str
-    node: ast.ClassDef
+    node: ast.ClassDef | ast.FunctionDef
 
 
 class _Unclear(Exception):
     """A base class cannot be found in the source."""
 
 
-def _constructor(found: _Class, depth: int = 0) -> dict[str, Option] | None:
-    """The options of a class's own or inherited constructor; None without one; raises _Unclear."""
+def _arguments(found: _Definition, depth: int = 0) -> dict[str, Option] | None:
+    """The options of a function, or of a class's own or inherited constructor; None without one; raises _Unclear."""
+    if isinstance(found.node, ast.FunctionDef):
+        options = _options(found.module, found.node.args)
+        return {name: option for name, option in options.items() if name not in NO_OPTIONS}
     for item in found.node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _options(found.module, item.args)
+            return dict(list(_options(found.module, item.args).items())[1:])
     if depth > _DEPTH:
         raise _Unclear
     own = None
@@ -95,7 +102,7 @@ def _constructor(found: _Class, depth: int = 0) -> dict[str, Option] | None:
         own = _fields(found.module, found.node)
     for base in found.node.bases:
         parent = _base(found.module, base)
-        inherited = _constructor(parent, depth + 1) if parent else None
+        inherited = _arguments(parent, depth + 1) if parent else None
         if own is not None:
             own = {**(inherited or {}), **own}
         elif inherited is not None:
@@ -103,7 +110,7 @@ def _constructor(found: _Class, depth: int = 0) -> dict[str, Option] | None:
     return own
 
 
-def _base(module: str, node: ast.expr) -> _Class | None:
+def _base(module: str, node: ast.expr) -> _Definition | None:
     """The definition of a base class; None for Python's own; raises _Unclear if the source does not give it."""
     node = node.value if isinstance(node, ast.Subscript) else node
     name = ast.unparse(node)
@@ -118,7 +125,7 @@ def _base(module: str, node: ast.expr) -> _Class | None:
                 rest = name.removeprefix(f"{alias.asname or alias.name}.")
                 if rest != name and "." not in rest:
                     found = _resolve(f"{within}{alias.name}", rest)
-    if not isinstance(found, _Class):
+    if not isinstance(found, _Definition):
         raise _Unclear
     return found
 
@@ -141,7 +148,7 @@ def _signature(plugin: Plugin) -> dict[str, Option]:
 
 
 def _options(module: str, arguments: ast.arguments) -> dict[str, Option]:
-    plain = [*arguments.posonlyargs, *arguments.args][1:]
+    plain = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(plain) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
     written = [*defaults, *(ast.unparse(d) if d else None for d in arguments.kw_defaults)]
     return {
@@ -179,26 +186,32 @@ def _annotation(module: str, node: ast.expr, depth: int = 0) -> str:
     return ast.unparse(node)
 
 
-def _class_of(plugin: Plugin) -> _Class | None:
+def _definition_of(plugin: Plugin) -> _Definition | None:
     module, _, name = plugin.target.partition(":")
-    found = None if plugin.flaw else _resolve(module, name)
-    return found if isinstance(found, _Class) else None
+    found = None if plugin.flaw else _resolve(module, name, _node_of(plugin))
+    return found if isinstance(found, _Definition) else None
 
 
-def _resolve(module: str, name: str, depth: int = 0) -> _Class | bool:
-    """Find a class's definition, following imports; if it is not found, whether the module may define the name."""
+def _node_of(plugin: Plugin) -> type[ast.ClassDef] | type[ast.FunctionDef]:
+    return ast.ClassDef if plugin.kind in GROUPS else ast.FunctionDef
+
+
+def _resolve(
+    module: str, name: str, wanted: type[ast.ClassDef] | type[ast.FunctionDef] = ast.ClassDef, depth: int = 0
+) -> _Definition | bool:
+    """Find a definition, following imports; if it is not found, whether the module may define the name."""
     tree = _parsed(module)
     if tree is None or depth > _DEPTH:  # without readable source the class may exist
         return True
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return _Class(module, node)
+        if isinstance(node, wanted) and node.name == name:
+            return _Definition(module, node)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             source = _absolute(module, node)
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _resolve(source, alias.name, depth + 1)
+                    return _resolve(source, alias.name, wanted, depth + 1)
                 if alias.name == "*":
                     return True
         bound = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name

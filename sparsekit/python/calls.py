@@ -107,7 +107,7 @@ def evaluate(model: Saved, **options: Any) -> dict[str, Any]:
         UserError: a keyword or the model is wrong.
     """
     source, own = _opened("model", model)
-    call = read(EvaluateConfig, options, run_options([source]))
+    call = read(EvaluateConfig, options, run_options([source]), own)
     from sparsekit.evaluation.evaluate import evaluate as measure  # only now: it imports torch
     from sparsekit.python.around import as_it_was
 
@@ -134,7 +134,7 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
     if not opened:
         raise UserError("models: give one at least")
     sources, own = [source for source, _ in opened], {k: v for _, objects in opened for k, v in objects.items()}
-    call = read(MergeConfig, {"out": out, **options}, run_options(sources))
+    call = read(MergeConfig, {"out": out, **options}, run_options(sources), own)
     from sparsekit.merging.finished import merge as average  # only now: it imports torch
     from sparsekit.python.around import as_it_was
 
@@ -161,7 +161,7 @@ def export(model: Saved, *, format: str, out: str | Path, **options: Any) -> dic
         RunError: the export differs from the model, and was removed.
     """
     source, own = _opened("model", model)
-    call = read(ExportConfig, {"format": format, "out": out, **options}, run_options([source]))
+    call = read(ExportConfig, {"format": format, "out": out, **options}, run_options([source]), own)
     from sparsekit.exporting.export import export as write  # only now: it imports torch
     from sparsekit.python.around import as_it_was
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 from sparsekit.config import parser
 from sparsekit.config.checks import check
@@ -16,11 +17,8 @@ from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
 from sparsekit.errors import UserError
 from sparsekit.plugins.contract import faults
-from sparsekit.plugins.objects import path_of
+from sparsekit.plugins.objects import brought, path_of
 from sparsekit.plugins.registry import GROUPS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 T = TypeVar("T")
 
@@ -38,14 +36,20 @@ class Call(Generic[T]):
     objects: Mapping[str, Any]
 
 
-def read(of: type[T], keywords: Mapping[str, Any], before: Sequence[str] = ()) -> Call[T]:
+def read(
+    of: type[T],
+    keywords: Mapping[str, Any],
+    run: Mapping[str, Any] = MappingProxyType({}),
+    known: Mapping[str, Any] = MappingProxyType({}),
+) -> Call[T]:
     """Read keywords as the options of a command.
 
     Args:
         of: The dataclass of the command's options.
         keywords: Options by name, nested (`replicas={"count": 3}`) or dotted; plugins by name or as objects; `model`
             and `data` by name, as objects, or as functions that make them.
-        before: Arguments that the keywords come after, and win over.
+        run: Options of a saved model's run, over which the keywords hold.
+        known: Objects that the run's own call brought.
 
     Raises:
         UserError: a keyword is wrong; the message names it.
@@ -66,9 +70,9 @@ def read(of: type[T], keywords: Mapping[str, Any], before: Sequence[str] = ()) -
             objects[f"--{group}.name {name}"] = value
             value = name
         options[f"{group}.name"] = value
-    with keyword_names():
-        arguments = [*before, *as_flags({name: _plain(value) for name, value in options.items()})]
-        config = parser.parse_as(of, parser.build("sparsekit", "", of), arguments)
+    with keyword_names(), brought({**known, **objects}):
+        arguments = as_flags({name: _plain(value) for name, value in options.items()})
+        config = parser.parse_as(of, parser.build("sparsekit", "", of), arguments, run)
         if plugins:
             config = replace(config, **plugins)  # type: ignore[type-var]
         if isinstance(config, FitConfig):

@@ -1,20 +1,21 @@
-"""The contract kit: tests that a plugin's class keeps the contract of its kind.
+"""The contract kit: tests that a plugin's class or function keeps the contract of its kind.
 
-Call `check_method(MyMethod)`, `check_merge(MyMerge)` or `check_task(MyTask)` from the plugin's own tests. They drive
-the class through real runs of a tiny model, which takes some seconds on a CPU.
+Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the plugin's
+own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sparsekit._types import Tensor
 from sparsekit.api import MergeStrategy, PruningMethod, Task
+from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
 
-__all__ = ["ContractError", "Outcome", "check_merge", "check_method", "check_rules", "check_task"]
+__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules", "check_task"]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
@@ -41,34 +42,43 @@ def check_task(cls: type[Task], examples: tuple[Tensor, Tensor] | None = None, /
     _refuse(cls, outcomes(TASK_RULES, TaskCase(cls, options, examples)))
 
 
-def check_rules(kind: Kind, cls: type, /, **options: Any) -> Iterator[Outcome]:
-    """Try one rule after the other on a class made with `options`, and yield the outcome of each."""
+def check_dataset(function: Callable[..., Data], /, **options: Any) -> None:
+    """Check a data set's function, called with `options`, against every rule; raises ContractError as the others do."""
+    _check("dataset", function, options)
+
+
+def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]:
+    """Try one rule after the other on a class or function with these options, and yield the outcome of each."""
     if kind == "method":
         from sparsekit.testing.method_case import MethodCase
         from sparsekit.testing.method_rules import METHOD_RULES
 
-        yield from outcomes(METHOD_RULES, MethodCase(cls, options))
+        yield from outcomes(METHOD_RULES, MethodCase(plugin, options))
     elif kind == "task":
         from sparsekit.testing.task_case import TaskCase
         from sparsekit.testing.task_rules import TASK_RULES
 
-        yield from outcomes(TASK_RULES, TaskCase(cls, options))
+        yield from outcomes(TASK_RULES, TaskCase(plugin, options))
+    elif kind == "dataset":
+        from sparsekit.testing.data_rules import DATA_RULES, DataCase
+
+        yield from outcomes(DATA_RULES, DataCase(plugin, options))
     else:
         from sparsekit.testing.merge_case import MergeCase
         from sparsekit.testing.merge_rules import MERGE_RULES
 
-        yield from outcomes(MERGE_RULES, MergeCase(cls, options))
+        yield from outcomes(MERGE_RULES, MergeCase(plugin, options))
 
 
-def _check(kind: Kind, cls: type, options: dict[str, Any]) -> None:
-    _refuse(cls, check_rules(kind, cls, **options))
+def _check(kind: Kind, plugin: Any, options: dict[str, Any]) -> None:
+    _refuse(plugin, check_rules(kind, plugin, **options))
 
 
-def _refuse(cls: type, found: Iterable[Outcome]) -> None:
+def _refuse(plugin: Any, found: Iterable[Outcome]) -> None:
     broken = [outcome for outcome in found if outcome.state == "FAIL"]
     if broken:
         count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
-        lines = [f"{cls.__name__} breaks {count} of the contract"]
+        lines = [f"{plugin.__name__} breaks {count} of the contract"]
         for outcome in broken:
             lines += ["", f"{outcome.rule}: {outcome.requirement}"]
             lines += [f"    {line}" for line in outcome.finding.splitlines()]

@@ -32,6 +32,7 @@ from sparsekit.planning.plan import (
     nothing_to_merge,
     start_from_sparsity,
 )
+from sparsekit.plugins.objects import import_modules
 from sparsekit.pruning import allocation, coverage, masks
 from sparsekit.seeds import derive
 from sparsekit.training import optimizers
@@ -61,6 +62,7 @@ def prepare(
         UserError: an option is bad or does not fit the others, the data or the model.
     """
     check(config)
+    import_modules(config.imports)
     stages = make_stages(config)
     device = choose_device(config.device)
     dtype = use_precision(config.precision, device)

@@ -149,7 +149,7 @@ def test_names_of_folders_say_what_is_trained_on_held_out_and_tested(layout: str
     assert folders["train"] == {train or tmp_path.name}
     assert folders["held_out"] == ({held_out} if held_out else set())
     assert folders["test"] == ({test} if test else set())
-    kept, cut, tested = found.parts(0.25)
+    kept, cut, tested = found.parts(DataConfig(held_out=0.25))
     assert sum(part.images for part in (kept, cut, tested)) == sum(2 * (20 + i) for i in range(len(parts)))
     assert f"{train or tmp_path.name}/" in kept.source
     assert (f"{held_out}/" if held_out else "--data.held_out 0.25") in cut.source
@@ -157,7 +157,7 @@ def test_names_of_folders_say_what_is_trained_on_held_out_and_tested(layout: str
     assert (kept.classes, cut.classes, tested.classes) == (2, 2, 2)
     if held_out:
         assert "--data.held_out 0.25 is not used" in cut.source
-        assert "--data.held_out" not in found.parts(DataConfig.held_out)[1].source
+        assert "--data.held_out" not in found.parts(DataConfig())[1].source
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""The rules for a data set's function, tried on what it returns for given options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsekit.config.data_sets import SHARED
+from sparsekit.data.examples import Data
+from sparsekit.plugins.contract import function_faults
+from sparsekit.plugins.signatures import NO_OPTIONS
+from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
+
+
+@dataclass(frozen=True)
+class DataCase:
+    """A data set's function, and the arguments that it is called with, `root` and `name` among them."""
+
+    function: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def made(self) -> Data:
+        """What the function returns.
+
+        Raises:
+            Skipped: it needs arguments that were not given.
+            Broken: it raises, or returns something else.
+        """
+        parameters = inspect.signature(self.function).parameters.values()
+        given = {"root": None, **self.options}
+        missing = [p.name for p in parameters if p.default is p.empty and p.name not in given]
+        if missing:
+            raise Skipped(f"it needs {', '.join(missing)}; sparsekit.testing.check_dataset takes them")
+        names = {p.name for p in parameters}
+        try:
+            found = self.function(**{name: value for name, value in given.items() if name in names})
+        except Exception as error:
+            raise Broken(f"with {given} it raised {describe(error)}") from error
+        found = Data(*found) if isinstance(found, (tuple, list)) and len(found) in (2, 3) else found
+        need(isinstance(found, Data), f"it returned {type(found).__name__}")
+        data: Data = found
+        return data
+
+
+def describes_itself(case: DataCase) -> None:
+    """The first line of the docstring says what `sparsekit plugins list` shows."""
+    need(bool((case.function.__doc__ or "").strip()), "it has no docstring")
+
+
+def names_its_options(case: DataCase) -> None:
+    """Every option has a name of its own and a type; `root` and `name` are no options."""
+    for fault in function_faults(case.function, SHARED):
+        raise Broken(f"{case.function.__name__} {fault}")
+    untyped = [name for name in NO_OPTIONS if (p := inspect.signature(case.function).parameters.get(name)) and
+               p.annotation is p.empty]  # fmt: skip
+    need(not untyped, f"{', '.join(untyped)} has no type")
+
+
+def returns_examples(case: DataCase) -> None:
+    """It returns a `sparsekit.Data`: map-style data sets or pairs of tensors, each example an input and a target."""
+    data = case.made()
+    for split in ("train", "test", "held_out"):
+        examples: Any = getattr(data, split)
+        if split == "held_out" and examples is None:
+            continue
+        if isinstance(examples, (tuple, list)):
+            need(len(examples) == 2, f"{split} has {len(examples)} parts, not inputs and targets")
+            sizes = [len(part) for part in examples]
+            need(sizes[0] == sizes[1] > 0, f"{split} has {sizes[0]} inputs and {sizes[1]} targets")
+            continue
+        need(hasattr(examples, "__len__") and hasattr(examples, "__getitem__"), f"{split} has no len or no [index]")
+        need(len(examples) > 0, f"{split} is empty")
+        first = examples[0]
+        need(isinstance(first, (tuple, list)) and len(first) == 2, f"{split}[0] is {type(first).__name__}, no pair")
+
+
+def returns_the_same_again(case: DataCase) -> None:
+    """A second call returns as many examples: a run that is resumed reads them anew."""
+    sizes = [
+        [len(part[1]) if isinstance(part, (tuple, list)) else len(part) for part in (data.train, data.test)]  # type: ignore[arg-type]
+        for data in (case.made(), case.made())
+    ]
+    need(sizes[0] == sizes[1], f"it returned {sizes[0]} examples for training and tests, then {sizes[1]}")
+
+
+DATA_RULES = rules_of(globals())
