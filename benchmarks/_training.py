@@ -41,9 +41,10 @@ def setup_of(
     """What a run on the first CUDA device works with, its data random colour images of ten classes."""
     device, images = torch.device("cuda:0"), max(batch, 512)
     config = FitConfig(
-        Once(), Uniform(), SPARSITY, 10, ReplicasConfig(replicas, start=0.0, batchnorm="average"), model,
-        DataConfig(batch_size=batch, image_size=pixels), OptimizerConfig(lr=0.01), device="cuda", precision=precision,
-        cuda_graphs=False,
+        Once(), Uniform(), sparsity=SPARSITY, epochs=10,
+        replicas=ReplicasConfig(replicas, start=0.0, batchnorm="average"), model=model,
+        data=DataConfig(batch_size=batch, image_size=pixels), optimizer=OptimizerConfig(lr=0.01), device="cuda",
+        precision=precision, cuda_graphs=False,
     )  # fmt: skip
     config = replace(config, **changes)
     splits = {

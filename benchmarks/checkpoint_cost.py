@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
-from sparsekit import fit
+from sparsekit import launch
 from sparsekit.config import parser as options
 from sparsekit.config.options import FitConfig
 from sparsekit.planning import plan as planning
@@ -64,15 +64,15 @@ def read(*argv: str) -> FitConfig:
 def measure(argv: list[str], seed: int) -> dict[str, float]:
     """One run: its seconds, those of its checkpoints, and those of its optimizer steps."""
     run, kept, inside, steps = Clock(), Clock(), Clock(), Clock()
-    before = fit.run, progress.save, Training.snapshot, Training.step
-    fit.run, progress.save = run.around(before[0]), kept.around(before[1])
+    before = launch.run, progress.save, Training.snapshot, Training.step
+    launch.run, progress.save = run.around(before[0]), kept.around(before[1])
     Training.snapshot, Training.step = inside.around(before[2]), steps.around(before[3])  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             out = ("--wandb.mode", "disabled", "--out", str(Path(folder, "run")), "--seed", str(seed))
-            fit.fit(read(*argv, *out))
+            launch.fit(read(*argv, *out))
     finally:
-        fit.run, progress.save, Training.snapshot, Training.step = before  # type: ignore[method-assign]
+        launch.run, progress.save, Training.snapshot, Training.step = before  # type: ignore[method-assign]
     cost = kept.seconds + inside.seconds
     return {
         "run": run.seconds,

@@ -22,6 +22,7 @@ from sparsekit.data.images import Normaliser
 from sparsekit.evaluation.corruptions import KINDS, SEVERITIES, Corruption
 from sparsekit.evaluation.evaluate import Evaluator
 from sparsekit.models.device import autocast, choose_device, use_precision
+from sparsekit.tasks.classification import Classification
 
 SIDE = 32
 
@@ -55,7 +56,9 @@ def measure(quick: bool = False) -> Section:
     context = autocast(device, use_precision("auto", device))
     source = data(images, device)
     model = timm.create_model("resnet18", num_classes=10).to(device).to(memory_format=torch.channels_last).eval()
-    bench = Evaluator(model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, 10)
+    bench = Evaluator(
+        model, Normaliser((0.5,) * 3, (0.25,) * 3, device, torch.channels_last), context, Classification()
+    )
     ready = [bench.normalise(raw) for raw, _ in source.raw_batches("test")]
 
     def bare() -> None:

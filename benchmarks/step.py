@@ -47,9 +47,9 @@ def setup_for(data: DataConfig, epochs: int = 1, mlp: bool = False) -> Setup:
     config = FitConfig(
         Once(),
         NoMerge(),
-        SPARSITY,
-        epochs,
-        ReplicasConfig(1),
+        sparsity=SPARSITY,
+        epochs=epochs,
+        replicas=ReplicasConfig(1),
         data=data,
         wandb=WandbConfig("disabled"),
         device="cpu",
