@@ -123,9 +123,11 @@ def test_training_commands_have_options_that_fit_takes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.syspath_prepend(tmp_path)
     for other in documents.blocks(block.page):
-        if other.file and other.language == "yaml":
+        if other.file and other.language in ("python", "yaml"):
             Path(other.file).write_text(other.text)
+            monkeypatch.delitem(sys.modules, Path(other.file).stem, raising=False)  # pages have modules of one name
     found = {command: options for command in block.commands if (options := fit_options(command)) is not None}
     assert found
     for command, options in found.items():
