@@ -122,9 +122,10 @@ def test_training_commands_have_options_that_fit_takes(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # modules of the page are found in the current directory
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for other in documents.blocks(block.page):
-        if other.file and other.language == "yaml":
+        if other.file and other.language in ("yaml", "python"):
             Path(other.file).write_text(other.text)
     found = {command: options for command in block.commands if (options := fit_options(command)) is not None}
     assert found
