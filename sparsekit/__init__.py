@@ -32,6 +32,7 @@ from sparsekit.errors import RunError, UserError
 if TYPE_CHECKING:
     from sparsekit.data.examples import Data
     from sparsekit.python.calls import evaluate, export, fit, merge, plan
+    from sparsekit.python.pruner import Pruner
     from sparsekit.python.run import Run, load
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "MergeStep",
     "MergeStrategy",
     "Meter",
+    "Pruner",
     "PruningMethod",
     "PruningStep",
     "Run",
@@ -67,6 +69,7 @@ __all__ = [
 
 _LAZY = {
     "Data": "data.examples",
+    "Pruner": "python.pruner",
     "Run": "python.run",
     **dict.fromkeys(("evaluate", "export", "fit", "merge", "plan"), "python.calls"),
     "load": "python.run",

@@ -204,7 +204,10 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
         return start.seconds + time.monotonic() - launch.began
 
     rank = None if alone else launch.ranks.rank
-    with Tracker(out, config.wandb, options, out.name, warn=display.warn, offset=start.metrics, rank=rank) as tracker:
+    with Tracker(
+        out, config.wandb, options, out.name,
+        warn=display.warn, offset=start.metrics, rank=rank, score=setup.task.score_name,
+    ) as tracker:  # fmt: skip
         context = RunContext(
             setup, tracker, display, checkpoints, executor if alone else leader, signals, config.checkpoint.minutes,
             header=lambda: {
@@ -287,9 +290,8 @@ def _begin(setup: Setup, launch: Launch, fresh: RunProgress) -> Start:
     """Start a new run: write config.yaml, plan.json and data.json.gz, and show the plan."""
     plan = summarize(setup.config, setup.plan)
     write_yaml(launch.out / "config.yaml", describe(setup.config))
-    write_json(
-        launch.out / "plan.json", plan.to_json() | {"data": setup.data.contents.to_json()} | _own_model(setup, fresh)
-    )
+    about = {"score": setup.task.score_name, "data": setup.data.contents.to_json()}
+    write_json(launch.out / "plan.json", plan.to_json() | about | _own_model(setup, fresh))
     images.write(launch.out, setup.data.contents)
     launch.display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
     return Start(fresh)

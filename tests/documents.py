@@ -3,6 +3,8 @@
 A block without a mark is run by `test_docs.py`. A comment on the line before it says what running it would need:
 
     <!-- needs: gpu -->       nodes, data (that cannot be shipped) and network, likewise
+
+`test_recipes.py` runs blocks that need a library, `lightning` or `transformers`, where it is installed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 """`test_scaffold.py` runs it from its first block to its last."""
 LANGUAGES = {"sh", "console", "python", "yaml", "toml", "text"}
-NEEDS = {"gpu", "nodes", "data", "network"}
+NEEDS = {"gpu", "nodes", "data", "network", "lightning", "transformers"}
 _MARK = re.compile(r"<!--\s*needs:\s*(.*?)\s*-->")
 
 

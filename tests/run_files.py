@@ -23,8 +23,13 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, **changes: Any) -> Path:
-    """A finished run of `segments` merges of three candidates; `changes` are options such as `sparsity` and `seed`."""
+def write_run(
+    folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, score: str = "accuracy", **changes: Any
+) -> Path:
+    """A finished run of `segments` merges of three candidates; `changes` are options such as `sparsity` and `seed`.
+
+    `score` is the name of its task's score; that of a classification was not written into older runs.
+    """
     folder.mkdir(parents=True)
     options = {**OPTIONS, **changes, "out": str(folder)}
     seed, sparsity = options["seed"], options["sparsity"]
@@ -38,7 +43,10 @@ def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, *
         }
         for i in range(segments)
     ]  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps({"segments": plan, "critical_epochs": 8.0, "total_epochs": 24.0}))
+    named = {"score": score} if score != "accuracy" else {}
+    (folder / "plan.json").write_text(
+        json.dumps({"segments": plan, "critical_epochs": 8.0, "total_epochs": 24.0} | named)
+    )
     lines: list[dict[str, Any]] = []
     for i in range(segments):
         step = i * steps
@@ -57,24 +65,25 @@ def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, *
             {
                 "event": "merge", "step": end, "segment": i, "candidates": accuracies, "ingredients": [0, 1, 2],
                 "soup": soup, "soup.loss": 0.5, "barrier": -0.125, "soup.margin": 0.01,
-                "soup.lost": soup < max(accuracies) - 0.01, "ensemble.accuracy": max(accuracies), "distance.mean": 3.0,
+                "soup.lost": soup < max(accuracies) - 0.01, f"ensemble.{score}": max(accuracies), "distance.mean": 3.0,
                 "turn.mean": 60.0, "barycentre.mean": 2.0,
             }
         )  # fmt: skip
         lines.append(
-            {"event": "evaluate", "step": end, "segment": i, "test.accuracy": soup, "sparsity": plan[i]["sparsity"]}
+            {"event": "evaluate", "step": end, "segment": i, f"test.{score}": soup, "sparsity": plan[i]["sparsity"]}
         )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         "status": "done", "method": "gmp", "merge": "uniform", "seed": seed, "out": str(folder), "sparsity": sparsity,
         "model_sparsity": sparsity - 0.01, "nonzero": 24_380, "parameters": 243_810,
-        "test.accuracy": accuracy(seed, sparsity), "test.loss": 0.1234, "test.ece": 0.0321,
-        "test.worst_class_accuracy": 0.7071, "test.worst_class": 8,
-        "candidates.count": 3, "candidates.mean_accuracy": 0.9, "candidates.best_accuracy": 0.97, "wall_seconds": 75.0,
+        f"test.{score}": accuracy(seed, sparsity), "test.loss": 0.1234,
+        "candidates.count": 3, f"candidates.mean_{score}": 0.9, f"candidates.best_{score}": 0.97, "wall_seconds": 75.0,
         "flops.dense": 1_000_000, "flops.sparse": 125_000.0, "bytes.dense": 975_240, "bytes.compressed": 132_900,
         "bytes.disk": 987_856, "images.total": 6200, "images.critical": 2400, "latency.seconds": 0.0015,
     }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary))
+    if score == "accuracy":
+        summary |= {"test.ece": 0.0321, "test.worst_class_accuracy": 0.7071, "test.worst_class": 8}
+    (folder / "summary.json").write_text(json.dumps(summary | named))
     bins = [{"count": 10, "confidence": n / 15 + 0.03, "accuracy": n / 15} for n in range(15)]
     variant = {
         "test": {"accuracy": 0.95, "loss": 0.1234, "ece": 0.0321, "worst_class": 8},
@@ -82,6 +91,8 @@ def write_run(folder: Path, segments: int = 4, steps: int = 16, rows: int = 4, *
         "bins": bins,
         "corruptions": {kind: [{"accuracy": 0.9 - 0.1 * s} for s in range(5)] for kind in ("fog", "gaussian_noise")},
     }
+    if score != "accuracy":
+        variant = {"test": {score: 0.95, "loss": 0.1234, "F1": 0.8, "subset_accuracy": 0.5}, "label_AP": [0.9, None]}
     about = {"name": "digits", "images": 1000}
     (folder / "evaluation.json").write_text(json.dumps({"data": about, "variants": {"saved": variant}}))
     return folder

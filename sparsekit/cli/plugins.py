@@ -43,7 +43,7 @@ def _parser() -> Parser:
     checker.add_argument("name", metavar="NAME", help="what --method, --merge, --task or --data.name calls it")
     checker.add_argument("--kind", choices=list(ALL_GROUPS), help="where two kinds share the name")
     maker = commands.add_parser("new", help="write a package with a plugin of your own")
-    maker.add_argument("name", metavar="NAME", help="what --method or --merge is to call it")
+    maker.add_argument("name", metavar="NAME", help="what --method, --merge or --task is to call it")
     maker.add_argument("--kind", choices=list(GROUPS), required=True, help="what it is")
     maker.add_argument("--out", metavar="DIR", default=".", help="where the package's folder goes (default: here)")
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsekit.cli.common import Parser
+from sparsekit.display.text import score_text
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.run import directory
@@ -62,8 +63,9 @@ def _run(sweep: Sweep, jobs: int) -> int:
     for child in sweep.run(jobs):
         number = f"[{len(sweep.done) + len(sweep.failed):{len(str(total))}}/{total}]"
         if child.name in sweep.done:
-            accuracy = sweep.done[child.name].get("test.accuracy")
-            reached = f"{100 * accuracy:.2f} %, " if isinstance(accuracy, float) else ""
+            name = sweep.done[child.name].get("score", "accuracy")
+            value = sweep.done[child.name].get(f"test.{name}")
+            reached = f"{score_text(name, value, 2)}, " if isinstance(value, float) else ""
             _say(f"{number} {child.name}  done: {reached}{child.seconds:.0f} s")
         elif child.name in sweep.failed:
             _say(f"{number} {child.name}  failed: {sweep.failed[child.name]}")

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from sparsekit.display.text import duration, listed, percent, score_text
+from sparsekit.display.text import duration, is_share, listed, percent, score_number, score_text
 
 NAMES = {
     "accuracy": "accuracy",
@@ -47,7 +47,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Table:
-    """A run's summary: accuracies of soup and candidates, sizes, paths; entries that are missing or None are left out.
+    """A run's summary: scores of soup and candidates, sizes, paths; entries that are missing or None are left out.
 
     Args:
         summary: The content of summary.json.
@@ -70,17 +70,20 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
     score = known.get("score", "accuracy")
     tested, mean, best = f"test.{score}", f"candidates.mean_{score}", f"candidates.best_{score}"
     if tested in known:
-        text = f"{score_text(score, known[tested], 2)} on the test split"
-        text += f", loss {known['test.loss']:.4f}" if "test.loss" in known else ""
+        reached = (score_text if mean in known else score_number)(score, known[tested], 2)
+        text = f"{reached} on the test split" + (f", loss {known['test.loss']:.4f}" if "test.loss" in known else "")
         table.add_row("soup" if mean in known else score, Text(text, "bold"))
     for name, key in (("mean candidate", mean), ("best candidate", best)):
         add(name, lambda a, soup: f"{score_text(score, a, 2)}  (soup {_signed(score, soup - a)})", key, tested)
-    add("merges lost", _lost, "merges.lost", "merges.count", "merges.margin")
+    if measures := _further(known, score):
+        table.add_row("", Text(measures))
+    add("merges lost", lambda *counts: _lost(score, *counts), "merges.lost", "merges.count", "merges.margin")
     add("calibration", lambda e, b: f"ECE {e:.4f}, Brier {b:.4f}", "test.ece", "test.brier")
     classes = known.get("class_names", [])
     worst = "test.worst_class", "test.worst_class_accuracy"
     add("worst class", lambda c, a: f"{percent(a, 2)}, class {class_name(classes, c)}", *worst)
-    add("corrupted", lambda a: f"{percent(a, 2)} on average over all kinds and severities", "test.corrupted_accuracy")
+    every = "on average over all kinds and severities"
+    add("corrupted", lambda a: f"{score_text(score, a, 2)} {every}", f"test.corrupted_{score}")
     add("sparsity", lambda a: f"{percent(a, 2)} of the prunable weights", "sparsity")
     add("", lambda a: f"{percent(a, 2)} of all parameters", "model_sparsity")
     add(
@@ -119,16 +122,29 @@ def run_title(method: object, merge: object, merged: bool | None) -> str:
 
 
 def _signed(score: str, difference: float) -> str:
-    return f"{100 * difference:+.2f}" if score.endswith("accuracy") else f"{difference:+.4f}"
+    return f"{100 * difference:+.2f}" if is_share(score) else f"{difference:+.4f}"
 
 
-def _lost(lost: int, count: int, margin: float) -> str:
-    points = f"{100 * margin:g} point{'s' * (margin != 0.01)}"
-    return f"{lost} of {count}: the soup more than {points} below its best candidate, held out"
+def _further(known: Mapping[str, Any], score: str) -> str:
+    """A line with the measures of other tasks than classification, beside score and loss."""
+    shown = {score, f"corrupted_{score}", "worst_class", *NAMES}
+    tested = {key.removeprefix("test."): value for key, value in known.items() if key.startswith("test.")}
+    names = [name for name in tested if name not in shown]
+    return ", ".join(f"{name} {score_number(name, tested[name], 2)}" for name in names)
+
+
+def margin_text(score: str, margin: float) -> str:
+    """How far a soup may fall behind: for accuracies in points."""
+    return f"{100 * margin:g} point{'s' * (margin != 0.01)}" if is_share(score) else f"{margin:g}"
+
+
+def _lost(score: str, lost: int, count: int, margin: float) -> str:
+    far = margin_text(score, margin)
+    return f"{lost} of {count}: the soup more than {far} below its best candidate, held out"
 
 
 def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
-    """Tables of an evaluation: metrics with a column per variant of BatchNorm, then accuracies under corruptions.
+    """Tables of an evaluation: metrics with a column per variant of BatchNorm, then scores under corruptions.
 
     Args:
         found: The content of evaluation.json.
@@ -149,15 +165,15 @@ def evaluation(found: Mapping[str, Any]) -> Iterator[Table | Text]:
         for key in ("corruptions", "corruption_files"):
             if key in variant:
                 yield Text()
-                yield corruptions(variant[key], VARIANTS[name] if len(variants) > 1 else "")
+                of = VARIANTS[name] if len(variants) > 1 else ""
+                yield corruptions(variant[key], of, found.get("score", "accuracy"))
 
 
 def titles(variants: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Titles of the scalar metrics that an evaluation's variants have, in the order in which they are shown."""
-    found = [key for variant in variants for key in variant["test"] if key != "worst_class"]
-    return {key: title for key, title in NAMES.items() if key in found} | {
-        key: key for key in found if key not in NAMES
-    }
+    found = dict.fromkeys(key for variant in variants for key in variant["test"] if key != "worst_class")
+    known = NAMES if "accuracy" in found else {}  # "NLL" is not the name of every loss
+    return {key: known[key] for key in known if key in found} | {key: key for key in found if key not in known}
 
 
 def class_name(names: Sequence[str], label: int) -> str:
@@ -169,7 +185,7 @@ def cell(key: str, test: Mapping[str, Any], classes: Sequence[str] = ()) -> str:
     """A metric as text; empty if it was not measured.
 
     Args:
-        key: The metric, one of `NAMES`.
+        key: The metric.
         test: The metrics by key.
         classes: The classes' names, by label; empty if they have none.
     """
@@ -177,25 +193,31 @@ def cell(key: str, test: Mapping[str, Any], classes: Sequence[str] = ()) -> str:
     if value is None:
         return "not finite" if key in test else ""
     if key.endswith("accuracy"):
-        of = f" (class {class_name(classes, test['worst_class'])})" if key.startswith("worst") else ""
-        return f"{percent(value, 2)}{of}"
+        worst = test.get("worst_class") if key.startswith("worst") else None
+        return percent(value, 2) + ("" if worst is None else f" (class {class_name(classes, worst)})")
     return f"{value:.4f}"
 
 
-def corruptions(rows: Mapping[str, list[Mapping[str, float]]], of: str) -> Table:
-    """Accuracy by kind of corruption and severity, with means; `of` names the variant in the heading."""
+def corruptions(rows: Mapping[str, list[Mapping[str, float | None]]], of: str, score: str = "accuracy") -> Table:
+    """Scores by kind of corruption and severity, with means; `of` names the variant in the heading."""
     table = _table()
-    table.add_column(f"accuracy, {of}".strip(", "), style="dim")
+    table.add_column(f"{score}, {of}".strip(", "), style="dim")
     for severity in range(1, 6):
         table.add_column(f"severity {severity}", justify="right")
     table.add_column("mean", justify="right")
-    for kind, cells in rows.items():
-        values = [cell["accuracy"] for cell in cells]
-        table.add_row(kind.replace("_", " "), *(percent(v) for v in values), percent(sum(values) / len(values)))
-    columns = [[cells[i]["accuracy"] for cells in rows.values()] for i in range(5)]
-    means = [sum(column) / len(column) for column in columns]
-    table.add_row("mean", *(Text(percent(m), "bold") for m in means), Text(percent(sum(means) / 5), "bold"))
+    lines = {kind: with_mean([cell[score] for cell in cells]) for kind, cells in rows.items()}
+    for kind, values in lines.items():
+        table.add_row(kind.replace("_", " "), *(score_number(score, value) for value in values))
+    columns = [[line[i] for line in lines.values()] for i in range(5)]
+    means = with_mean([with_mean(column)[-1] for column in columns])
+    table.add_row("mean", *(Text(score_number(score, value), "bold") for value in means))
     return table
+
+
+def with_mean(values: Sequence[float | None]) -> list[float | None]:
+    """The values and their mean; None, too, where a value is."""
+    known = [value for value in values if value is not None]
+    return [*values, sum(known) / len(known) if len(known) == len(values) else None]
 
 
 def _table(header: bool = True) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -12,14 +13,27 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100.0 * share:.{digits}f} %"
 
 
+def is_share(name: str) -> bool:
+    """Whether a score is a share that people read in per cent, by its name: an accuracy."""
+    return name.endswith("accuracy")
+
+
+def score_number(name: str, value: float | None, digits: int = 1) -> str:
+    """A score's value where its name stands beside it: an accuracy as a percentage, any other to four places."""
+    if value is None or not isfinite(value):
+        return "not finite"
+    return percent(value, digits) if is_share(name) else f"{value:.4f}"
+
+
 def score_text(name: str, value: float, digits: int = 1) -> str:
     """A score by its name: an accuracy as a percentage, any other with its name, to four places."""
-    return percent(value, digits) if name.endswith("accuracy") else f"{name} {value:.4f}"
+    number = score_number(name, value, digits)
+    return number if is_share(name) else f"{name} {number}"
 
 
 def gap_text(name: str, difference: float, digits: int = 2) -> str:
     """A difference of two scores: of accuracies in points, of any other to four places."""
-    return f"{100 * difference:.{digits}f} points" if name.endswith("accuracy") else f"{difference:.4f}"
+    return f"{100 * difference:.{digits}f} points" if is_share(name) else f"{difference:.4f}"
 
 
 def duration(seconds: float) -> str:

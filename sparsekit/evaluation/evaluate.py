@@ -95,7 +95,7 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
         clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
         recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
         variants["recalibrated"] = measure_variant(evaluator, seen, config, dense, published, report)
-    about = header(str(source.path), config.data.name, seen, config.seed)
+    about = header(str(source.path), config.data.name, seen, config.task, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 
 
@@ -152,8 +152,9 @@ def measure_variant(
             ]
             if report:
                 name = config.task.score_name
-                mean = sum(cell[name] or 0.0 for cell in found["corruptions"][kind]) / SEVERITIES
-                report(f"{kind.replace('_', ' ')}: {score_text(name, mean)}")
+                values = [cell[name] for cell in found["corruptions"][kind]]
+                mean = "not finite" if None in values else score_text(name, sum(values) / SEVERITIES)
+                report(f"{kind.replace('_', ' ')}: {mean}")
     if published:
         found["corruption_files"] = {
             kind: [
@@ -216,8 +217,9 @@ def _evaluator(
     return evaluator, seen
 
 
-def header(model: str, name: str, data: LoadedData, seed: int) -> dict[str, Any]:
+def header(model: str, name: str, data: LoadedData, task: Task, seed: int) -> dict[str, Any]:
     """The entries of evaluation.json that describe the evaluation; `name` is the data set's."""
     about = {"name": name, "images": data.test_size, "classes": data.num_classes, "image_size": data.inputs.side}
     names = {"class_names": list(data.class_names)}
-    return {"format": 1, "version": __version__, "model": model, "data": about, **names, "seed": seed}
+    made = {"format": 1, "version": __version__, "model": model, "score": task.score_name}
+    return made | {"data": about, **names, "seed": seed}

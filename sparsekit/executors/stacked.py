@@ -191,7 +191,7 @@ def obstacle(setup: Setup) -> str:
 
 
 def _try(setup: Setup, count: int, batch: int) -> None:
-    """Take one training step of `count` stacked replicas on copies of two images."""
+    """Take one training step of `count` stacked replicas on copies of two examples."""
     segment = max(setup.plan, key=lambda each: len(each.replicas))
     parent, schedule = first_progress(setup).parent, setup.method.learning_rate(segment.stage)
     lockstep = Lockstep(setup, count)
@@ -199,10 +199,9 @@ def _try(setup: Setup, count: int, batch: int) -> None:
         Training(setup, parent, segment.stage, replica, schedule, model=model)
         for replica, model in zip(segment.replicas, lockstep.models, strict=False)
     ]
-    two, classes = next(iter(setup.data.evaluation_batches("held_out")))
-    images = two[:2].repeat(-(-batch // 2), 1, 1, 1)[:batch]
-    labels = classes[:2].repeat(-(-batch // 2))[:batch]
-    lockstep.step(trainings, [images] * count, [labels] * count)
+    inputs, targets = next(iter(setup.data.evaluation_batches("held_out")))
+    copies = torch.arange(batch, device=inputs.device) % min(2, len(inputs))
+    lockstep.step(trainings, [inputs[copies]] * count, [targets[copies]] * count)
 
 
 def _batch(setup: Setup, replica: Replica) -> int:

@@ -198,7 +198,8 @@ def _meant(group: str) -> str:
     if not get_close_matches(letters[: len("sparsekit")], ["sparsekit"], cutoff=0.85):
         return ""
     near = get_close_matches(group.lower(), ALL_GROUPS.values(), 1, 0.8)
-    return f" Did you mean {near[0]!r}?" if near else f" Groups are {', '.join(ALL_GROUPS.values())}."
+    *groups, last = ALL_GROUPS.values()
+    return f" Did you mean {near[0]!r}?" if near else f" Groups are {', '.join(groups)} and {last}."
 
 
 def _target(kind: Kind, name: str, value: str, owner: entrypoints.Distribution) -> tuple[str, str]:

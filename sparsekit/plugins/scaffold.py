@@ -61,7 +61,7 @@ def create(name: str, kind: Kind, out: Path) -> str:
 def class_name(name: str) -> str:
     """`my_method` as `MyMethod`, with `Plugin` added to a keyword and to a name that the module imports."""
     words = "".join(word.capitalize() for word in name.split("_"))
-    taken = keyword.iskeyword(words) or words in sparsekit.__all__ or words == "Sequence"
+    taken = keyword.iskeyword(words) or words in {*sparsekit.__all__, "Any", "ClassVar", "ErrorMeter", "Sequence"}
     return f"{words}Plugin" if taken else words
 
 

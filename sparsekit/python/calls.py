@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from sparsekit.files import expanded
 from sparsekit.models.saved import SavedModel, open_saved_model, run_options
 from sparsekit.planning.plan import PlanSummary, make_plan, make_stages, summarize
 from sparsekit.plugins.objects import brought
-from sparsekit.python.options import keyword_names, read
+from sparsekit.python.options import in_keywords, keyword_names, read
 from sparsekit.python.run import Run
+from sparsekit.run.directory import finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,9 +71,11 @@ def fit(
         from sparsekit.display.live import Display, Silent  # here, as what these import draws random numbers
         from sparsekit.launch import fit as launch
 
-        shown = Display() if display else Silent(lambda text: warnings.warn(text, stacklevel=3))
+        shown = Display() if display else Silent(lambda text: warnings.warn(in_keywords(text), stacklevel=2))
         summary = launch(call.config, shown)
     out = expanded(call.config.out) if call.config.out else Path(summary["out"])
+    while "status" not in summary and not finished(out):  # torchrun's other ranks: the leader still tests the model
+        time.sleep(0.1)
     return Run(out, call.objects, tuple(shown.lines))
 
 

@@ -86,7 +86,12 @@ def keyword_names() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error)).removesuffix("; see help")) from error
+        raise UserError(in_keywords(str(error)).removesuffix("; see help")) from error
+
+
+def in_keywords(message: str) -> str:
+    """A message that names keywords where it named options: `sparsity` for `--sparsity`."""
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 
 from markupsafe import Markup
 
-from sparsekit.display.tables import VARIANTS, class_name
-from sparsekit.display.text import percent
+from sparsekit.display.tables import VARIANTS, class_name, with_mean
+from sparsekit.display.text import is_share, percent, score_number
+from sparsekit.report.plots import heading, scale_of
 from sparsekit.report.runs import Row, Run
 from sparsekit.report.svg import INK, MARKERS, PALETTE, Chart, Plot, draw, legend
 
@@ -27,7 +28,7 @@ def variants(run: Run) -> dict[str, Row]:
 def calibration(run: Run) -> Chart | None:
     """Accuracy against confidence."""
     curves = {
-        name: [bar for bar in variant["bins"] if bar["count"] and isfinite(bar["confidence"])]
+        name: [bar for bar in variant.get("bins", ()) if bar["count"] and isfinite(bar["confidence"])]
         for name, variant in variants(run).items()
     }
     if not any(curves.values()):
@@ -55,8 +56,9 @@ def calibration(run: Run) -> Chart | None:
 
 def classes(run: Run) -> Chart | None:
     """Accuracy of each class, of the first variant."""
-    first: Row = next(iter(variants(run).values()), {"class_accuracy": []})
-    values = [(index, accuracy) for index, accuracy in enumerate(first["class_accuracy"]) if accuracy is not None]
+    first: Row = next(iter(variants(run).values()), {})
+    measured = first.get("class_accuracy", ())
+    values = [(index, accuracy) for index, accuracy in enumerate(measured) if accuracy is not None]
     if not values:
         return None
     names = run.evaluation.get("class_names", [])
@@ -82,26 +84,30 @@ def classes(run: Run) -> Chart | None:
 
 
 def heat_maps(run: Run) -> list[Chart]:
-    """Accuracy by kind of corruption and severity: a chart for each variant and suite that was measured."""
+    """Scores by kind of corruption and severity: a chart for each variant and suite that was measured."""
     return [
-        _heat_map(title, {kind: [cell["accuracy"] for cell in cells] for kind, cells in variant[key].items()}, name)
+        _heat_map(title, run.score, {k: [c[run.score] for c in cells] for k, cells in variant[key].items()}, name)
         for name, variant in variants(run).items()
         for key, title in SUITES.items()
         if variant.get(key)
     ]
 
 
-def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> Chart:
+def _heat_map(title: str, score: str, rows: Mapping[str, Sequence[float | None]], variant: str) -> Chart:
     kinds = [kind.replace("_", " ") for kind in rows]
-    shares = [[100 * v for v in cells] for cells in rows.values()]
+    scale = scale_of(score)
+    scores = [[nan if v is None else scale * v for v in cells] for cells in rows.values()]
+    known = [value for line in scores for value in line if isfinite(value)] or [0.0]
+    low, high = (0.0, 100.0) if is_share(score) else (min(known), max(known))
     with Plot(0.6 + 0.2 * len(rows)) as plot:
         (panel,) = plot.panels
         # vector cells, for an image would be a picture inside the picture
-        panel.pcolormesh(shares, cmap="cividis", vmin=0, vmax=100, edgecolors="none")
-        for y, line in enumerate(shares):
+        panel.pcolormesh(scores, cmap="cividis", vmin=low, vmax=high, edgecolors="none")
+        for y, line in enumerate(scores):
             for x, value in enumerate(line):
-                ink = "#ffffff" if value < 55 else "#000000"
-                panel.text(x + 0.5, y + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7.5)
+                ink = "#ffffff" if value < low + 0.55 * (high - low) else "#000000"
+                text = f"{value:.0f}" if is_share(score) else f"{value:.2f}"
+                panel.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=7.5)
         panel.set_xticks([x + 0.5 for x in range(5)], _SEVERITIES)
         panel.set_yticks([y + 0.5 for y in range(len(kinds))], kinds, fontsize=7.5)
         panel.invert_yaxis()
@@ -109,12 +115,10 @@ def _heat_map(title: str, rows: Mapping[str, Sequence[float]], variant: str) -> 
         panel.spines[:].set_visible(False)
         panel.tick_params(length=0)
         panel.set_xlabel("severity")
-        svg = plot.svg("Accuracy under corruptions")
-    means = [sum(cells) / len(cells) for cells in rows.values()]
-    data = [
-        (kind, *map(percent, cells), percent(mean))
-        for kind, cells, mean in zip(kinds, rows.values(), means, strict=True)
-    ]
-    note = Markup('Test accuracy in per cent, model {}; the mean over all is <b data-key="corrupted_accuracy">{}</b>.')
-    mean = percent(sum(means) / len(means), 2)
-    return Chart(title, svg, ("kind", *_SEVERITIES, "mean"), data, note.format(variant, mean))
+        svg = plot.svg(f"{heading(score)} under corruptions")
+    lines = [with_mean(cells) for cells in rows.values()]
+    data = [(kind, *(score_number(score, v) for v in line)) for kind, line in zip(kinds, lines, strict=True)]
+    note = Markup('Test {}, model {}; the mean over all is <b data-key="corrupted_{}">{}</b>.')
+    name = f"{score} in per cent" if is_share(score) else score
+    mean = score_number(score, with_mean([line[-1] for line in lines])[-1], 2)
+    return Chart(title, svg, ("kind", *_SEVERITIES, "mean"), data, note.format(name, variant, score, mean))

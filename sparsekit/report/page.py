@@ -45,13 +45,13 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _share(value: float) -> str:
-    """A share of 0 to 1 in a sentence, where no line breaks before the sign."""
-    return percent(value, 2).replace(" ", "\N{NO-BREAK SPACE}")
+    """A share of 0 to 1 in a sentence."""
+    return _whole(percent(value, 2))
 
 
-def _apart(difference: float) -> str:
-    """A difference of shares in a sentence."""
-    return f"{100 * abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
+def _whole(text: str) -> str:
+    """A number in a sentence, where no line breaks before its sign."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 _TEMPLATES = jinja2.Environment(
@@ -61,4 +61,4 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"share": _share, "apart": _apart}
+_TEMPLATES.filters |= {"share": _share, "whole": _whole}

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from matplotlib.ticker import MaxNLocator
 
-from sparsekit.display.text import percent
+from sparsekit.display.text import is_share, percent, score_number
 from sparsekit.report.runs import Run
 from sparsekit.report.svg import GRID, INK, PALETTE, Chart, Plot, draw, legend
 
 BLUE, RED, GREEN, PINK = PALETTE[:4]
-_ENSEMBLE = "ensemble.accuracy"
 POINTS = 500
 """Learning rates that are drawn at most: more look the same, and make the page large."""
 
 
 def progress(run: Run) -> Chart | None:
-    """Accuracy and sparsity over the budget."""
-    merges = run.rows["merge"]
-    tested = [(row["epoch"], 100 * row["test.accuracy"]) for row in run.rows["evaluate"]]
+    """Score and sparsity over the budget."""
+    merges, score, scale = run.rows["merge"], run.score, scale_of(run.score)
+    tested = [(row["epoch"], scale * row[f"test.{score}"]) for row in run.rows["evaluate"]]
     pruned = [(row["epoch"], 100 * row["sparsity"]) for row in run.rows["segment"]]
     if not merges and not tested:
         return None
-    soups = [(row["epoch"], 100 * row["soup"], row.get("soup.lost", False)) for row in merges]
+    soups = [(row["epoch"], scale * row["soup"], row.get("soup.lost", False)) for row in merges]
     with Plot(2.3, 1.2) as plot:
         top, low = plot.panels
         top.grid(axis="x", visible=False)
         for row in merges:
             top.axvline(row["epoch"], color=GRID, linewidth=0.8, zorder=0)
-        spots = [(row["epoch"], 100 * accuracy) for row in run.contests for accuracy in row["candidates"]]
+        spots = [(row["epoch"], scale * each) for row in run.contests for each in row["candidates"]]
         draw(top, spots, "o", color=RED, alpha=0.75, markersize=3.5, label="candidates")
         draw(top, [(epoch, soup) for epoch, soup, _ in soups], "-s", color=BLUE, label="soup")
         lost = [(epoch, soup) for epoch, soup, lost in soups if lost]
         draw(top, lost, "x", color=INK, markersize=8, markeredgewidth=1.6, label="lost")
         draw(top, tested, "--", color=GREEN, linewidth=1.2, label="test split")
-        top.set_ylabel("accuracy, %")
+        top.set_ylabel(axis_of(score))
         legend(top, 4)
         if pruned:
             end = max((epoch for epoch, _ in tested), default=0.0)
@@ -41,14 +42,18 @@ def progress(run: Run) -> Chart | None:
         low.set_ylim(0, 100)
         low.set_ylabel("sparsity, %")
         low.set_xlabel(run.unit)
-        svg = plot.svg("Accuracy and sparsity over the budget")
+        svg = plot.svg(f"{heading(score)} and sparsity over the budget")
     data = [
-        (f"{r['epoch']:.4g}", *(percent(r[key], 2) for key in ("soup", "mean", "best")), str(len(r["candidates"])))
+        (
+            f"{r['epoch']:.4g}",
+            *(score_number(score, r[key], 2) for key in ("soup", "mean", "best")),
+            str(len(r["candidates"])),
+        )
         for r in merges
     ]
     head = ("epoch", "soup", "mean candidate", "best candidate", "candidates")
-    note = "Held-out accuracy at every merge (vertical lines), and test accuracy after it."
-    return Chart("Accuracy and sparsity over time.", svg, head, data, note)
+    note = f"Held-out {score} at every merge (vertical lines), and test {score} after it."
+    return Chart(f"{heading(score)} and sparsity over time.", svg, head, data, note)
 
 
 def soup(run: Run) -> Chart | None:
@@ -56,31 +61,32 @@ def soup(run: Run) -> Chart | None:
     rows = run.contests
     if not rows:
         return None
-    series = (("soup", BLUE, "s", "soup"), ("mean candidate", RED, "o", "mean"), ("ensemble", GREEN, "^", _ENSEMBLE))
+    score, scale, ensemble = run.score, scale_of(run.score), f"ensemble.{run.score}"
+    series = (("soup", BLUE, "s", "soup"), ("mean candidate", RED, "o", "mean"), ("ensemble", GREEN, "^", ensemble))
     with Plot(3.0) as plot:
         (panel,) = plot.panels
         for name, colour, marker, key in series:
-            line = [(r["segment"] + 1, 100 * (r[key] - r["best"])) for r in rows if r.get(key) is not None]
+            line = [(r["segment"] + 1, scale * (r[key] - r["best"])) for r in rows if r.get(key) is not None]
             draw(panel, line, f"-{marker}", color=colour, label=name)
         panel.axhline(0.0, color=INK, linewidth=0.8)
-        panel.axhline(-100 * rows[-1]["soup.margin"], color=PINK, linewidth=1.0, linestyle=":", label="margin")
+        panel.axhline(-scale * rows[-1]["soup.margin"], color=PINK, linewidth=1.0, linestyle=":", label="margin")
         panel.set_xticks(_ticks(run))
         panel.set_xlabel("merge after segment")
-        panel.set_ylabel("points above best candidate")
+        panel.set_ylabel(f"{'points' if is_share(score) else score} above best candidate")
         legend(panel, 4)
         svg = plot.svg("Soup against its candidates")
     data = [
         (
             str(row["segment"] + 1),
-            points(row["soup"], row["mean"]),
-            points(row["soup"], row["best"]),
-            points(row.get(_ENSEMBLE), row["best"]),
+            points(score, row["soup"], row["mean"]),
+            points(score, row["soup"], row["best"]),
+            points(score, row.get(ensemble), row["best"]),
             "yes" if row["soup.lost"] else "no",
         )
         for row in rows
     ]
     head = ("segment", "soup − mean", "soup − best", "ensemble − best", "lost")
-    note = "Difference in held-out accuracy from the best candidate, in percentage points."
+    note = f"Difference in held-out {score} from the best candidate{', in percentage points' * is_share(score)}."
     return Chart("Did the soup help?", svg, head, data, note)
 
 
@@ -89,12 +95,13 @@ def geometry(run: Run) -> Chart | None:
     rows = [row for row in run.contests if row["barrier"] is not None]
     if not rows:
         return None
+    barrier = "barrier, nats" if run.score == "accuracy" else "barrier"  # the loss of other tasks may be of any unit
     angles = [(row["segment"] + 1, row["turn.mean"]) for row in rows if row.get("turn.mean") is not None]
     with Plot(*((1.7, 1.7) if angles else (3.0,))) as plot:
         top = plot.panels[0]
         draw(top, [(row["segment"] + 1, row["barrier"]) for row in rows], "-s", color=BLUE)
         top.axhline(0.0, color=INK, linewidth=0.8)
-        top.set_ylabel("barrier, nats")
+        top.set_ylabel(barrier)
         if angles:
             draw(plot.panels[1], angles, "-o", color=RED)
             plot.panels[1].set_ylabel("angle, °")
@@ -103,7 +110,7 @@ def geometry(run: Run) -> Chart | None:
         svg = plot.svg("Loss barrier, and angle between the candidates' changes")
     keys = ("barrier", "distance.mean", "turn.mean", "barycentre.mean")
     data = [(str(row["segment"] + 1), *(plain(row.get(key)) for key in keys)) for row in rows]
-    head = ("segment", "barrier, nats", "L2 distance", "angle of changes, °", "to the barycentre")
+    head = ("segment", barrier, "L2 distance", "angle of changes, °", "to the barycentre")
     note = "The soup’s loss less the candidates’ mean loss; mean angle between the changes of pairs of candidates."
     return Chart("Barrier and distance.", svg, head, data, note)
 
@@ -166,9 +173,26 @@ def layers(run: Run) -> Chart | None:
     return Chart("Where the sparsity went.", svg, ("layer", "sparsity"), data)
 
 
-def points(value: float | None, other: float) -> str:
-    """A difference of shares in percentage points; a dash without the first."""
-    return "–" if value is None else f"{100 * (value - other):+.2f}".replace("-", "−")
+def scale_of(score: str) -> float:
+    """What a score is multiplied with where it is drawn."""
+    return 100.0 if is_share(score) else 1.0
+
+
+def axis_of(score: str) -> str:
+    """The label of an axis of scores."""
+    return f"{score}, %" if is_share(score) else score
+
+
+def heading(score: str) -> str:
+    """A score's name at the start of a title: a plain word gets a capital letter."""
+    return score.capitalize() if score.isalpha() and score.islower() else score
+
+
+def points(score: str, value: float | None, other: float) -> str:
+    """A difference of two scores, of accuracies in percentage points; a dash without the first."""
+    if value is None or not isfinite(value - other):
+        return "–"
+    return f"{scale_of(score) * (value - other):+.{2 if is_share(score) else 4}f}".replace("-", "−")
 
 
 def plain(value: float | None) -> str:

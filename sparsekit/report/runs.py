@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from sparsekit.config.options import flatten
-from sparsekit.display.tables import NAMES
+from sparsekit.display.text import is_share
 from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
 
@@ -22,44 +23,40 @@ Row = Mapping[str, Any]
 _NUMBER, _MAYBE = (int, float), (int, float, type(None))
 _CONFIG = {"method": {"name": str}, "merge": {"name": str}, "data": {"name": str}, "seed": int}
 _SEGMENT = {"segment": int, "start_epoch": _NUMBER, "epochs": _NUMBER, "sparsity": _NUMBER, "replicas": int}
-_PLAN = {"segments": [{**_SEGMENT, "lr_points": [[_NUMBER, _NUMBER]]}]}
-_MEASURED = ("barrier", "ensemble.accuracy", "distance.mean", "turn.mean", "barycentre.mean")
+_PLAN = {"segments": [{**_SEGMENT, "lr_points": [[_NUMBER, _NUMBER]]}], "score?": str}
+_MEASURED = ("barrier", "distance.mean", "turn.mean", "barycentre.mean")
 _EVENTS: dict[str, dict[str, Any]] = {
     "train": {"replica": int, "lr": _NUMBER},
     "segment": {"segment": int, "sparsity": _NUMBER, "layers": {...: _NUMBER}},
-    "merge": {"segment": int, "soup": _NUMBER, "candidates": [_NUMBER], "ingredients": [int]}
-    | dict.fromkeys(_MEASURED, _MAYBE),
-    "evaluate": {"segment": int, "test.accuracy": _NUMBER},
+    "merge": {"segment": int, "ingredients": [int]} | dict.fromkeys(_MEASURED, _MAYBE),
+    "evaluate": {"segment": int},
 }
 _COSTS = ("flops.dense", "flops.sparse", "bytes.dense", "bytes.compressed", "bytes.disk", "images.total",
           "images.critical", "latency.seconds", "parameters", "nonzero", "wall_seconds")  # fmt: skip
 _SCORES = ("test.loss", "test.ece", "test.worst_class_accuracy", "model_sparsity", "candidates.count")
-_CANDIDATES = dict.fromkeys(("candidates.mean_accuracy", "candidates.best_accuracy"), _NUMBER)
 _NEWER = {"layers.empty?": [str], "merged?": bool, "prunable?": int, "prunable_share?": _NUMBER}
 _SUMMARY = {"status": str, **_NEWER, **dict.fromkeys((*_COSTS, *_SCORES), _MAYBE)}
-_DONE = {"test.accuracy": _NUMBER, "sparsity": _NUMBER}
-_SEVERITIES = {...: [{"accuracy": _NUMBER}] * 5}
 _VARIANT = {
-    "test": dict.fromkeys(NAMES, _MAYBE) | {"worst_class": int},
-    "class_accuracy": [_MAYBE],
-    "bins": [{"count": int, "confidence": _NUMBER, "accuracy": _NUMBER}],
+    "test": {...: _MAYBE, "worst_class?": int},
+    "class_accuracy?": [_MAYBE],
+    "bins?": [{"count": int, "confidence": _NUMBER, "accuracy": _NUMBER}],
     "agreement?": _NUMBER,
-    "corruptions?": _SEVERITIES,
-    "corruption_files?": _SEVERITIES,
 }
-_EVALUATION = {"data": {"name": str}, "dense?": str, "class_names?": [str], "variants": {...: _VARIANT}}
 
 
 @dataclass(frozen=True)
 class Run:
     """One run, finished or not. Accuracies and sparsities are 0 to 1.
 
+    Scores that are not finite, which JSON cannot hold, are -infinity in `rows` and None in `summary`.
+
     Attributes:
         path: Its directory.
         config: config.yaml, options by their dotted names.
+        score: The name of the task's score.
         segments: The planned segments of plan.json.
         rows: metrics.jsonl by event: `train`, `segment`, `merge` and `evaluate`. Each row has its `epoch`; a merge's
-            also the `mean` and the `best` of its candidates' accuracies.
+            also the `mean` and the `best` of its candidates' scores.
         paced: Whether a row's `epoch` is in epochs: before the first merge it is in optimizer steps.
         summary: summary.json; empty while the run has not ended.
         evaluation: evaluation.json; empty where the run is not done.
@@ -68,6 +65,7 @@ class Run:
 
     path: Path
     config: Row
+    score: str
     segments: Sequence[Row]
     rows: Mapping[str, Sequence[Row]]
     paced: bool
@@ -111,19 +109,32 @@ def read(path: str) -> Run:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"report: {path} is no run directory (it has no config.yaml); give one that fit wrote")
     config = _parsed(folder / "config.yaml", lambda data: flatten(_check(yaml.safe_load(data), _CONFIG)))
-    segments = _parsed(folder / "plan.json", _json(_PLAN))["segments"]
+    plan = _parsed(folder / "plan.json", _json(_PLAN))
+    segments, score = plan["segments"], plan.get("score", "accuracy")
+    # an accuracy is always finite
+    reached = _NUMBER if is_share(score) else _MAYBE
     ended = (folder / "summary.json").exists()
     summary = _parsed(folder / "summary.json", _json(_SUMMARY)) if ended else {}
     done = summary.get("status") == "done"
     if done:
-        form = _DONE | (_CANDIDATES if summary.get("candidates.count") else {})
+        several = (f"candidates.mean_{score}", f"candidates.best_{score}") if summary.get("candidates.count") else ()
+        form = {"sparsity": _NUMBER, **dict.fromkeys((f"test.{score}", *several), reached)}
         _parsed(folder / "summary.json", _json(form))
     begun = ended or (folder / "metrics.jsonl").exists()
     rows, paced, note = (
-        _parsed(folder / "metrics.jsonl", lambda data: _rows(data, segments)) if begun else _rows(b"", ())
+        _parsed(folder / "metrics.jsonl", lambda data: _rows(data, segments, score, reached))
+        if begun
+        else _rows(b"", (), score, reached)
     )
-    evaluation = _parsed(folder / "evaluation.json", _json(_EVALUATION)) if done else {}
-    return Run(folder, config, segments, rows, paced, summary, evaluation, note)
+    evaluation = _parsed(folder / "evaluation.json", _json(_evaluation(score, reached))) if done else {}
+    return Run(folder, config, score, segments, rows, paced, summary, evaluation, note)
+
+
+def _evaluation(score: str, reached: Any) -> dict[str, Any]:
+    """The form of evaluation.json."""
+    suite = {...: [{score: reached}] * 5}
+    variant = _VARIANT | {"corruptions?": suite, "corruption_files?": suite}
+    return {"data": {"name": str}, "dense?": str, "class_names?": [str], "variants": {...: variant}}
 
 
 def _parsed(path: Path, parse: Callable[[bytes], Any]) -> Any:
@@ -140,29 +151,42 @@ def _json(form: Any) -> Callable[[bytes], Any]:
     return lambda data: _check(json.loads(data), form)
 
 
-def _rows(data: bytes, segments: Sequence[Row]) -> tuple[Mapping[str, Sequence[Row]], bool, str]:
+def _rows(
+    data: bytes, segments: Sequence[Row], score: str, reached: Any
+) -> tuple[Mapping[str, Sequence[Row]], bool, str]:
     """The rows by event, whether epochs are known, and a note on a last line that a killed run did not finish."""
     *lines, rest = data.split(b"\n")
     rows: dict[str, list[dict[str, Any]]] = {event: [] for event in _EVENTS}
+    events = _EVENTS | {
+        "merge": {**_EVENTS["merge"], "soup": reached, "candidates": [reached], f"ensemble.{score}": _MAYBE},
+        "evaluate": {**_EVENTS["evaluate"], f"test.{score}": reached},
+    }
     for number, line in enumerate(lines, 1):
         try:
             row = _check(json.loads(line), {"event": str, "step": int})
             if row["event"] in rows:
-                rows[row["event"]].append(_check(row, _EVENTS[row["event"]]))
+                rows[row["event"]].append(_check(row, events[row["event"]]))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     pace = 1.0
+    for test in rows["evaluate"]:
+        test[f"test.{score}"] = _known(test.get(f"test.{score}"))
     for merge in rows["merge"]:
+        merge |= {"soup": _known(merge.get("soup")), "candidates": [_known(each) for each in merge["candidates"]]}
         planned = segments[merge["segment"]]
         pace = (planned["start_epoch"] + planned["epochs"]) / merge["step"]
-        accuracies = merge["candidates"]
-        merge |= {"mean": sum(accuracies) / len(accuracies), "best": max(accuracies)}
-        if len(accuracies) > 1:
+        scores = merge["candidates"]
+        merge |= {"mean": sum(scores) / len(scores), "best": max(scores)}
+        if len(scores) > 1:
             _check(merge, {"soup.margin": _NUMBER, "soup.lost": bool}, f".merge of segment {merge['segment']}")
     for row in chain(*rows.values()):
         row["epoch"] = row["step"] * pace
     note = "metrics.jsonl: the last line is incomplete and left out" if rest else ""
     return rows, bool(rows["merge"]), note
+
+
+def _known(score: float | None) -> float:
+    return -math.inf if score is None else score
 
 
 def _check(value: Any, form: Any, where: str = "") -> Any:
@@ -171,7 +195,8 @@ def _check(value: Any, form: Any, where: str = "") -> Any:
     Args:
         value: What was read.
         form: A type or several; `[form]` for a list, `[form, form]` for one of that length; `{key: form}` for an
-            object, which may have more keys. A key `...` stands for every key; one that ends with `?` may be missing.
+            object, which may have more keys. A key `...` stands for every key that is not named; one that ends with
+            `?` may be missing.
         where: The name of the value.
     """
     kind: Any = type(form) if isinstance(form, (list, dict)) else form
@@ -184,8 +209,10 @@ def _check(value: Any, form: Any, where: str = "") -> Any:
         for number, (item, inner) in enumerate(zip(value, forms, strict=True), 1):
             _check(item, inner, f"{where}.{number}")
     if kind is dict:
+        others = set(value) - {key.removesuffix("?") for key in form if key is not ...}
         for key, inner in form.items():
-            for name in value if key is ... else [key.removesuffix("?")]:
-                if key is ... or name in value or not key.endswith("?"):
+            names = [key.removesuffix("?")] if key is not ... else [name for name in value if name in others]
+            for name in names:
+                if name in value or not key.endswith("?"):
                     _check(value.get(name), inner, f"{where}.{name}")
     return value

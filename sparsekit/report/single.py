@@ -9,24 +9,12 @@ from typing import Any
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from sparsekit.display.tables import NAMES, cell, empty_layers, run_title
-from sparsekit.display.text import duration, percent
+from sparsekit.display.tables import cell, empty_layers, margin_text, run_title, titles
+from sparsekit.display.text import duration, gap_text, percent, score_number
 from sparsekit.report import evaluation_charts, plots
 from sparsekit.report.runs import Run
 from sparsekit.report.svg import Chart
 
-CARDS = {
-    "test.accuracy": "test accuracy",
-    "sparsity": "sparsity, prunable",
-    "model_sparsity": "sparsity, all weights",
-    "candidates.mean_accuracy": "mean candidate, test",
-    "candidates.best_accuracy": "best candidate, test",
-    "test.worst_class_accuracy": "worst class",
-    "test.loss": "NLL, test",
-    "test.ece": "ECE, test",
-    "nonzero": "nonzero parameters",
-    "wall_seconds": "time",
-}
 COSTS = {
     "flops.dense": "FLOPs an image, dense",
     "flops.sparse": "FLOPs an image, sparse (theoretical)",
@@ -53,6 +41,8 @@ def view(run: Run) -> dict[str, Any]:
         "badge": badge(run),
         "title": run_title(run.config["method"], run.config["merge"], run.summary.get("merged")),
         "empty": empty_layers(empty) if (empty := run.summary.get("layers.empty")) else "",
+        "verdict": verdict(run) if run.done else [],
+        "margin": margin_text(run.score, run.contests[-1]["soup.margin"]) if run.contests else "",
         "lost": [str(row["segment"] + 1) for row in run.contests if row["soup.lost"]],
         "cards": cards(run),
         "training": _there(plots.progress(run), plots.soup(run), plots.geometry(run), plots.layers(run)),
@@ -78,7 +68,7 @@ def shown(key: str, value: float | None) -> str:
         return "–"
     if key.endswith(("accuracy", "sparsity")):
         return percent(value, 2)
-    if key.startswith("test."):
+    if key.startswith(("test.", "candidates.")):
         return f"{value:.4f}"
     if key.startswith("bytes."):
         return decimal(int(value))
@@ -100,7 +90,36 @@ def entries(run: Run, names: Mapping[str, str]) -> list[tuple[str, str, str]]:
 def cards(run: Run) -> list[tuple[str, str, str]]:
     """The main results; a single candidate is the soup, and has no card."""
     alone = run.summary.get("candidates.count") == 1
-    return [card for card in entries(run, CARDS) if not (alone and card[0].startswith("candidates."))]
+    names = {
+        f"test.{run.score}": f"test {run.score}",
+        "sparsity": "sparsity, prunable",
+        "model_sparsity": "sparsity, all weights",
+        f"candidates.mean_{run.score}": "mean candidate, test",
+        f"candidates.best_{run.score}": "best candidate, test",
+        "test.worst_class_accuracy": "worst class",
+        "test.loss": f"{loss_name(run.score)}, test",
+        "test.ece": "ECE, test",
+        "nonzero": "nonzero parameters",
+        "wall_seconds": "time",
+    }
+    return [card for card in entries(run, names) if not (alone and card[0].startswith("candidates."))]
+
+
+def loss_name(score: str) -> str:
+    """What the loss is called beside a score: a classifier's is the negative log likelihood."""
+    return "NLL" if score == "accuracy" else "loss"
+
+
+def verdict(run: Run) -> list[str]:
+    """A finished run's score in words, and how far it is from its candidates' mean and best, if they are known."""
+    soup, score = run.summary.get(f"test.{run.score}"), run.score
+    if soup is None:
+        return ["not finite"]
+    found = [score_number(score, soup, 2)]
+    others = [run.summary.get(f"candidates.{which}_{score}") for which in ("mean", "best")]
+    if (run.summary.get("candidates.count") or 1) > 1 and None not in others:
+        found += [f"{gap_text(score, abs(soup - other))} {'below' if soup < other else 'above'}" for other in others]
+    return found
 
 
 def costs(run: Run) -> list[tuple[str, str, str]]:
@@ -123,8 +142,8 @@ def planned(run: Run) -> Sequence[Sequence[str]]:
             several = len(merge["candidates"]) > 1
             merged = (
                 f"{len(merge['ingredients'])} of {len(merge['candidates'])}",
-                percent(merge["soup"], 2),
-                plots.points(merge["soup"], merge["best"]) if several else "–",
+                score_number(run.score, merge["soup"], 2),
+                plots.points(run.score, merge["soup"], merge["best"]) if several else "–",
                 plots.plain(merge["barrier"]) if several else "–",
                 _LOST if merge.get("soup.lost") else "",
             )
@@ -136,7 +155,7 @@ def planned(run: Run) -> Sequence[Sequence[str]]:
                 percent(reached[number]["sparsity"], 2) if number in reached else "not reached",
                 str(plan["replicas"]),
                 *merged,
-                percent(test["test.accuracy"], 2) if test else "–",
+                score_number(run.score, test[f"test.{run.score}"], 2) if test else "–",
             )
         )
     return rows
@@ -148,7 +167,10 @@ def scores(run: Run) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     if not found:
         return [], []
     names = run.evaluation.get("class_names", [])
-    rows = [[title, *(cell(key, each["test"], names) for each in found.values())] for key, title in NAMES.items()]
+    rows = [
+        [title, *(cell(key, each["test"], names) for each in found.values())]
+        for key, title in titles(found.values()).items()
+    ]
     if "dense" in run.evaluation:
         agreements = (shown("accuracy", variant.get("agreement")) for variant in found.values())
         rows.append([f"agrees with {run.evaluation['dense']}", *agreements])

@@ -71,15 +71,19 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "class_names": list(setup.data.class_names),
-        f"test.{score}": result.test.value if isfinite(result.test.value) else None,
-        "test.loss": result.test.loss if isfinite(result.test.loss) else None,
+        f"test.{score}": _finite(result.test.value),
+        "test.loss": _finite(result.test.loss),
     }
     if result.candidates:
         values = [candidate.value for candidate in result.candidates]
         summary["candidates.count"] = len(values)
-        summary[f"candidates.mean_{score}"] = sum(values) / len(values)
-        summary[f"candidates.best_{score}"] = max(values)
+        summary[f"candidates.mean_{score}"] = _finite(sum(values) / len(values))
+        summary[f"candidates.best_{score}"] = _finite(max(values))
     return measured | summary
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
 
 
 def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
@@ -94,12 +98,12 @@ def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
     options = EvaluateConfig(config.task, data=config.data, corruptions=config.evaluation.corruptions, seed=config.seed)
     evaluator = evaluate.Evaluator(setup.model, data.normalise, setup.autocast(), setup.task)
     found = evaluate.measure_variant(evaluator, data, options)
-    about = evaluate.header("model", config.data.name, data, config.seed)
+    about = evaluate.header("model", config.data.name, data, config.task, config.seed)
     write_json(out / "evaluation.json", about | {"variants": {"saved": found}})
     values = {f"test.{key}": value for key, value in found["test"].items()}
     if "corruptions" in found:
         rows = [cell[setup.task.score_name] for cells in found["corruptions"].values() for cell in cells]
-        values[f"test.corrupted_{setup.task.score_name}"] = sum(rows) / len(rows)
+        values[f"test.corrupted_{setup.task.score_name}"] = None if None in rows else sum(rows) / len(rows)
     images, _ = next(data.evaluation_batches("test"))
     flops = cost.flops(setup.model, images[:1], final_masks)
     return {

@@ -67,6 +67,7 @@ class Tracker(Log):
         warn: Called from another thread with a one-line warning if W&B cannot be used.
         offset: Size in bytes to which metrics.jsonl is truncated first: `offset` at the checkpoint that is resumed.
         rank: This process's rank, to be put into rows about a replica; None without torchrun.
+        score: The name of the task's score.
     """
 
     def __init__(
@@ -79,13 +80,15 @@ class Tracker(Log):
         warn: Callable[[str], None],
         offset: int = 0,
         rank: int | None = None,
+        score: str = "accuracy",
     ) -> None:
         super().__init__(rank)
         self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._file.truncate(offset)  # a resumed run writes the rows after its checkpoint again
         self._count = (out / "metrics.jsonl").read_bytes().count(b"\n") if offset else 0
         mode = _wanted_mode(wandb_config.mode)
-        self._mirror = None if mode == "disabled" else WandbMirror(out, mode, wandb_config, run_config, name, warn)
+        known = out, mode, wandb_config, run_config, name, warn, score
+        self._mirror = None if mode == "disabled" else WandbMirror(*known)
 
     def extend(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write complete rows to metrics.jsonl and mirror them."""

@@ -28,8 +28,8 @@ PATIENCE_SECONDS = 60.0
 MODEL_SECONDS = 60.0
 """Uploading the finished model may take this much longer."""
 
-_BEST = {"merge/soup": "max", "merge/soup.loss": "min", "evaluate/test.accuracy": "max", "evaluate/test.loss": "min"}
-"""Metrics of which W&B's summary also keeps the best value."""
+_BEST = {"merge/soup": "max", "merge/soup.loss": "min", "evaluate/test.loss": "min"}
+"""Metrics of which W&B's summary also keeps the best value, beside the test score."""
 
 
 class WandbMirror:
@@ -47,6 +47,7 @@ class WandbMirror:
         config: The complete config under flat, dotted names.
         name: Name of the W&B run.
         warn: Called from the mirror's thread with a one-line warning.
+        score: The name of the task's score.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class WandbMirror:
         config: Mapping[str, object],
         name: str,
         warn: Callable[[str], None],
+        score: str,
     ) -> None:
         self._out, self._mode, self._options, self._config, self._name = out, mode, options, dict(config), name
-        self._warn = warn
+        self._warn, self._best = warn, {**_BEST, f"evaluate/test.{score}": "max"}
         self._jobs: queue.SimpleQueue[Callable[[wandb.Run], object] | None] = queue.SimpleQueue()
         self._key: str | None = None
         self._first = 0
@@ -148,7 +150,7 @@ class WandbMirror:
         run.define_metric("*", step_metric="step")
         for axis in ("step", "segment"):
             run.define_metric(axis, hidden=True)
-        for name, best in _BEST.items():
+        for name, best in self._best.items():
             run.define_metric(name.replace(".", r"\."), step_metric="step", summary=f"last,{best}")
         self._first = 0 if run.offline else run.step
         self._known = wandb_record.updated(self._known, run, self._out)

@@ -1,20 +1,21 @@
 """The contract kit: tests that a plugin's class or function keeps the contract of its kind.
 
-Call `check_method(MyMethod)`, `check_merge(MyMerge)` or `check_dataset(my_data)` from the plugin's own tests. The first
-two drive the class through real runs of a tiny model on small digits, which takes some seconds on a CPU.
+Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the
+plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit._types import Tensor
+from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
 
-__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules"]
+__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules", "check_task"]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
@@ -25,6 +26,20 @@ def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
 def check_merge(cls: type[MergeStrategy], /, **options: Any) -> None:
     """Check a merge strategy, made with `options`, against every rule; raises ContractError naming the broken ones."""
     _check("merge", cls, options)
+
+
+def check_task(cls: type[Task], examples: tuple[Tensor, Tensor] | None = None, /, **options: Any) -> None:
+    """Check a task, made with `options`, against every rule; raises ContractError naming the broken ones.
+
+    Args:
+        cls: The class.
+        examples: Outputs and targets of some eight examples, where none of the kit's own suits the task.
+        **options: The task's options.
+    """
+    from sparsekit.testing.task_case import TaskCase
+    from sparsekit.testing.task_rules import TASK_RULES
+
+    _refuse(cls, outcomes(TASK_RULES, TaskCase(cls, options, examples)))
 
 
 def check_dataset(function: Callable[..., Data], /, **options: Any) -> None:
@@ -39,6 +54,11 @@ def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]
         from sparsekit.testing.method_rules import METHOD_RULES
 
         yield from outcomes(METHOD_RULES, MethodCase(plugin, options))
+    elif kind == "task":
+        from sparsekit.testing.task_case import TaskCase
+        from sparsekit.testing.task_rules import TASK_RULES
+
+        yield from outcomes(TASK_RULES, TaskCase(plugin, options))
     elif kind == "dataset":
         from sparsekit.testing.data_rules import DATA_RULES, DataCase
 
@@ -51,7 +71,11 @@ def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]
 
 
 def _check(kind: Kind, plugin: Any, options: dict[str, Any]) -> None:
-    broken = [outcome for outcome in check_rules(kind, plugin, **options) if outcome.state == "FAIL"]
+    _refuse(plugin, check_rules(kind, plugin, **options))
+
+
+def _refuse(plugin: Any, found: Iterable[Outcome]) -> None:
+    broken = [outcome for outcome in found if outcome.state == "FAIL"]
     if broken:
         count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
         lines = [f"{plugin.__name__} breaks {count} of the contract"]

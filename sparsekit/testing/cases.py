@@ -1,19 +1,20 @@
-"""What methods and merges have in common: the class under test, and the rules on its form and its options."""
+"""What plugins of all kinds have in common: the class under test, and the rules on its form and its options."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, Generic, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from sparsekit.api import MergeStrategy, PruningMethod
+from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.plugins.contract import BASES, defaults, faults
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
 
-P = TypeVar("P", PruningMethod, MergeStrategy)
+P = TypeVar("P", PruningMethod, MergeStrategy, Task)
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 
 
@@ -44,9 +45,9 @@ class PluginCase(Generic[P]):
 
 
 def is_well_formed(case: PluginCase[Any]) -> None:
-    """The class subclasses PruningMethod or MergeStrategy, defines what that requires, has a docstring, and names and
-    annotates every option. A method's `allocation` is a known one; a merge's `max_replicas` is None or 1 and more, and
-    its `average_from` None or a fraction from 0 to below 1.
+    """The class subclasses PruningMethod, MergeStrategy or Task, defines what that requires, has a docstring, and names
+    and annotates every option. A method's `allocation` is a known one; a merge's `max_replicas` is None or 1 and more,
+    and its `average_from` None or a fraction from 0 to below 1; a task's `score_name` is one word other than `loss`.
     """
     for fault in faults(case.cls, case.kind):
         raise Broken(f"{case.cls.__name__} {fault}")
@@ -58,6 +59,10 @@ def is_well_formed(case: PluginCase[Any]) -> None:
     if isinstance(instance, PruningMethod):
         rule = case.cls.allocation
         need(rule in ALLOCATIONS, f"{case.cls.__name__}.allocation is {rule!r}; choose from {', '.join(ALLOCATIONS)}")
+    elif isinstance(instance, Task):
+        name = getattr(case.cls, "score_name", None)
+        word = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name != "loss"
+        need(bool(word), f"{case.cls.__name__}.score_name is {name!r}; give a word such as 'mAP'")
     else:
         limit, start = case.cls.max_replicas, instance.average_from
         need(limit is None or (type(limit) is int and limit >= 1), f"max_replicas is {limit!r}")

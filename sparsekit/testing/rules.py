@@ -83,5 +83,5 @@ def describe(error: BaseException) -> str:
 def _is_plugin(filename: str) -> bool:
     path = Path(filename)
     library = {"torch", "timm", "safetensors", "numpy"} & set(path.parts) or filename.startswith("<")
-    core = PACKAGE in path.parents and path.relative_to(PACKAGE).parts[0] not in ("methods", "merges")
+    core = PACKAGE in path.parents and path.relative_to(PACKAGE).parts[0] not in ("methods", "merges", "tasks")
     return not library and not core

@@ -41,6 +41,8 @@ from sparsekit.training.replica import averaged_from
 from sparsekit.training.setup import Setup, forward
 from sparsekit.training.team import Team, make_team
 
+_USUAL = (torch.float32, torch.int64)
+"""The types of inputs that most models take."""
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 """What timm's models raise for images that they cannot take."""
 
@@ -252,9 +254,8 @@ def _try_forward(setup: Setup) -> None:
         text = first_line(error).rstrip(".;")
         if setup.data.fixed:
             shape = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-            raise UserError(
-                f"--model.name {name} cannot take inputs {shape}: {text}; change the model or --data"
-            ) from error
+            fix = "change the model or the data" if inputs.dtype in _USUAL else "convert them, as to torch.float32"
+            raise UserError(f"--model.name {name} cannot take inputs {shape}: {text}; {fix}") from error
         raise UserError(
             f"--model.name {name} cannot take images of {setup.data.inputs.pixels} pixels: {text}; set "
             "--data.image_size, or img_size in --model.kwargs"

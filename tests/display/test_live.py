@@ -127,6 +127,26 @@ def test_the_last_table_leaves_out_what_there_is_not() -> None:
     assert stopped.text.split() == ["imp", "+", "greedy", "stopped", "run", "r"]
 
 
+def test_the_score_of_another_task_is_a_number_with_its_name() -> None:
+    screen = Screen(False)
+    screen.display.merged("mAP", 0.5, [0.5125, 0.5375], ingredients=2, lost=True)
+    assert screen.text.endswith(
+        "soup of 2: mAP 0.5000 held out (candidates mAP 0.5250 mean, mAP 0.5375 best)  lost 0.0375\n"
+    )
+    screen = Screen(False)
+    found = {"status": "done", "score": "mean_IoU", "test.mean_IoU": 0.75, "test.loss": 0.5, "merge": "best"}
+    found |= {"test.pixel_accuracy": 0.9, "candidates.mean_mean_IoU": 0.7, "candidates.best_mean_IoU": 0.8}
+    screen.display.finish(found | {"merges.lost": 1, "merges.count": 2, "merges.margin": 0.02})
+    lines = [re.split(r"  +", line, maxsplit=1) for line in screen.text.splitlines() if line]
+    assert lines[1:] == [
+        ["soup", "mean_IoU 0.7500 on the test split, loss 0.5000"],
+        ["mean candidate", "mean_IoU 0.7000  (soup +0.0500)"],
+        ["best candidate", "mean_IoU 0.8000  (soup -0.0500)"],
+        ["", "pixel_accuracy 90.00 %"],
+        ["merges lost", "1 of 2: the soup more than 0.02 below its best candidate, held out"],
+    ]
+
+
 def train(screen: Screen, segments: int = 2, replicas: int = 3, seconds: float = 1.0) -> None:
     """A run of 4 steps a replica, `seconds` each."""
     with screen.display as display:
@@ -137,7 +157,7 @@ def train(screen: Screen, segments: int = 2, replicas: int = 3, seconds: float =
                 for step in range(4):
                     screen.clock.now += seconds
                     display.progress(replica, step + 1, 4, 0.5)
-            display.merged(0.942, [0.93, 0.925, 0.938][:replicas], ingredients=min(replicas, 3 - index))
+            display.merged("accuracy", 0.942, [0.93, 0.925, 0.938][:replicas], ingredients=min(replicas, 3 - index))
 
 
 def test_without_a_terminal_there_are_plain_lines_and_few() -> None:

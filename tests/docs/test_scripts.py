@@ -88,3 +88,11 @@ def test_the_notebook_runs_and_shows_one_line_that_updates(tmp_path: Path, monke
     assert "on the test split" in shown
     (run,) = (tmp_path / "runs").iterdir()
     check_soup(run, 0.9)
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize(("task", "sparsity", "least"), [("multilabel", 0.9, 0.95), ("segmentation", 0.8, 0.7)])
+def test_another_task(tmp_path: Path, task: str, sparsity: float, least: float) -> None:
+    out = ended(start(f"{task}.py", tmp_path))
+    check_soup(tmp_path / "runs" / task, sparsity)
+    assert float(out.split()[-2]) > least

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import optimizer, pruned, tiny_setup
 
+import sparsekit
 from sparsekit.api import PruningMethod
 from sparsekit.config.options import DataConfig, ReplicasConfig
 from sparsekit.evaluation.batchnorm import recalibrate_batchnorm
@@ -55,6 +56,7 @@ def begun(setup: Setup, segment: int) -> Training:
     return Training(setup, parent, stage, replicas_of(setup.config, stage)[0], setup.method.learning_rate(stage))
 
 
+BUILT: list[torch.optim.Optimizer] = []
 setup = setup_of()
 images, labels = next(iter(setup.data.train_batches(0, 1)))
 
@@ -63,6 +65,7 @@ def bare() -> Callable[[], object]:
     """A step as a few lines of torch take it."""
     model = setup.model.train()
     built = optimizers.build(setup.config.optimizer, model, {}, 0.05, 5e-4)
+    BUILT.append(built)
 
     def step() -> None:
         with setup.autocast():
@@ -73,6 +76,18 @@ def bare() -> Callable[[], object]:
         built.step()
 
     return step
+
+
+def by_hand() -> Callable[[], object]:
+    """The bare step with a pruner."""
+    step = bare()
+    pruner = sparsekit.Pruner(setup.model, BUILT[-1], epochs=1, steps_per_epoch=1000)
+
+    def pruned() -> None:
+        pruner.prune_if_due()
+        step()
+
+    return pruned
 
 
 def masked() -> Callable[[], object]:
@@ -131,7 +146,9 @@ def trained(training: Training) -> Callable[[], object]:
     return step
 
 
-found = {make.__name__: cost(make()) for make in (bare, masked, recorded, stacked, recalibration, score, upload)}
+found = {
+    make.__name__: cost(make()) for make in (bare, masked, recorded, stacked, recalibration, score, upload, by_hand)
+}
 for name in sys.argv[3:]:
     its = setup_of(find("method", name).load()())
     found[name] = cost(trained(begun(its, 1)), 50)

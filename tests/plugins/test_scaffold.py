@@ -23,7 +23,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["method", "merge"])
+@pytest.mark.parametrize("kind", ["method", "merge", "task"])
 def test_a_new_package_installs_and_passes_its_own_tests(tmp_path: Path, capsys: Capture, kind: Kind) -> None:
     code, out, err = run(capsys, "plugins", "new", "my_own", "--kind", kind, "--out", str(tmp_path / "made"))
     assert (code, err) == (0, [])
@@ -45,7 +45,7 @@ def test_a_new_package_installs_and_passes_its_own_tests(tmp_path: Path, capsys:
     assert "my_own" in execute("sparsekit", "plan", f"--{kind}", "my_own", "--print_config")
 
 
-@pytest.mark.parametrize("kind", ["method", "merge"])
+@pytest.mark.parametrize("kind", ["method", "merge", "task"])
 def test_a_new_package_is_tidy(tmp_path: Path, kind: Kind) -> None:
     scaffold.create("a_b2", kind, tmp_path)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -86,11 +86,15 @@ def test_a_name_that_cannot_be_used_is_bad_input(tmp_path: Path, capsys: Capture
         ("true", "TruePlugin"),
         ("pruning_method", "PruningMethodPlugin"),
         ("sequence", "SequencePlugin"),
+        ("error_meter", "ErrorMeterPlugin"),
+        ("class_var", "ClassVarPlugin"),
     ],
 )
 def test_class_names(tmp_path: Path, name: str, cls: str) -> None:
     assert scaffold.class_name(name) == cls
-    kinds: tuple[Kind, ...] = ("method", "merge") if name != "none" else ("method",)  # there is a merge `none`
+    kinds: tuple[Kind, ...] = (
+        ("method", "merge", "task") if name != "none" else ("method", "task")
+    )  # there is a merge `none`
     for kind in kinds:
         scaffold.create(name, kind, tmp_path / kind)
         compile((tmp_path / kind / f"sparsekit-{name}" / f"sparsekit_{name}" / "__init__.py").read_text(), name, "exec")

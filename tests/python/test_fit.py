@@ -267,6 +267,7 @@ X, Y = problem()
         ({"model": "resnet18"}, ["model.name resnet18", "(2, 12)"]),
         ({"model": lambda: nn.Linear(12, 7)}, ["task classification", "4 classes", "(2, 7)"]),
         ({"model": lambda: nn.Linear(11, 4)}, ["model.name", "(2, 12)"]),
+        ({"data": sparsekit.Data(train=(X.double(), Y), test=(X.double(), Y))}, ["float64", "torch.float32"]),
         ({"model": lambda: 3}, ["model.name", "int", "torch.nn.Module"]),
         ({"model": nn.ReLU()}, ["model.name", "Conv or Linear"]),
         ({**regression(2), "task": Worst()}, ["task", "one output is needed", "(2, 2)"]),

@@ -316,6 +316,73 @@ def test_a_plot_says_what_it_was_given_and_only_coordinates_are_rounded() -> Non
     assert "var(--c1)" in " ".join(drawn)
 
 
+# --- other tasks ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_task_shows_its_score_as_a_number(tmp_path: Path) -> None:
+    run = written(tmp_path / "first", score="mAP")
+    page = report(run.path, out=tmp_path / "r.html")
+    assert {key: text for key, text in page.keyed.items() if key.startswith(("test.", "candidates."))} == {
+        "test.mAP": f"{accuracy(0, 0.9):.4f}",
+        "candidates.mean_mAP": "0.9000",
+        "candidates.best_mAP": "0.9700",
+        "test.loss": "0.1234",
+    }
+    words = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
+    for part in (
+        "Test mAP 0.9000 at 90.00 % sparsity", "0.0000 above its mean", "0.0700 below its best",
+        "the soup’s held-out mAP was more than 0.01 below", "mAP and sparsity over time.", "mAP above best candidate",
+        "Held-out mAP at every merge",
+    ):  # fmt: skip
+        assert part in words, part
+    assert "accuracy, %" not in words
+    assert "nats" not in words
+    assert page.table("epoch", "soup")[0] == ["2", "0.6500", "0.6100", "0.6200", "3"]
+    assert page.table("segment", "soup − mean")[1] == ["2", "−0.0400", "−0.0500", "+0.0000", "yes"]
+    assert page.table("segment", "barrier", "L2 distance")[0] == ["1", "−0.125", "3", "60", "2"]
+    assert page.table("segment", "epochs", "planned sparsity")[1][6:] == [
+        "0.6200", "−0.0500", "−0.125", "lost", "0.6200",
+    ]  # fmt: skip
+    assert page.table("test split of digits") == [
+        ["mAP", "0.9500"], ["loss", "0.1234"], ["F1", "0.8000"], ["subset_accuracy", "50.00 %"],
+    ]  # fmt: skip
+
+
+def test_runs_of_two_tasks_are_compared_with_a_column_and_a_curve_for_each_score(tmp_path: Path) -> None:
+    runs = [
+        written(tmp_path / f"{score}-{seed}", score=score, seed=seed, task={"name": task})
+        for score, task in (("accuracy", "classification"), ("R2", "regression"))
+        for seed in range(2)
+    ]
+    view = compare.view(runs)
+    head, rows = view["means"]
+    assert list(head) == [
+        "task", "n", "reached sparsity", "test accuracy", "mean candidate, accuracy", "test R2",
+        "mean candidate, R2", "loss", "ECE", "worst class",
+    ]  # fmt: skip
+    assert [row[5] for row in rows] == ["–", "0.8950 ± 0.0050"]
+    assert [row[3] for row in rows] == ["89.50 ± 0.50 %", "–"]
+    assert [curve.title for curve in view["curves"]] == ["Accuracy against sparsity.", "R2 against sparsity."]
+    assert [list(curve.rows[0][2:4]) for curve in view["curves"]] == [["89.50 %", "0.50"], ["0.8950", "0.0050"]]
+    assert [row[3] for row in view["runs"][1]] == [
+        "90.00 % (accuracy)", "89.00 % (accuracy)", "0.9000 (R2)", "0.8900 (R2)",
+    ]  # fmt: skip
+
+
+def test_scores_that_are_not_finite_are_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "first", score="R2")
+    for name in ("summary.json", "metrics.jsonl", "evaluation.json"):
+        text = (folder / name).read_text()
+        text = re.sub(r'"(test\.R2|R2|candidates\.\w+_R2|soup)": [-\d.e]+', r'"\1": null', text)
+        (folder / name).write_text(text.replace('"candidates": [0.6,', '"candidates": [null,'))
+    page = report(folder, out=tmp_path / "r.html")
+    assert "Test R2 not" in page.text
+    assert "test.R2" not in page.keyed
+    assert page.table("test split of digits")[0] == ["R2", "not finite"]
+    assert page.table("epoch", "soup")[0] == ["2", "not finite", "not finite", "0.6200", "3"]
+    assert compare.view([read(str(folder)), written(tmp_path / "other", score="R2")])["curves"]
+
+
 # --- the command ------------------------------------------------------------------------------------------------
 
 
@@ -377,8 +444,9 @@ def test_one_seed_has_no_error_bars(tmp_path: Path) -> None:
     runs = [written(tmp_path / f"{sparsity}", sparsity=sparsity) for sparsity in (0.9, 0.95)]
     view = compare.view(runs)
     assert not view["several"]
-    assert "no error bars" in view["curves"].note
-    assert [row[-2] for row in view["curves"].rows] == ["–", "–"]
+    (curve,) = view["curves"]
+    assert "no error bars" in curve.note
+    assert [row[-2] for row in curve.rows] == ["–", "–"]
 
 
 def test_an_option_that_a_run_does_not_have_makes_no_group(tmp_path: Path) -> None:

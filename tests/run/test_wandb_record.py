@@ -178,6 +178,15 @@ def test_best_values_stand_beside_the_last_ones(tmp_path: Path, quiet: Say) -> N
     assert summary["evaluate/test.loss"] == {"last": pytest.approx(0.3), "min": pytest.approx(0.1)}
 
 
+def test_the_best_score_of_another_task_is_kept_too(tmp_path: Path, quiet: Say) -> None:
+    with Tracker(tmp_path, WandbConfig("offline"), {}, "run", warn=quiet, score="mAP") as tracker:
+        for step, value in enumerate((0.5, 0.9, 0.7)):
+            tracker.log("evaluate", {"test.mAP": value}, step=step, segment=step)
+        (folder,) = tracker.wandb_locations
+    summary = finished_log(next(Path(folder).glob("*.wandb"))).summary
+    assert summary["evaluate/test.mAP"] == {"last": 0.7, "max": 0.9}
+
+
 def test_metadata_are_plain_values() -> None:
     summary = {"method": "gmp", "status": "done", "test.ece": 0.1, "candidates.count": 3, "wall_seconds": 1.0}
     assert wandb_record.summary_metadata(summary) == {"method": "gmp", "test.ece": 0.1, "candidates.count": 3}

@@ -89,6 +89,16 @@ def test_a_failed_run_is_reported_and_a_second_start_runs_only_what_is_left(swee
     assert "some talk" in (sweep / "o" / "logs" / "method=gmp,seed=1.log").read_text()
 
 
+def test_each_run_says_what_it_reached_under_the_name_of_its_score(sweep: Path, capsys: Capture) -> None:
+    (sweep / "mended").touch()
+    assert cli.main(["sweep", "s.yaml", "--out", "accuracy"]) == 0
+    assert "method=gmp,seed=0  done: 90.00 %, " in capsys.readouterr().out
+    child = (sweep / "child.py").read_text()
+    (sweep / "child.py").write_text(child.replace('"test.accuracy": 0.9', '"score": "mAP", "test.mAP": 0.9'))
+    assert cli.main(["sweep", "s.yaml", "--out", "mAP"]) == 0
+    assert "method=gmp,seed=0  done: mAP 0.9000, " in capsys.readouterr().out
+
+
 def test_a_killed_run_fails_alone(sweep: Path, capsys: Capture) -> None:
     (sweep / "kill").touch()
     assert cli.main(["sweep", "s.yaml", "--out", "o", "--jobs", "2"]) == 1

@@ -9,11 +9,14 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from sparsekit.errors import RunError
-from sparsekit.evaluation.metrics import Metrics, Tally
+from sparsekit.evaluation.scores import measure_model
+from sparsekit.models.device import autocast
+from sparsekit.tasks.classification import Classification
+from sparsekit.tasks.metrics import Metrics, Tally
 
 CPU = torch.device("cpu")
 
@@ -29,9 +32,9 @@ def answers(count: int, classes: int, sharpness: float = 2.0, seed: int = 0) -> 
 
 
 def measured(logits: Tensor, labels: Tensor, size: int = 64) -> Metrics:
-    tally = Tally(logits.shape[1], CPU)
+    tally = Tally(CPU)
     for some, truth in zip(logits.split(size), labels.split(size), strict=True):
-        tally.add(some, truth)
+        tally.update(some, truth)
     return tally.result()
 
 
@@ -107,9 +110,12 @@ def test_an_output_that_is_not_a_number_is_an_infinite_loss() -> None:
 
 def test_nothing_cannot_be_measured() -> None:
     with pytest.raises(RunError, match="nothing to evaluate"):
-        Tally(10, CPU).result()
+        Tally(CPU).result()
 
 
 def test_predictions_come_back_for_comparison() -> None:
     logits, labels = answers(20, 4)
-    assert torch.equal(Tally(4, CPU).add(logits.bfloat16(), labels), logits.bfloat16().argmax(1))
+    batches = zip(logits.bfloat16().split(7), labels.split(7), strict=True)
+    found = measure_model(nn.Identity(), batches, autocast(CPU, torch.float32), Classification(), predictions=True)
+    assert found.predictions is not None
+    assert torch.equal(found.predictions, logits.bfloat16().argmax(1))

@@ -1,0 +1,1 @@
+"""Tasks for sparsekit, one a module; found through the entry points group `sparsekit.tasks`."""
