@@ -1,7 +1,7 @@
 """The contract kit: tests that a plugin's class or function keeps the contract of its kind.
 
 Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the
-plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds on a CPU.
+plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds.
 """
 
 from __future__ import annotations
