@@ -223,9 +223,7 @@ class ExampleData(MadeImages):
             _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
             num_classes = task.num_outputs(some)
         if config.fold is not None and data.held_out is not None:
-            raise UserError(
-                f"--data.fold {config.fold}: {config.name} holds examples out itself; leave one of them out"
-            )
+            raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
         train, cut, _ = choose.split(
             count, None if targets is None else targets["train"], num_classes, config, held_out="held_out" in found
         )

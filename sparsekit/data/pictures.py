@@ -41,7 +41,7 @@ def load(data: Data, config: DataConfig, device: torch.device, channels_last: bo
         if getattr(config, option):
             raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
     if config.fold is not None and data.held_out is not None:
-        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave one of them out")
+        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
     labels = {"train": _labels(data.train, "train"), "test": _labels(data.test, "test")}
     if data.held_out is not None:
         labels["held_out"] = _labels(data.held_out, "held_out")
