@@ -288,6 +288,8 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
     choices = {kind: _Choice(kind, DEFAULTS[kind]) for kind in GROUPS}
     data = _Choice("data.name", DataConfig.name)
     everyone = [*choices.values(), data]
+    for name, value in (run or {}).items():
+        _adopt(name, value)
     for choice in everyone:
         choice.read(run or {})
     others = _as_arguments({n: v for n, v in (run or {}).items() if not begins(n, *GROUPS) and not data.has(n)})

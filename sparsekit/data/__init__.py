@@ -62,8 +62,10 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
         return ExampleData.load(own, config, device, channels_last, task)
     data = _images(config, device, channels_last)
     if not task.stratified:
+        from sparsekit.data.batches import count_outputs
+
         _, targets = next(iter(data.evaluation_batches("held_out")))
-        data.num_classes = task.num_outputs(targets)
+        data.num_classes = count_outputs(task, targets)
     return data
 
 

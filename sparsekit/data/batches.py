@@ -217,11 +217,11 @@ class ExampleData(MadeImages):
         targets = {what: _class_numbers(source, what) for what, source in found.items()} if task.stratified else None
         count = len(found["train"])
         if targets is not None:
-            num_classes = task.num_outputs(targets["train"])
+            num_classes = count_outputs(task, targets["train"])
             check_classes(targets, num_classes, data.class_names)
         else:
             _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
-            num_classes = task.num_outputs(some)
+            num_classes = count_outputs(task, some)
         if config.fold is not None and data.held_out is not None:
             raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
         train, cut, _ = choose.split(
@@ -278,12 +278,13 @@ class ExampleData(MadeImages):
         return seen
 
     def relabel(self, order: Sequence[int]) -> None:
-        """Give each class another number, `order[label]`."""
+        """Give each class another number, `order[label]`; raises UserError where targets are no class numbers."""
+        if self._labels is None:
+            raise UserError("data.class_names: they are in another order than the model's; give them in its order")
         super().relabel(order)
         mapping = torch.tensor(order)
         self._mapping = mapping if self._mapping is None else mapping[self._mapping]
-        if self._labels is not None:
-            self._labels = {name: mapping[labels] for name, labels in self._labels.items()}
+        self._labels = {name: mapping[labels] for name, labels in self._labels.items()}
 
     def train_batches(
         self, seed: int, steps: int, start: int = 0, subset: Tensor | None = None, part: tuple[int, int] = (0, 1)
@@ -341,6 +342,17 @@ class ExampleData(MadeImages):
 
     def _relabelled(self, targets: Tensor) -> Tensor:
         return targets if self._mapping is None else self._mapping.to(targets.device)[targets]
+
+
+def count_outputs(task: Task, targets: Tensor) -> int:
+    """How many outputs the task needs for these targets; raises UserError where it cannot tell."""
+    try:
+        return task.num_outputs(targets)
+    except Exception as error:  # a plugin may raise anything
+        raise UserError(
+            f"--task: {type(task).__name__} cannot tell its outputs from targets {targets.dtype} of shape "
+            f"{tuple(targets.shape)} ({type(error).__name__}: {first_line(error)}); change the targets or the task"
+        ) from error
 
 
 def _source(examples: Any, device: torch.device, workers: int, what: str) -> Source:

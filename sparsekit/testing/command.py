@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sparsekit.errors import UserError, nearest
+from sparsekit.plugins.objects import is_object
 from sparsekit.plugins.registry import Kind, Plugin, discover, find
 from sparsekit.testing import check_rules
 from sparsekit.testing.rules import THROUGH
@@ -18,11 +19,18 @@ TIME_LIMIT = 600.0
 
 
 def check(name: str, kinds: Sequence[Kind]) -> int:
-    """Check every plugin of that name and print a line a rule; 0 where all rules pass, 1 where one does not.
+    """Check every plugin of that name, or what `module:name` names, and print a line a rule.
+
+    Returns:
+        0 where all rules pass, 1 where one does not.
 
     Raises:
         UserError: no plugin has the name, or two distributions provide it.
     """
+    if is_object(name):
+        if len(kinds) != 1:
+            raise UserError(f"plugins check {name}: give --kind, as it is in no package")
+        return _check_in_a_process(find(kinds[0], name))
     known = [plugin for plugin in discover().plugins if plugin.kind in kinds]
     chosen = {plugin.kind: plugin for plugin in known if plugin.name == name}
     if not chosen:

@@ -122,11 +122,12 @@ def test_training_commands_have_options_that_fit_takes(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # modules of the page are found in the current directory
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.syspath_prepend(tmp_path)
     for other in documents.blocks(block.page):
-        if other.file and other.language in ("yaml", "python"):
+        if other.file and other.language in ("python", "yaml"):
             Path(other.file).write_text(other.text)
+            monkeypatch.delitem(sys.modules, Path(other.file).stem, raising=False)  # pages have modules of one name
     found = {command: options for command in block.commands if (options := fit_options(command)) is not None}
     assert found
     for command, options in found.items():

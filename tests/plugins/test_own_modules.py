@@ -66,6 +66,47 @@ def noisy(count: int = 40, broken: int = -1) -> sparsekit.Data:
         raise RuntimeError("no such square")
     return sparsekit.Data(train=(images[:count], labels[:count]), test=(images[count:], labels[count:]))
 '''
+TASK = '''\
+"""A task of one's own."""
+from sparsekit import Task
+
+
+class Squares(Task):
+    """A number for each example, scored by the squared error below 0.
+
+    Args:
+        weight: Factor of the loss.
+    """
+
+    score_name = "closeness"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def loss(self, outputs, targets):
+        return self.weight * (outputs[:, 0] - targets).square().mean()
+
+    def meter(self, device):
+        return Errors()
+
+    def num_outputs(self, targets):
+        return 1
+
+    def check(self, outputs, targets):
+        if outputs.shape != (len(targets), 1) or targets.dim() != 1:
+            raise ValueError("there must be a number each")
+
+
+class Errors:
+    def __init__(self):
+        self.total, self.count = 0.0, 0
+
+    def update(self, outputs, targets):
+        self.total, self.count = self.total + (outputs[:, 0] - targets).square().sum(), self.count + len(targets)
+
+    def compute(self):
+        return {"closeness": -self.total / self.count}
+'''
 Capture = pytest.CaptureFixture[str]
 PLAIN = [*ARGUMENTS[:4], "--epochs", "6", "--replicas.count", "2", "--optimizer.lr", "0.05"]
 SMALL = ["--model.kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}']
@@ -197,6 +238,27 @@ def test_a_class_in_no_package_is_a_method_as_others_are(here: Path, capsys: Cap
     argv = [*own, *PLAIN, *SMALL, "--data.image_size", "8", "--merge", "none", "--out", "run"]
     assert run(capsys, "fit", *argv)[0] == 0
     assert yaml.safe_load((here / "run" / "config.yaml").read_text())["method"]["name"] == "made_up_own:Thing"
+
+
+@pytest.mark.slow
+def test_a_class_in_no_package_is_a_task_of_every_command(here: Path, capsys: Capture) -> None:
+    (here / "made_up_task.py").write_text(TASK)
+    code, out, _ = run(capsys, "plugins", "check", "made_up_task:Squares", "--kind", "task")
+    assert (code, out) == (0, "--task made_up_task:Squares\n")  # the rules are printed by a process of their own
+    code, _, err = run(capsys, "plugins", "check", "made_up_task:Squares")
+    assert (code, "--kind" in err[0]) == (2, True)
+    for out in ("a", "b"):
+        options = ["--task", "made_up_task:Squares", "--task.weight", "0.1", "--sparsity", "0.5"]
+        code, _, err = run(capsys, "fit", *PLAIN, *SMALL, *options, "--seed", str(ord(out)), "--out", out)
+        assert (code, err) == (0, [])
+    found = json.loads(Path("a/summary.json").read_text())
+    assert (found["task"], found["score"]) == ("made_up_task:Squares", "closeness")
+    code, out, err = run(capsys, "evaluate", "a")
+    assert (code, err) == (0, [])
+    assert f"{found['test.closeness']:.4f}" in out
+    code, out, err = run(capsys, "merge", "a", "b", "--masks", "union", "--merge", "best", "-o", "soup")
+    assert (code, err, "closeness" in out) == (0, [], True)
+    assert run(capsys, "export", "a", "--format", "torch", "-o", "a.pt2")[0] == 0
 
 
 @pytest.mark.slow
