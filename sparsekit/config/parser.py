@@ -262,7 +262,7 @@ class _Choice:
         """Take the options of a config file, or of a run."""
         theirs = {name: value for name, value in options.items() if self.has(name)}
         if self.option not in options:
-            self.own += as_arguments(theirs)
+            self.own += _as_arguments(theirs)
             return
         if self.own and not self.chosen:
             flag, name = self.own[0].partition("=")[0], options[self.option]
@@ -271,7 +271,7 @@ class _Choice:
         self.base, self.filed, self.chosen, self.own = options[self.option], theirs, "", []
 
 
-def as_arguments(options: Mapping[str, Any]) -> list[str]:
+def _as_arguments(options: Mapping[str, Any]) -> list[str]:
     """Options by their dotted names as arguments."""
     return [
         f"--{name}={value if isinstance(value, str) else plugin_yaml.text(value)}" for name, value in options.items()
@@ -292,7 +292,7 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
         _adopt(name, value)
     for choice in everyone:
         choice.read(run or {})
-    others = as_arguments({n: v for n, v in (run or {}).items() if not begins(n, *GROUPS) and not data.has(n)})
+    others = _as_arguments({n: v for n, v in (run or {}).items() if not begins(n, *GROUPS) and not data.has(n)})
     left = list(argv)
     while left:
         flag, equals, value = left.pop(0).partition("=")
@@ -345,7 +345,7 @@ def _of_data(choice: _Choice, parser: OptionParser) -> list[str]:
         parser.given.known = [*parser.given.known, *(f"--data.{name}" for name in function.options)]
     parser.given.plugins["dataset"] = choice.name, list(function.options) if function else []
     filed = choice.filed if choice.filed and choice.name == choice.base else {}
-    return [*as_arguments(filed), *choice.own]
+    return [*_as_arguments(filed), *choice.own]
 
 
 def _as_list(item: tuple[str, Any]) -> tuple[str, Any]:

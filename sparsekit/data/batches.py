@@ -218,14 +218,12 @@ class ExampleData(MadeImages):
         count = len(found["train"])
         if targets is not None:
             num_classes = count_outputs(task, targets["train"])
-            _check_classes(targets, num_classes, data.class_names)
+            check_classes(targets, num_classes, data.class_names)
         else:
             _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
             num_classes = count_outputs(task, some)
         if config.fold is not None and data.held_out is not None:
-            raise UserError(
-                f"--data.fold {config.fold}: {config.name} holds examples out itself; leave one of them out"
-            )
+            raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
         train, cut, _ = choose.split(
             count, None if targets is None else targets["train"], num_classes, config, held_out="held_out" in found
         )
@@ -388,7 +386,12 @@ def _class_numbers(source: Source, what: str) -> Tensor:
     return targets.long()
 
 
-def _check_classes(targets: dict[str, Tensor], num_classes: int, class_names: Sequence[str]) -> None:
+def check_classes(targets: dict[str, Tensor], num_classes: int, class_names: Sequence[str]) -> None:
+    """Raise UserError where a split has a class that training lacks, or the names are not as many as the classes."""
+    if lacking := sorted(set(range(num_classes)) - set(targets["train"].tolist())):
+        raise UserError(
+            f"data.train has no example of class {lacking[0]}, but of class {num_classes - 1}; number classes from 0"
+        )
     for what, labels in targets.items():
         if (most := int(labels.max())) >= num_classes:
             raise UserError(f"data.{what} has class {most}, but data.train has classes 0 to {num_classes - 1} only")

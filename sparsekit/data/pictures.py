@@ -9,6 +9,7 @@ from PIL import Image
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import choose
+from sparsekit.data.batches import check_classes
 from sparsekit.data.contents import Contents, Part, cut_by, limited_by
 from sparsekit.data.examples import Data
 from sparsekit.data.folder import FolderData
@@ -40,17 +41,13 @@ def load(data: Data, config: DataConfig, device: torch.device, channels_last: bo
         if getattr(config, option):
             raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
     if config.fold is not None and data.held_out is not None:
-        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave one of them out")
+        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
     labels = {"train": _labels(data.train, "train"), "test": _labels(data.test, "test")}
     if data.held_out is not None:
         labels["held_out"] = _labels(data.held_out, "held_out")
     num_classes = int(labels["train"].max()) + 1
-    for what, numbers in labels.items():
-        if (most := int(numbers.max())) >= num_classes:
-            raise UserError(f"data.{what} has class {most}, but data.train has classes 0 to {num_classes - 1} only")
+    check_classes(labels, num_classes, data.class_names)
     names = tuple(map(str, data.class_names or range(num_classes)))
-    if len(names) != num_classes:
-        raise UserError(f"data.class_names names {len(names)} classes, but there are {num_classes}; name each")
     train = labels["train"]
     kept, cut, _ = choose.split(len(train), train, num_classes, config, held_out=data.held_out is not None)
     samples: dict[Split, list[Sample]] = {

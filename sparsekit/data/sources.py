@@ -19,24 +19,26 @@ def open_data(config: DataConfig) -> Data | None:
         UserError: there is no such data set, an option does not suit it, or it returns no examples.
     """
     what = f"--data.name {config.name}"
+    arguments: dict[str, Any] = {}
     if is_brought("--data.name", config.name):
-        made, takes_root = find_object("--data.name", config.name), False
+        made = find_object("--data.name", config.name)
     elif (function := find_data(config.name)) is None:
         return None
     else:
-        made, takes_root = function.call, "root" in inspect.signature(function.call).parameters
-    if config.root is not None and not takes_root:
+        made, takes = function.call, inspect.signature(function.call).parameters
+        shared = {"root": config.root, "name": function.rest}
+        arguments = {name: value for name, value in shared.items() if name in takes} | config.options
+    if config.root is not None and "root" not in arguments:
         raise UserError(f"--data.root {config.root}: {what} takes no folder; leave it out")
     if callable(made):
-        arguments: dict[str, Any] = {"root": config.root} if takes_root else {}
-        if not is_brought("--data.name", config.name) and function and function.rest:
-            arguments["name"] = function.rest
         try:
-            made = made(**arguments, **config.options)
+            made = made(**arguments)
         except UserError:
             raise
         except Exception as error:  # a user's function may raise anything
-            raise UserError(f"{what}: it raises {type(error).__name__}: {first_line(error)}") from error
+            told = isinstance(error, ValueError) and str(error).startswith("--data.")
+            reason = first_line(error) if told else f"{what}: it raises {type(error).__name__}: {first_line(error)}"
+            raise UserError(reason) from error
     if isinstance(made, (tuple, list)) and len(made) in (2, 3):
         made = Data(*made)  # train, test, and perhaps held out
     if not isinstance(made, Data):

@@ -31,6 +31,8 @@ ALL_GROUPS: dict[Kind, str] = GROUPS | {"dataset": "sparsekit.datasets", "model"
 """With those chosen by `--data.name`, which are functions, and the modules that register models with timm."""
 GROUP_OF_OPTIONS: dict[Kind, str] = {"dataset": "data"}
 """The group of a kind's own options, where it has not the kind's name."""
+BUILT_IN_DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder")
+"""The data sets that are no plugins; no plugin may have their names."""
 _PATTERNS = ("*.dist-info", "*.egg-info")
 
 
@@ -215,6 +217,8 @@ def _target(kind: Kind, name: str, value: str, owner: entrypoints.Distribution) 
         return value, f"{malformed}; write module:{'function' if kind == 'dataset' else 'Class'}"
     if not re.fullmatch(r"[\w-]+", name):
         return value, f"{malformed}; a name has letters, digits, _ and - only"
+    if kind == "dataset" and name in BUILT_IN_DATA:
+        return value, f"entry point {name!r} has the name of a data set of sparsekit itself; choose another"
     return f"{entry.module_name}:{entry.object_name}", ""
 
 

@@ -118,10 +118,13 @@ class Tally:
         """The metrics of all batches; raises RunError if there were none."""
         if not self._count:
             raise RunError("there is nothing to evaluate: the split is empty")
-        hits, five, loss, brier = (self._sums / self._count).tolist()
+        parts = (self._sums / self._count, self._bins, self._of_class)
+        together = torch.cat([part.flatten() for part in parts]).cpu()  # one wait for the device
+        sums, of_bins, of_class = torch.split(together, [part.numel() for part in parts])
+        hits, five, loss, brier = sums.tolist()
         bins = tuple(
             Bin(int(count), confidence / max(count, 1.0), hits_in / max(count, 1.0))
-            for count, confidence, hits_in in self._bins.T.tolist()
+            for count, confidence, hits_in in of_bins.view(3, BINS).T.tolist()
         )
         gaps = [(bar.count, abs(bar.accuracy - bar.confidence)) for bar in bins if bar.count]
         return Metrics(
@@ -132,6 +135,8 @@ class Tally:
             ece=sum(count * gap for count, gap in gaps) / self._count,
             mce=max(gap for _, gap in gaps),
             brier=brier,
-            class_accuracy=tuple(hit / count if count else None for count, hit in self._of_class.T.tolist()),
+            class_accuracy=tuple(
+                hit / count if count else None for count, hit in of_class.view(2, self.classes).T.tolist()
+            ),
             bins=bins,
         )

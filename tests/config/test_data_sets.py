@@ -219,6 +219,16 @@ def test_a_function_that_breaks_the_contract_is_refused(tmp_path: Path, case: st
     assert words in message
 
 
+def test_the_names_of_sparsekits_own_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with visible(tmp_path / "site") as folder:
+        distribution(folder, "thief", "[sparsekit.datasets]\ndigits = made_up_shapes:shapes\n", {})
+        assert cli.main(["plugins", "list", "--kind", "dataset"]) == 0
+        assert "'digits' has the name of a data set of sparsekit itself" in capsys.readouterr().err
+        assert own() == {}
+    assert cli.main(["fit", "--data.help", "digits"]) == 2
+    assert "--data.help digits: it has no options of its own" in capsys.readouterr().err
+
+
 def test_help_and_lists_show_data_sets(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("fit", "plan", "evaluate", "export", "merge"):
         assert cli.main([command, "--data.help", "shapes"]) == 0

@@ -89,6 +89,20 @@ def test_what_targets_become(tmp_path: Path, y: Any, dtype: torch.dtype, names: 
     assert data.train[1].shape[1:] == y.shape[1:]
 
 
+def test_numbers_may_be_names_of_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 2)), y=np.array([2, 10, 30] * 10))
+    data: Any = npz.read(str(tmp_path), "a.npz", classes=True)
+    assert data.class_names == ("2", "10", "30")
+    assert Counter(data.test[1].tolist()) == {0: 2, 1: 2, 2: 2}
+    file = write(tmp_path / "a.csv", [["x", "y"], *([i, [2, 10, 30][i % 3]] for i in range(30))])
+    rows: Any = csv_reader.read(None, file, "y", classes=True)
+    assert rows.class_names == ("2", "10", "30")
+    assert all(int(x) % 3 == y for x, y in zip(rows.train[0][:, 0], rows.train[1], strict=True))
+    config = DataConfig("csv", batch_size=4, options={"file": file, "target": "y"})
+    assert "data.train has no example of class 0, but of class 30; number" in refused(load, config, CPU, False)
+    assert "--data.classes true: --data.y has shape" in refused(npz.read, str(tmp_path), "a.npz", y="x", classes=True)
+
+
 def test_bad_arrays_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 2)), y=np.zeros(3), images=np.zeros((4, 2)), words=np.array(["a"] * 4))
     np.savez(tmp_path / "o.npz", x=np.array([{}], dtype=object), y=np.zeros(1))

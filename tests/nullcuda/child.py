@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+import torch
+
 from sparsekit.cli.main import main
 from sparsekit.tasks.metrics import Metrics, Tally
 
@@ -15,7 +17,8 @@ result = Tally.result
 
 def with_images(tally: Tally) -> Metrics:
     """Metrics of a tally in which every bin and class has an image: there cannot be none at all."""
-    tally._bins, tally._of_class = tally._bins.cpu() + 1.0, tally._of_class.cpu() + 1.0
+    tally._sums = tally._sums.cpu()  # the one wait that there is without this, too
+    tally._bins, tally._of_class = (torch.ones_like(sums, device="cpu") for sums in (tally._bins, tally._of_class))
     return result(tally)
 
 

@@ -56,6 +56,8 @@ def pictures(root: str | None = None, count: int = 60):
 
 def noisy(count: int = 40, broken: int = -1) -> sparsekit.Data:
     """Squares in noise."""
+    if count < 2:
+        raise ValueError(f"--data.count is {count}; give 2 or more")
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(count + 20, 1, 8, 8, generator=generator)
     labels = torch.arange(count + 20) % 2
@@ -287,6 +289,8 @@ def test_a_function_in_no_package_is_a_data_set(here: Path, capsys: Capture) -> 
     assert "--data.name made_up_sets:noisy: it raises RuntimeError: no such square" in err[0]
     code, _, err = run(capsys, "evaluate", "run", "--data.root", "somewhere")
     assert "--data.root somewhere: --data.name made_up_sets:noisy takes no folder" in err[0]
+    code, _, err = run(capsys, "evaluate", "run", "--data.count", "1")
+    assert (code, err) == (2, ["sparsekit: error: --data.count is 1; give 2 or more"])
 
 
 def test_pillow_images_are_made_as_those_of_a_folder(here: Path, capsys: Capture) -> None:

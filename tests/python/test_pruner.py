@@ -648,7 +648,7 @@ class Deaf(torch.optim.Optimizer):
         ({"masks": {"pattern": "2:4"}}, ["2:4", "10 in 0.weight"]),
         ({"masks": {"floor": 0.5}}, ["masks.floor 0.5", "sparsity 0.8"]),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value),
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], says: list[str]) -> None:
     model, _, _ = problem()

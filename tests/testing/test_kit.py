@@ -15,7 +15,7 @@ from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
 from sparsekit.plugins.registry import discover
-from sparsekit.testing import ContractError, check_merge, check_method, check_task, command
+from sparsekit.testing import ContractError, check_dataset, check_merge, check_method, check_task, command
 from sparsekit.testing.method_case import MethodCase
 from sparsekit.testing.method_rules import METHOD_RULES
 from sparsekit.testing.rules import outcomes
@@ -26,7 +26,8 @@ BUILT_IN = [plugin for plugin in discover().plugins if plugin.distribution == "s
 @pytest.mark.slow
 @pytest.mark.parametrize("plugin", BUILT_IN, ids=str)
 def test_every_built_in_passes(plugin: Any) -> None:
-    {"method": check_method, "merge": check_merge, "task": check_task}[plugin.kind](plugin.load())
+    checks = {"method": check_method, "merge": check_merge, "task": check_task, "dataset": check_dataset}
+    checks[plugin.kind](plugin.load())
 
 
 @pytest.mark.slow

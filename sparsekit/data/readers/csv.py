@@ -22,6 +22,7 @@ def read(
     test_file: str | None = None,
     test_fraction: float = 0.2,
     separator: str = ",",
+    classes: bool = False,
 ) -> Data:
     """Rows of numbers in a .csv file, whose first line names the columns.
 
@@ -35,6 +36,7 @@ def read(
         test_file: A file of test rows with the same columns; without one they are cut off the training rows.
         test_fraction: Fraction of the rows that is cut off for tests, above 0 and below 1.
         separator: What stands between two cells, one character; `tab` for a tabulator.
+        classes: Whether the target column's numbers only name classes, which are then numbered from 0 in their order.
     """
     targets = [target] if isinstance(target, str) else target
     separator = {"tab": "\t", "\\t": "\t"}.get(separator, separator)
@@ -65,7 +67,7 @@ def read(
         column = column[:, 0] if len(targets) == 1 else column
         if column.ndim == 1 and all(each.whole(targets[0]) for each in read):
             column = column.astype(np.int64)
-    y, class_names = tables.targets_of(column, "--data.target")
+    y, class_names = tables.targets_of(column, "--data.target", classes)
     if tests is None:
         return tables.cut(inputs[0], y, test_fraction, class_names)
     count = len(inputs[0])

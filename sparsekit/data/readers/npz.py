@@ -22,6 +22,7 @@ def read(
     test_y: str | None = None,
     test_fraction: float = 0.2,
     channels: Literal["first", "last", "none"] = "first",
+    classes: bool = False,
 ) -> Data:
     """Arrays of inputs and targets in an .npz file.
 
@@ -37,6 +38,7 @@ def read(
         test_y: Name of the test targets.
         test_fraction: Fraction of the examples that is cut off for tests, above 0 and below 1.
         channels: Where inputs have their channels: behind N, at the end, or nowhere, as grey images [N, H, W].
+        classes: Whether numbers in the targets only name classes, which are then numbered from 0 in their order.
     """
     if (test_x is None) != (test_y is None):
         raise UserError("--data.test_x and --data.test_y belong together; give both, or neither")
@@ -64,7 +66,7 @@ def read(
                 f"--data.{inputs} and --data.{targets} have shapes {shapes}; give as many targets as inputs"
             )
     y_all, names_of_classes = tables.targets_of(
-        np.concatenate([found["y"], found["test_y"]]) if test_y else found["y"], "--data.y"
+        np.concatenate([found["y"], found["test_y"]]) if test_y else found["y"], "--data.y", classes
     )
     train = _inputs(found["x"], channels)
     if test_x is None:

@@ -21,8 +21,13 @@ def path_of(root: str | None, file: str, option: str) -> Path:
     return path
 
 
-def targets_of(values: NDArray[Any], what: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def targets_of(values: NDArray[Any], what: str, classes: bool) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Targets as tensors take them: int64 for whole numbers, float32 for others; texts are classes, sorted by name.
+
+    Args:
+        values: The targets.
+        what: The option that gives them, for messages.
+        classes: Whether numbers are names of classes, too.
 
     Returns:
         The targets, and the classes' names, empty for numbers.
@@ -30,11 +35,13 @@ def targets_of(values: NDArray[Any], what: str) -> tuple[NDArray[Any], tuple[str
     Raises:
         UserError: they are neither numbers nor texts.
     """
-    if values.dtype.kind in "iu":
+    if classes and values.ndim != 1:
+        raise UserError(f"--data.classes true: {what} has shape {values.shape}; give one class for each example")
+    if values.dtype.kind in "iu" and not classes:
         return values.astype(np.int64), ()
-    if values.dtype.kind in "fb":
+    if values.dtype.kind in "fb" and not classes:
         return values.astype(np.float32), ()
-    if values.dtype.kind != "U" or values.ndim != 1:
+    if values.dtype.kind not in "iufbU" or values.ndim != 1:
         raise UserError(f"{what}: {values.dtype} of shape {values.shape} are no targets; give numbers, or names [N]")
     names, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64), tuple(map(str, names))
