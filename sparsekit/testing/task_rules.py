@@ -112,8 +112,8 @@ def loss_depends_on_its_inputs_alone(case: TaskCase) -> None:
 
 
 def meter_measures_the_score(case: TaskCase) -> None:
-    """`compute` has `score_name`, a finite number for ordinary outputs; what is beside it is a number or a list, and
-    can be written to JSON.
+    """`compute` has `score_name`, a finite number for ordinary outputs; what is beside it is a number, or a list that
+    JSON can hold: None in the place of NaN.
     """
     task = case.make()
     for some in case.examples:
@@ -123,7 +123,7 @@ def meter_measures_the_score(case: TaskCase) -> None:
         need(number, f"{some.what}: its {task.score_name} is {score!r}, among {', '.join(found) or 'nothing'}")
         for name, value in found.items():
             try:
-                json.dumps(value)
+                json.dumps(value, allow_nan=isinstance(value, float))
             except (TypeError, ValueError) as error:
                 raise Broken(f"{some.what}: its {name} is no number or list: {error}") from error
 

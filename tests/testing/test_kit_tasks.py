@@ -143,6 +143,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("meter_measures_the_score", metered(compute=lambda self: {"other": 1.0}), "its closeness is None, among other"),
     ("meter_measures_the_score", metered(compute=lambda self: {"closeness": math.nan}), "its closeness is nan"),
     ("meter_measures_the_score", metered(compute=lambda self: {"closeness": 0.0, "x": {1}}), "its x is no number"),
+    ("meter_measures_the_score", metered(compute=lambda self: {"closeness": 0.0, "x": [math.nan]}), "its x is no"),
     ("meter_counts_every_batch", metered(update=forgets), "in batches of 1"),
     ("meter_counts_every_batch", metered(update=averages), "in batches of 5"),
     ("meters_are_apart", {"meter": lambda self, device: SHARED}, "where another meter is in use"),
