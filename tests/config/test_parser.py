@@ -252,6 +252,7 @@ def test_describe_is_complete_and_flatten_gives_the_names_of_the_options() -> No
     assert all(f"--{name}" in known for name in flat if not name.startswith(("method.", "merge.")))
 
 
+@pytest.mark.slow
 def test_every_file_in_configs_is_a_config() -> None:
     for file in CONFIGS:
         config = parse("--config", str(file))

@@ -37,6 +37,7 @@ def all_end_well(nullcuda: NullCuda, runs: list[list[str]]) -> list[str]:
     return [run["printed"] for run in done]
 
 
+@pytest.mark.slow
 def test_a_run_gets_through(nullcuda: NullCuda, tmp_path: Path) -> None:
     fit(nullcuda, tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -105,6 +105,7 @@ def test_two_calls_give_the_same_bits_and_a_function_makes_the_model_from_the_se
     assert not same(one, third)
 
 
+@pytest.mark.slow
 def test_digits_give_the_same_weights_as_the_command_line(tmp_path: Path) -> None:
     options = {"epochs": 6, "replicas.count": 2, "data.image_size": 8, "device": "cpu", "evaluation.report": False}
     run = sparsekit.fit(method=GMP(start=0.1), wandb={"mode": "disabled"}, out=tmp_path / "python", **options)
@@ -117,6 +118,7 @@ def test_digits_give_the_same_weights_as_the_command_line(tmp_path: Path) -> Non
     ).read_text().replace(str(tmp_path / "cli"), "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_set_that_draws_gives_the_same_bits_with_any_number_of_workers(tmp_path: Path, workers: int) -> None:
     options = {**QUICK, "data.workers": workers}
@@ -207,6 +209,7 @@ def stopped(folder: Path, out: str, *, when: str, **options: Any) -> None:
     assert signal.getsignal(signal.SIGINT) is previous
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_same_call_goes_on(tmp_path: Path) -> None:
     drawn = sparsekit.Data(train=Table(320, 0), test=Table(160, 1))
     options = {**QUICK, "epochs": 12, "model": network, "data": drawn}
@@ -303,6 +306,7 @@ def test_nothing_is_printed_but_warnings_are_given(tmp_path: Path, capfd: pytest
     assert "on the test split" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_a_module_is_worked_with_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         textwrap.dedent(

@@ -108,6 +108,7 @@ def test_another_executor_goes_on_with_what_was_trained(
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["sequential", pytest.param("vectorized", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", [13, pytest.param(42, marks=pytest.mark.slow)])
 def test_a_batch_that_cannot_be_read_costs_nothing_that_was_trained(
