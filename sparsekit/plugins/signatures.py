@@ -118,7 +118,7 @@ def _base(module: str, node: ast.expr) -> _Definition | None:
         return None
     found = _resolve(module, name) if isinstance(node, ast.Name) else False
     tree = _parsed(module) if isinstance(node, ast.Attribute) else None
-    for item in ast.walk(tree) if tree else ():
+    for item in _naming(tree) if tree else ():
         if isinstance(item, (ast.Import, ast.ImportFrom)):
             within = f"{_absolute(module, item)}." if isinstance(item, ast.ImportFrom) else ""
             for alias in item.names:
@@ -203,10 +203,10 @@ def _resolve(
     tree = _parsed(module)
     if tree is None or depth > _DEPTH:  # without readable source the class may exist
         return True
-    for node in ast.walk(tree):
+    for node in _naming(tree):
         if isinstance(node, wanted) and node.name == name:
             return _Definition(module, node)
-    for node in ast.walk(tree):
+    for node in _naming(tree):
         if isinstance(node, ast.ImportFrom):
             source = _absolute(module, node)
             for alias in node.names:
@@ -237,6 +237,13 @@ def _parsed(module: str) -> ast.Module | None:
     origin = spec.origin if spec and spec.has_location else None
     origin = origin or getattr(getattr(spec, "loader_state", None), "filename", None)  # Python's frozen modules, as abc
     return _parse(origin) if origin else None
+
+
+@lru_cache(maxsize=256)
+def _naming(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """The nodes of a syntax tree that give something a name, wherever they stand."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.Import, ast.ImportFrom, ast.Name)
+    return tuple(node for node in ast.walk(tree) if isinstance(node, kinds))
 
 
 @lru_cache(maxsize=256)
