@@ -353,7 +353,9 @@ AXES: dict[str, list[float]] = {
 }
 
 
-@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(
+    "axis", ["seed", *(pytest.param(axis, marks=pytest.mark.slow) for axis in AXES if axis != "seed")]
+)
 def test_replicas_differ_along_every_axis(tmp_path: Path, axis: str) -> None:
     out = tmp_path / "run"
     replicas = ReplicasConfig(2, vary=axis, values=AXES[axis], start=0.0)  # type: ignore[arg-type]
@@ -420,7 +422,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, value: float, *victims: tuple[int, i
     monkeypatch.setattr(sequential, "train", train)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+@pytest.mark.parametrize(
+    "value", [math.nan, *(pytest.param(value, marks=pytest.mark.slow) for value in (math.inf, 3e38))]
+)
 def test_a_replica_that_blew_up_never_enters_a_soup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
 ) -> None:

@@ -148,8 +148,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("dpf", ["dpf", "sparsekit.methods.dpf.DPF"])
-@pytest.mark.parametrize("gmp", ["gmp", "sparsekit.methods.gmp.GMP"])
+@pytest.mark.parametrize("dpf", ["dpf", pytest.param("sparsekit.methods.dpf.DPF", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gmp", ["gmp", pytest.param("sparsekit.methods.gmp.GMP", marks=pytest.mark.slow)])
 def test_another_class_drops_the_options_of_the_file_and_the_same_class_keeps_them(
     write: Write, text: str, dpf: str, gmp: str
 ) -> None:

@@ -64,6 +64,7 @@ def differences(found: dict[str, Any]) -> dict[str, Any]:
 BARE = parsed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("values", VALUES, ids=str)
 def test_every_form_of_every_value_is_the_value_that_was_chosen(

@@ -311,6 +311,7 @@ def test_a_merge_that_compares_with_the_parent_needs_it(runs: list[Path], tmp_pa
     assert not any(soup[name][~mask].any() for name, mask in kept.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fisher", "learned", "likelihood", "model_stock"])
 def test_every_installed_merge_works_on_finished_runs(name: str, runs: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("sparsekit_merges", reason="needs the package in plugins/sparsekit-merges")
@@ -398,7 +399,7 @@ def test_another_crop_or_size_is_told(runs: list[Path], tmp_path: Path, capsys: 
     assert card_of(tmp_path / "soup") == card_of(runs[0] / "model")
 
 
-@pytest.mark.parametrize("data", [[], DATA])
+@pytest.mark.parametrize("data", [pytest.param([], marks=pytest.mark.slow), DATA])
 def test_models_that_name_classes_in_another_order_are_matched_by_name(
     data: list[str], runs: list[Path], tmp_path: Path, capsys: Capture
 ) -> None:

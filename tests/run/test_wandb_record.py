@@ -194,6 +194,7 @@ def test_metadata_are_plain_values() -> None:
     assert wandb_record.parent_artifact(None) is wandb_record.parent_artifact("resnet18") is None
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_once_has_lost_no_row(tmp_path: Path) -> None:
     """The last row too, which W&B by itself keeps back until the next one, and all of them for up to 15 s."""
     code = (

@@ -258,6 +258,7 @@ METHODS: list[tuple[str, type[Any], str]] = [
 """A rule, a class that breaks it, and part of the finding."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "cls", "finding"), METHODS, ids=[f"{row[0]}-{n}" for n, row in enumerate(METHODS)])
 def test_every_rule_for_methods_catches_its_fault(rule: str, cls: type[Any], finding: str) -> None:
     outcome = tried(METHOD_RULES, rule, case_of(cls))
