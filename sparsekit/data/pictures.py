@@ -97,9 +97,10 @@ class _Reader:
 
 def _labels(dataset: Any, what: str) -> torch.Tensor:
     """The class numbers of all examples: its `targets`, as torchvision calls them, or else read one by one."""
-    known = getattr(dataset, "targets", None)
-    if known is None or getattr(dataset, "target_transform", None) is not None or len(known) != len(dataset):
-        known = [dataset[index][1] for index in range(len(dataset))]
+    known, count = getattr(dataset, "targets", None), len(dataset)
+    tried = {round(i * (count - 1) / 19) for i in range(20)}
+    if known is None or len(known) != count or any(dataset[i][1] != known[i] for i in tried):
+        known = [dataset[index][1] for index in range(count)]  # as a wrapper gives them, which may change them
     try:
         labels = torch.as_tensor(known)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -136,6 +136,27 @@ def test_a_data_set_without_noise_trains_to_the_bits_of_its_tensors(tmp_path: Pa
     assert same(one, other)
 
 
+class Reversed(Table):
+    """A wrapper's kind: `targets` are inherited, and what it gives is something else."""
+
+    def __init__(self) -> None:
+        super().__init__(320, 0, 0.0)
+        self.targets = self.labels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        inputs, label = super().__getitem__(index)
+        return inputs, label // 2
+
+
+def test_the_targets_are_those_that_a_data_set_gives(tmp_path: Path) -> None:
+    x, y = problem(160, 1)
+    two = lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))  # noqa: E731
+    run = sparsekit.fit(model=two, data=sparsekit.Data(Reversed(), (x, y // 2)), out=tmp_path / "run", **QUICK)
+    assert run.summary["test.accuracy"] > 0.6
+    data = json.loads((tmp_path / "run" / "plan.json").read_text())["data"]
+    assert data["train"]["classes"] == 2
+
+
 class Worst(sparsekit.Task):
     """The mean squared error of one number, scored by its negative largest error."""
 
