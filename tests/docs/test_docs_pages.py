@@ -22,11 +22,12 @@ from sparsekit import _version, api, testing
 from sparsekit.cli import main
 from sparsekit.config import parser
 from sparsekit.planning import plan as planning
-from sparsekit.plugins.registry import Kind, discover, find
+from sparsekit.plugins.registry import GROUPS, Kind, discover, find
 
 pytestmark = pytest.mark.docs
 DOCS = ROOT / "docs"
-PLUGINS = sorted({(plugin.kind, plugin.name) for plugin in discover().plugins})
+PLUGINS = sorted({(plugin.kind, plugin.name) for plugin in discover().plugins if plugin.kind in GROUPS})
+DATA_SETS = sorted(discover().of("dataset"))
 METHODS = [name for kind, name in PLUGINS if kind == "method"]
 sys.path.insert(0, str(DOCS))  # its scripts are no package
 import plot_merges  # noqa: E402
@@ -35,7 +36,7 @@ import plots  # noqa: E402
 sys.path.remove(str(DOCS))
 
 
-# --- methods.md and merges.md ---------------------------------------------------------------------------
+# --- methods.md, merges.md and tasks.md ---------------------------------------------------------------------------
 
 
 def section(kind: Kind, name: str) -> str:
@@ -76,9 +77,18 @@ def test_a_section_has_a_formula_and_the_sources_of_the_docstring(kind: Kind, na
 
 
 def test_the_pages_have_no_plugin_that_is_not_there() -> None:
-    for kind in ("method", "merge"):
+    for kind in GROUPS:
         named = re.findall(r"^### `(\w+)`$", (DOCS / f"{kind}s.md").read_text("utf-8"), re.M)
         assert sorted(named) == [name for of, name in PLUGINS if of == kind]
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_page_of_data_sets_names_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["fit", "--data.help", name]) == 0
+    options = re.findall(r"^(--data\.\w+)", capsys.readouterr().out, re.M)
+    page = (DOCS / "own-data.md").read_text("utf-8")
+    assert options
+    assert [option for option in options if option not in page] == []
 
 
 # --- pictures -------------------------------------------------------------------------------------------
