@@ -95,19 +95,19 @@ def fit(config: FitConfig, display: Display | None = None) -> dict[str, Any]:
         RunError: the run failed; summary.json has the status `failed`, and checkpoints are kept.
         Stopped: a signal stopped the run; a checkpoint is kept.
     """
-    began, display = time.monotonic(), display or Display()
+    began, exits, display = time.monotonic(), display is None, display or Display()
     check_agent(flatten(describe(config)))
     check_environment(config.wandb)
     ranks = Ranks.here()
     if not ranks.leads:
-        return follow(config, ranks)
+        return follow(config, ranks, exits)
     earlier = ranks.earlier_run()
     out, resumes = directory.choose(earlier or config.out, config.resume or earlier is not None, describe(config))
     if resumes and (done := directory.finished(out)):
         display.note(f"{out}: this run is done")
         ranks.tell("run", None)
         return done
-    with StopSignals() as signals:
+    with StopSignals(exits) as signals:
         ranks.stop = signals.stop
         with signals.reraise_if_swallowed():
             setup = _prepare(config, ranks)  # no rank waits for another here
@@ -135,9 +135,9 @@ def fit(config: FitConfig, display: Display | None = None) -> dict[str, Any]:
                 ) from error
 
 
-def follow(config: FitConfig, ranks: Ranks) -> dict[str, Any]:
+def follow(config: FitConfig, ranks: Ranks, exits: bool = True) -> dict[str, Any]:
     """Run a rank other than the leader, which trains its share of replicas and reports through the leader."""
-    with StopSignals() as signals:
+    with StopSignals(exits) as signals:
         ranks.stop = signals.stop
         try:
             with signals.reraise_if_swallowed():

@@ -54,7 +54,10 @@ class TensorPair:
     """Inputs and targets as tensors, held on the device."""
 
     def __init__(self, inputs: Any, targets: Any, device: torch.device, what: str) -> None:
-        self.inputs, self.labels = (torch.as_tensor(each) for each in (inputs, targets))
+        try:
+            self.inputs, self.labels = (torch.as_tensor(each) for each in (inputs, targets))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"data.{what}: no tensors ({first_line(error)}); give numbers") from error
         if not self.inputs.dim() or not self.labels.dim() or len(self.inputs) != len(self.labels):
             sizes = " and ".join(str(tuple(each.shape)) for each in (self.inputs, self.labels))
             raise UserError(
@@ -107,21 +110,29 @@ class Examples(Dataset[Any]):
             pin_memory=self.device.type == "cuda", worker_init_fn=self._begin_worker,
             generator=torch.Generator(),  # or the loader would draw from the random numbers of the training
         )  # fmt: skip
+        batches = iter(loader)
         try:
-            for inputs, targets in loader:
+            for inputs, targets in batches:
                 yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-        except UserError:
-            raise
         except Exception as error:  # a user's data set may raise anything
-            hint = "lower --data.workers if memory is short, then go on with --resume" if self.workers else "correct it"
+            told = _last_line(error)
+            if isinstance(error, UserError):  # with a worker's traceback, if it comes from there
+                raise UserError(told.rpartition("UserError: ")[2]) from error
+            ended = ("worker" in told and "exited unexpectedly" in told) or "is killed by signal" in told
+            hint = "lower --data.workers if memory is short, then go on with --resume" if ended else "correct it"
             raise ReadError(
-                f"data.{self.what}: an example cannot be read ({type(error).__name__}: {_last_line(error)}); {hint}"
+                f"data.{self.what}: an example cannot be read ({type(error).__name__}: {told}); {hint}"
             ) from error
+        finally:  # workers ignore the signal with which Python ends them, and an error keeps this frame
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
 
     def targets(self) -> Tensor:
-        known = getattr(self.dataset, "targets", None)
-        if known is not None and len(known) == len(self):
-            known = torch.as_tensor(known)
+        try:
+            known = torch.as_tensor(getattr(self.dataset, "targets", ()))
+        except (TypeError, ValueError, RuntimeError):  # it means something else by that name
+            known = torch.tensor(0)
+        if known.dim() and len(known) == len(self):
             some = torch.linspace(0, len(self) - 1, min(_TRIED, len(self))).long()
             if torch.equal(self._read(some), known[some]):  # else a wrapper changes what it has inherited
                 return known
@@ -351,7 +362,13 @@ class ExampleData(MadeImages):
         count = max(1, round(order.checked(fraction) * self.train_size))
         return torch.randperm(self.train_size, generator=order.generator(seed, "subset"))[:count].sort().values
 
+    def known_targets(self, split: Split) -> Tensor | None:
+        """The targets of a split on the CPU, where they lie in memory; None where they would have to be read."""
+        source, examples = self._splits[split]
+        return source.labels.cpu()[examples] if isinstance(source, TensorPair) else None
+
     def _relabelled(self, targets: Tensor) -> Tensor:
+        targets = targets if self._labels is None else targets.long()
         return targets if self._mapping is None else self._mapping.to(targets.device)[targets]
 
 
@@ -369,7 +386,7 @@ def count_outputs(task: Task, targets: Tensor) -> int:
 def _source(examples: Any, device: torch.device, workers: int, what: str) -> Source:
     """Where the examples of a split come from; raises UserError for what is neither a data set nor tensors."""
     arrays = (Tensor, np.ndarray)
-    if isinstance(examples, (tuple, list)) and len(examples) == 2 and all(isinstance(e, arrays) for e in examples):
+    if isinstance(examples, (tuple, list)) and len(examples) == 2 and isinstance(examples[0], arrays):
         source: Source = TensorPair(examples[0], examples[1], device, what)
     elif isinstance(examples, IterableDataset) or not all(hasattr(examples, n) for n in ("__getitem__", "__len__")):
         raise UserError(
@@ -406,7 +423,7 @@ def check_classes(targets: dict[str, Tensor], num_classes: int, class_names: Seq
     for what, labels in targets.items():
         if (most := int(labels.max())) >= num_classes:
             raise UserError(f"data.{what} has class {most}, but data.train has classes 0 to {num_classes - 1} only")
-    if class_names and len(class_names) != num_classes:
+    if len(class_names) and len(class_names) != num_classes:
         raise UserError(f"data.class_names names {len(class_names)} classes, but there are {num_classes}; name each")
 
 

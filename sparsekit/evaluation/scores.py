@@ -62,7 +62,7 @@ def measure_model(
     if meter is None:
         raise RunError("there is nothing to evaluate: the split is empty")
     loss = sum(torch.stack(losses).tolist()) / count  # read only here, so as not to wait for the device at each batch
-    found = {name: _plain(value) for name, value in meter.compute().items()}
+    found = {name: plain(value) for name, value in meter.compute().items()}
     found.setdefault("loss", loss if loss == loss else float("inf"))
     numbers = {name: value for name, value in found.items() if isinstance(value, (int, float))}
     if task.score_name not in numbers:
@@ -90,6 +90,6 @@ def predict_outputs(model: nn.Module, inputs: Tensor, autocast: torch.autocast) 
     return outputs
 
 
-def _plain(value: Any) -> Any:
-    """A 0-dim tensor as a number, another one as a list."""
-    return value.tolist() if isinstance(value, Tensor) else value
+def plain(value: Any) -> Any:
+    """What torch and numpy have no dimension for as a number, the rest of theirs as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value

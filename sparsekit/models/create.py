@@ -167,13 +167,17 @@ def _own(config: ModelConfig, name: str, kwargs: dict[str, Any], seed: int) -> n
     if config.pretrained:
         raise UserError(f"--model.pretrained: {name} is no timm model; load its weights yourself, or give --model.init")
     found = find_object("--model.name", name)
+    if isinstance(found, nn.Module) and kwargs:
+        raise UserError(f"--model.kwargs {kwargs}: {name} is made already; give its class or function")
     torch.manual_seed(seed)
     try:
-        model = copy.deepcopy(found) if isinstance(found, nn.Module) else found(**_tuples(kwargs))
+        model = copy.deepcopy(found if isinstance(found, nn.Module) else found(**_tuples(kwargs)))
     except Exception as error:  # a user's code may raise anything
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"--model.name {name} makes {type(model).__name__}; it must make a torch.nn.Module")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise UserError(f"--model.name {name} has lazy layers without sizes; run one forward pass of it first")
     return model
 
 

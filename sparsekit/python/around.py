@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 
 from sparsekit.data.stream import random_states_kept
 from sparsekit.run.signals import Stopped
+
+_ONE = threading.RLock()
+"""Random states and torch's settings are the whole process', so calls in several threads wait for one another."""
 
 
 @contextmanager
@@ -19,7 +23,10 @@ def as_it_was() -> Iterator[None]:
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     flags = cudnn.allow_tf32, cudnn.benchmark, mkldnn.enabled
     try:
-        with random_states_kept(device):
+        with (
+            _ONE, random_states_kept(device), torch.inference_mode(False), torch.enable_grad(),
+            torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False),
+        ):  # fmt: skip
             yield
     except Stopped as stop:
         how = f"its checkpoint is in {stop.out}; give out={stop.out!r}, resume=True to go on" if stop.out else ""

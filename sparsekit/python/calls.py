@@ -76,7 +76,7 @@ def fit(
     out = expanded(call.config.out) if call.config.out else Path(summary["out"])
     while "status" not in summary and not finished(out):  # torchrun's other ranks: the leader still tests the model
         time.sleep(0.1)
-    return Run(out, call.objects, tuple(shown.lines))
+    return Run(out.absolute(), call.objects, tuple(shown.lines))
 
 
 def plan(**options: Any) -> PlanSummary:
@@ -130,10 +130,16 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
         UserError: a keyword or a model is wrong; nothing was written.
         RunError: the merge failed.
     """
+    models = [models] if isinstance(models, (str, Path, Run)) else models
     opened = [_opened("models", model) for model in models]
     if not opened:
         raise UserError("models: give one at least")
-    sources, own = [source for source, _ in opened], {k: v for _, objects in opened for k, v in objects.items()}
+    sources, own = [source for source, _ in opened], dict[str, Any]()
+    for _, objects in opened:
+        for name, thing in objects.items():
+            if own.setdefault(name, thing) is not thing and name.partition(" ")[0] not in _given(options):
+                what = name.partition(".")[0].removeprefix("--")
+                raise UserError(f"{what}: the runs were given different objects; say which holds: {what}=…")
     call = read(MergeConfig, {"out": out, **options}, run_options(sources), own)
     from sparsekit.merging.finished import merge as average  # only now: it imports torch
     from sparsekit.python.around import as_it_was
@@ -168,6 +174,11 @@ def export(model: Saved, *, format: str, out: str | Path, **options: Any) -> dic
     data = call.config.data if "data" in options or source.run.get("data") else None
     with as_it_was(), brought({**own, **call.objects}), keyword_names():
         return {name: text for name, text in write(source, call.config, data) if name}
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    """The options of the objects that a call brings itself."""
+    return [f"--{group}.name" for group in ("model", "data") if group in options]
 
 
 def _opened(keyword: str, model: Saved) -> tuple[SavedModel, dict[str, Any]]:

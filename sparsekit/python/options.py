@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from typing import Any, Generic, TypeVar
 from sparsekit.config import parser
 from sparsekit.config.checks import check
 from sparsekit.config.options import FitConfig
+from sparsekit.config.plugin_yaml import flat
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
-from sparsekit.errors import UserError
+from sparsekit.errors import RunError, UserError
 from sparsekit.plugins.contract import faults
 from sparsekit.plugins.objects import brought, path_of
 from sparsekit.plugins.registry import GROUPS
@@ -65,13 +67,20 @@ def read(
     for group in ("model", "data"):
         if isinstance(options.get(group), Mapping) or (value := options.pop(group, None)) is None:
             continue
+        if f"{group}.name" in options:
+            raise UserError(f"{group} and {group}.name both say which; give one of them")
         if not isinstance(value, str):
-            name = "__main__:data" if isinstance(value, (Data, tuple)) else path_of(value)
+            made = "" if hasattr(value, "__qualname__") else ".<object>"  # its class alone could not make it again
+            name = "__main__:data" if isinstance(value, (Data, tuple)) else path_of(value) + made
             objects[f"--{group}.name {name}"] = value
             value = name
         options[f"{group}.name"] = value
     with keyword_names(), brought({**known, **objects}):
-        arguments = as_flags({name: _plain(value) for name, value in options.items()})
+        plain = {name: _plain(name, value) for name, value in options.items()}
+        names = Counter(name for name, _ in flat(plain))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{twice[0]} is given twice; give it once")
+        arguments = as_flags(plain)
         config = parser.parse_as(of, parser.build("sparsekit", "", of), arguments, run)
         if plugins:
             config = replace(config, **plugins)  # type: ignore[type-var]
@@ -85,8 +94,8 @@ def keyword_names() -> Iterator[None]:
     """Name keywords where messages name options: `sparsity` for `--sparsity`."""
     try:
         yield
-    except UserError as error:
-        raise UserError(in_keywords(str(error)).removesuffix("; see help")) from error
+    except (UserError, RunError) as error:
+        raise type(error)(in_keywords(str(error)).removesuffix("; see help")) from error
 
 
 def in_keywords(message: str) -> str:
@@ -94,12 +103,15 @@ def in_keywords(message: str) -> str:
     return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
 
 
-def _plain(value: Any) -> Any:
+def _plain(keyword: str, value: Any) -> Any:
     """A value as YAML has it: paths as text, numbers of numpy and torch as Python's, tuples as lists."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): _plain(f"{keyword}.{name}", inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(keyword, inner) for inner in value]
     if isinstance(value, PathLike):
         return fspath(value)
-    return value.item() if hasattr(value, "item") else value
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(value, (str, bool, int, float, type(None))):
+        raise UserError(f"{keyword} is {value} ({type(value).__name__}); give text, a number, true or false, or a list")
+    return value

@@ -70,11 +70,15 @@ class Run:
         Raises:
             UserError: its class cannot be imported again; give it to `sparsekit.load` as `model`.
         """
+        import torch
+
         from sparsekit.config.options import ArchitectureConfig
+        from sparsekit.data.stream import random_states_kept
         from sparsekit.models.create import load_model  # only now: it imports torch
         from sparsekit.models.saved import architecture, open_saved_model, sizes
 
-        with brought(self.objects):
+        cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        with brought(self.objects), random_states_kept(cuda):
             source = open_saved_model("run", self.out)
             channels, classes = sizes(source, ArchitectureConfig())
             return load_model(source, architecture(source, ArchitectureConfig()), classes, channels)

@@ -42,11 +42,15 @@ class StopSignals:
     A signal raises `Stopped` at once, since a resumed run repeats what came after the last checkpoint. Under
     `deferred`, as in a training loop, it only sets `requested`.
 
+    Args:
+        exits: Whether a second signal ends the process; False raises KeyboardInterrupt, for a process of others.
+
     Attributes:
         requested: Number of the signal that came; None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exits: bool = True) -> None:
+        self.exits = exits
         self.requested: int | None = None
         self._deferring, self._raised, self._since = False, False, 0.0
         self._previous: dict[int, object] = {}
@@ -89,6 +93,8 @@ class StopSignals:
                 return  # torchrun forwards a signal that the whole process group has received already
             if signum == self.requested != signal.SIGINT and passed < _REPEAT_SECONDS:
                 return  # GNU timeout sends its signal to its child, and then to the child's process group
+            if not self.exits:
+                raise KeyboardInterrupt
             os._exit(128 + signum)
         self.requested, self._since = signum, time.monotonic()
         if not self._deferring:

@@ -13,10 +13,11 @@ from sparsekit.api import Task
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig, describe
-from sparsekit.data import LoadedData, load
+from sparsekit.data import ExampleData, LoadedData, Split, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation.evaluate import check_corruptible
+from sparsekit.evaluation.scores import plain
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained, resolve_model
 from sparsekit.models.device import choose_device, lacks_memory, use_precision
@@ -43,6 +44,7 @@ from sparsekit.training.team import Team, make_team
 
 _USUAL = (torch.float32, torch.int64)
 """The types of inputs that most models take."""
+SPLITS: tuple[Split, ...] = ("train", "held_out", "test")
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 """What timm's models raise for images that they cannot take."""
 
@@ -161,6 +163,8 @@ def _of_weights(
             f"--sparsity {config.sparsity:g} prunes {percent(covered.share * config.sparsity, 2)} of the model, "
             "most of whose weights cannot be pruned; choose another --model.name if that is too little"
         )
+    if frozen := [name for name in prunable if not model.get_parameter(name).requires_grad]:
+        warnings.append(f"{listed(frozen)}: pruned, but not trained (requires_grad is False); see --masks.exclude")
     weights, others = {name: model.get_parameter(name).detach() for name in prunable}, coverage.matrices(model)
     if source:
         head = classifiers(model) if config.model.new_head else ()
@@ -238,9 +242,29 @@ def _try_step(setup: Setup) -> None:
 def _try_forward(setup: Setup) -> None:
     """Run one batch through model, task and teacher to check that inputs and outputs suit them.
 
-    Two examples on a CPU, a whole batch where it may not fit into the device's memory.
+    Two examples on a CPU, a whole batch where it may not fit into the device's memory. A user's own test examples may
+    differ from those that are held out, so they are tried, too.
     """
-    inputs, targets = next(iter(setup.data.evaluation_batches("held_out")))
+    if setup.data.fixed:
+        _try_split(setup, "test")
+    inputs = _try_split(setup, "held_out")
+    if setup.teacher is not None:
+        try:
+            with torch.no_grad(), setup.autocast():
+                setup.teacher(inputs)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            text = first_line(error).rstrip(".;")
+            raise UserError(
+                f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "
+                "input_size in its config.json, or set --data.image_size"
+            ) from error
+
+
+def _try_split(setup: Setup, split: Split) -> Tensor:
+    """Run a batch of a split through model and task; returns its inputs."""
+    inputs, targets = next(iter(setup.data.evaluation_batches(split)))
     if setup.device.type != "cuda":
         inputs, targets = inputs[:2], targets[:2]
     setup.model.eval()
@@ -261,18 +285,7 @@ def _try_forward(setup: Setup) -> None:
             "--data.image_size, or img_size in --model.kwargs"
         ) from error
     _try_task(setup, name, outputs, targets)
-    if setup.teacher is not None:
-        try:
-            with torch.no_grad(), setup.autocast():
-                setup.teacher(inputs)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if lacks_memory(error):
-                raise
-            text = first_line(error).rstrip(".;")
-            raise UserError(
-                f"--distill {setup.config.distill.model}: the teacher cannot take these images: {text}; correct "
-                "input_size in its config.json, or set --data.image_size"
-            ) from error
+    return inputs
 
 
 def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None:
@@ -289,6 +302,9 @@ def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None
         meter = task.meter(outputs.device)
         meter.update(outputs.double(), targets)
         found = meter.compute()
+        for every in map(setup.data.known_targets, SPLITS) if isinstance(setup.data, ExampleData) else ():
+            if every is not None:
+                task.check(outputs[:1].cpu().expand(len(every), *outputs.shape[1:]), every)
     except Exception as error:  # a plugin may raise anything
         if lacks_memory(error):
             raise
@@ -297,5 +313,5 @@ def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None
         ) from error
     if loss.dim() or not loss.is_floating_point():
         raise UserError(f"--task {told}: its loss must be one floating-point number, not {tuple(loss.shape)}")
-    if task.score_name not in found:
+    if not isinstance(plain(found.get(task.score_name)), (int, float)):
         raise UserError(f"--task {told}: its meter measures {', '.join(found)}, not its score {task.score_name!r}")

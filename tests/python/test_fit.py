@@ -295,6 +295,14 @@ X, Y = problem()
         ({"model": lambda: 3}, ["model.name", "int", "torch.nn.Module"]),
         ({"model": nn.ReLU()}, ["model.name", "Conv or Linear"]),
         ({**regression(2), "task": Worst()}, ["task", "one output is needed", "(2, 2)"]),
+        ({"data": sparsekit.Data(train=(X, Y), test=(X[:, :5], Y))}, ["(2, 5)", "the data"]),
+        ({"data": sparsekit.Data(train=(X, [[1]] * 320), test=(X, Y))}, ["data.train", "(320, 1)"]),
+        ({"data": sparsekit.Data(train=(X, np.array(["a"] * 320)), test=(X, Y))}, ["data.train", "numbers"]),
+        ({"model": network(), "model.kwargs": {"width": 3}}, ["model.kwargs", "class or function"]),
+        ({"model.name": "resnet18"}, ["model and model.name"]),
+        ({"replicas": {"count": 2}, "replicas.count": 3}, ["replicas.count", "twice"]),
+        ({"device": torch.device("cpu")}, ["device", "give text"]),
+        ({"model": lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 4))}, ["lazy", "forward pass"]),
         ({"model": {"name": "nowhere:Net"}}, ["model.name nowhere:Net", "cannot be imported"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -309,6 +317,60 @@ def test_a_wrong_keyword_is_told_by_its_name_and_nothing_is_written(
     assert "--" not in str(told.value)
     assert "\n" not in str(told.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_raises_in_a_worker_ends_the_process(tmp_path: Path) -> None:
+    """Its workers ignore the signal with which Python would end them; the error must not keep them."""
+    code = """
+        import sparsekit, torch
+        from torch import nn
+        class Bad(torch.utils.data.Dataset):
+            targets = [0, 1] * 100
+            def __len__(self): return 200
+            def __getitem__(self, i):
+                if i == 77: raise ValueError("number 77 is bad")
+                return torch.zeros(4), i % 2
+        data = sparsekit.Data(train=Bad(), test=(torch.zeros(4, 4), torch.tensor([0, 1, 0, 1])))
+        options = {"epochs": 6, "device": "cpu", "wandb": {"mode": "disabled"}, "data.batch_size": 20}
+        sparsekit.fit(data=data, model=lambda: nn.Linear(4, 2), **options)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "data.train: an example cannot be read" in done.stderr
+    assert "number 77 is bad" in done.stderr
+
+
+def test_a_module_of_a_class_that_can_be_imported_is_not_made_again_from_its_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = sparsekit.fit(model=network(), data=data(), out=tmp_path / "run", **QUICK)
+    assert main.main(["export", str(run.out), "--format", "torch", "-o", str(tmp_path / "model.pt2")]) == 2
+    assert "give it again from Python" in capsys.readouterr().err
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_what_a_call_gives_back_is_its_own_and_leaves_random_numbers_alone(tmp_path: Path) -> None:
+    one = network()
+    first = sparsekit.fit(model=lambda: one, data=data(), out=tmp_path / "first", **QUICK)
+    weight = first.model[0].weight.clone()  # type: ignore[index, operator]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    second = sparsekit.fit(model=lambda: one, data=data(), out=tmp_path / "second", **QUICK, seed=4)
+    assert second.model is not first.model
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.model[0].weight, weight)  # type: ignore[index]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        again = sparsekit.fit(model=lambda: one, data=data(), out=tmp_path / "again", **QUICK)
+    assert same(first, again)
+
+
+def test_a_frozen_layer_that_is_pruned_is_told(tmp_path: Path) -> None:
+    own = network()
+    own[0].requires_grad_(False)  # type: ignore[index]
+    with pytest.warns(UserWarning, match=r"0\.weight: pruned, but not trained.*masks\.exclude"):
+        sparsekit.fit(model=own, data=data(), out=tmp_path / "run", **QUICK)
 
 
 def test_an_example_that_cannot_be_read_is_told_with_its_split(tmp_path: Path) -> None:
