@@ -6,11 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
+class _OneLine(Exception):
+    """An error whose message says all: a notebook shows it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(_OneLine, ValueError):
     """Bad input (exit code 2). The message names the option, the value and the fix."""
 
 
-class RunError(RuntimeError):
+class RunError(_OneLine, RuntimeError):
     """The run itself failed (exit code 1). The message says what happened and what is left."""
 
 

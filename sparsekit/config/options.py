@@ -91,7 +91,8 @@ class DataConfig:
             `imagefolder` with `val` and `test`: those of `val`).
         augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
             of the image, flips and colour jitter.
-        workers: Processes that read `imagefolder`, at most one a core; their number changes no result.
+        workers: Processes that read images of folders, or the examples of a data set of your own, at most one a core;
+            their number changes no result.
         kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
             `{auto_augment: rand-m9-mstd0.5, re_prob: 0.25}`. Its `mean`, `std`, `crop_pct`, `crop_mode` and
             `interpolation` hold over a model's config.json.

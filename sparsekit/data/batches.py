@@ -63,6 +63,11 @@ class TensorPair:
             raise UserError(
                 f"data.{what}: inputs and targets of shapes {sizes} do not belong together; give [N, ...] each"
             )
+        if len(self.inputs) and self.inputs.is_floating_point():
+            finite = self.inputs.isfinite().reshape(len(self.inputs), -1).all(1)
+            if not bool(finite.all()):
+                first = int((~finite).nonzero()[0, 0])
+                raise UserError(f"data.{what}: the input of example {first} is not finite; correct it, or leave it out")
         self.on_device = self.inputs.to(device), self.labels.to(device)
 
     def __len__(self) -> int:
@@ -115,7 +120,7 @@ class Examples(Dataset[Any]):
             for inputs, targets in batches:
                 yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
         except Exception as error:  # a user's data set may raise anything
-            told = _last_line(error)
+            told = _last_line(error).removeprefix(f"{type(error).__name__}: ")
             if isinstance(error, UserError):  # with a worker's traceback, if it comes from there
                 raise UserError(told.rpartition("UserError: ")[2]) from error
             ended = ("worker" in told and "exited unexpectedly" in told) or "is killed by signal" in told

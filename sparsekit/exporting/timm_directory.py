@@ -7,11 +7,22 @@ from pathlib import Path
 
 import timm
 
+from sparsekit.errors import UserError
 from sparsekit.exporting.formats import Format, Loaded, from_module
 from sparsekit.exporting.model import ExportModel
 from sparsekit.files import make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.models.state import cpu_state_dict
+from sparsekit.plugins.objects import is_object
+
+
+def check(export_model: ExportModel) -> None:
+    """Raise UserError for a model that is none of timm's."""
+    if is_object(name := export_model.config.name):
+        raise UserError(
+            f"--format timm: timm does not know {name}; the run's own model/ holds its weights, and onnx and torch "
+            "need no class"
+        )
 
 
 def write(export_model: ExportModel, out: Path) -> None:
@@ -31,4 +42,4 @@ def load(out: Path, export_model: ExportModel) -> Loaded:
     return from_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
 
 
-FORMAT = Format(write, load)
+FORMAT = Format(write, load, check=check)

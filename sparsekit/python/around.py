@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,8 +30,12 @@ def as_it_was() -> Iterator[None]:
         ):  # fmt: skip
             yield
     except Stopped as stop:
+        traceback.clear_frames(stop.__traceback__)  # or a notebook, which keeps it, would keep workers and the lock
         how = f"its checkpoint is in {stop.out}; give out={stop.out!r}, resume=True to go on" if stop.out else ""
         raise KeyboardInterrupt(f"stopped by {stop}; {how or 'nothing was begun'}") from None
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         torch.set_float32_matmul_precision(before)
         cudnn.allow_tf32, cudnn.benchmark, mkldnn.enabled = flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def fit(
         from sparsekit.display.live import Display, Silent  # here, as what these import draws random numbers
         from sparsekit.launch import fit as launch
 
-        shown = Display() if display else Silent(lambda text: warnings.warn(in_keywords(text), stacklevel=2))
+        shown = Display() if display else Silent(_warn)
         summary = launch(call.config, shown)
     out = expanded(call.config.out) if call.config.out else Path(summary["out"])
     while "status" not in summary and not finished(out):  # torchrun's other ranks: the leader still tests the model
@@ -179,6 +180,14 @@ def export(model: Saved, *, format: str, out: str | Path, **options: Any) -> dic
 def _given(options: dict[str, Any]) -> list[str]:
     """The options of the objects that a call brings itself."""
     return [f"--{group}.name" for group in ("model", "data") if group in options]
+
+
+def _warn(text: str) -> None:
+    """Give a warning of Python's that points at the line outside of sparsekit that called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("sparsekit", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(in_keywords(text), stacklevel=level)
 
 
 def _opened(keyword: str, model: Saved) -> tuple[SavedModel, dict[str, Any]]:

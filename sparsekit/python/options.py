@@ -65,8 +65,15 @@ def read(
         for fault in faults(type(plugins[kind]), kind):
             raise UserError(f"{kind}: {type(plugins[kind]).__name__} {fault}")
     for group in ("model", "data"):
-        if isinstance(options.get(group), Mapping) or (value := options.pop(group, None)) is None:
+        value = options.pop(group, None)
+        if isinstance(value, Mapping):
+            rest: dict[str, Any] = dict(value)
+            value = rest.pop("name", None)
+            options |= {group: rest} if rest else {}
+        if value is None:
             continue
+        if isinstance(value, tuple) and all(hasattr(part, "shape") for part in value):
+            raise UserError(f"{group}: a pair of tensors is one split; give sparsekit.Data(train=(x, y), test=…)")
         if f"{group}.name" in options:
             raise UserError(f"{group} and {group}.name both say which; give one of them")
         if not isinstance(value, str):

@@ -103,6 +103,8 @@ def test_two_calls_give_the_same_bits_and_a_function_makes_the_model_from_the_se
     assert same(one, other)
     third = sparsekit.fit(model=network, data=data(), out=tmp_path / "third", seed=1, **QUICK)
     assert not same(one, third)
+    named = {"model": {"name": network, "init": None}, "data": {"name": data(), "batch_size": 50}}
+    assert same(one, sparsekit.fit(out=tmp_path / "named", **QUICK, **named))
 
 
 @pytest.mark.slow
@@ -233,7 +235,7 @@ def stopped(folder: Path, out: str, *, when: str, **options: Any) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_same_call_goes_on(tmp_path: Path) -> None:
     drawn = sparsekit.Data(train=Table(320, 0), test=Table(160, 1))
-    options = {**QUICK, "epochs": 12, "model": network, "data": drawn}
+    options = {**QUICK, "epochs": 12, "model": network, "data": drawn, "data.workers": 2}
     stopped(tmp_path, "run", when='"candidate"', **options)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     changed = sparsekit.Data(train=Table(320, 5), test=Table(160, 1))
@@ -303,6 +305,8 @@ X, Y = problem()
         ({"replicas": {"count": 2}, "replicas.count": 3}, ["replicas.count", "twice"]),
         ({"device": torch.device("cpu")}, ["device", "give text"]),
         ({"model": lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 4))}, ["lazy", "forward pass"]),
+        ({"data": (X, Y)}, ["data", "one split", "train=(x, y)"]),
+        ({"data": sparsekit.Data(train=(X.log(), Y), test=(X, Y))}, ["data.train", "example 0 is not finite"]),
         ({"model": {"name": "nowhere:Net"}}, ["model.name nowhere:Net", "cannot be imported"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -444,6 +448,8 @@ def test_a_run_from_a_notebook_is_worked_with_from_python_and_refused_on_the_com
     loaded = sparsekit.load(tmp_path / "run", model=network)
     x, _ = problem(8, 3)
     assert torch.equal(loaded.model(x), run.model(x))
+    with pytest.raises(sparsekit.UserError, match="timm does not know"):
+        sparsekit.export(run, format="timm", out=tmp_path / "timm")
     merged = sparsekit.merge([run, run], out=tmp_path / "soup")
     assert merged["sparsity"] == run.summary["sparsity"]
     sparsekit.export(run, format="torch", out=tmp_path / "model.pt2")
