@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def _no_wandb_settings() -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("WANDB_SILENT", "true")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_of_another_test() -> Iterator[None]:
+    """Forget plugins that were given as `module:name`, which stay known as long as a process lasts."""
+    yield
+    if registry := sys.modules.get("sparsekit.plugins.registry"):
+        registry._ADOPTED.clear()
 
 
 @pytest.fixture(scope="session")
