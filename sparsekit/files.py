@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -64,6 +65,17 @@ def save_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None =
     make_readable(part)
     sync(part)
     os.replace(part, path)
+
+
+def digest(tensors: Tensors) -> str:
+    """The SHA-256 of tensors' names, types, shapes and values."""
+    import torch  # not at the top of the file, as it takes time
+
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def make_readable(path: Path) -> None:

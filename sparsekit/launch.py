@@ -19,9 +19,8 @@ from sparsekit.config.wandb_limits import check_environment
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError, UserError
 from sparsekit.executors import choose_executor, executor_name, torchrun
-from sparsekit.files import write_json, write_yaml
+from sparsekit.files import digest, write_json, write_yaml
 from sparsekit.models import device
-from sparsekit.models.state import digest
 from sparsekit.planning.plan import summarize, table_rows
 from sparsekit.plugins.objects import is_object
 from sparsekit.run import directory, finish, images, progress

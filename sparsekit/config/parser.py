@@ -292,7 +292,12 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
         _adopt(name, value)
     for choice in everyone:
         choice.read(run or {})
-    others = _as_arguments({n: v for n, v in (run or {}).items() if not begins(n, *GROUPS) and not data.has(n)})
+
+    def shared(options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that are no plugin's own, nor choose one."""
+        return {n: v for n, v in options.items() if not begins(n, *GROUPS) and not data.has(n)}
+
+    others = _as_arguments(shared(run or {}))
     left = list(argv)
     while left:
         flag, equals, value = left.pop(0).partition("=")
@@ -303,8 +308,7 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
             equals, value = "=", left.pop(0)
         if is_file and equals:
             options = _read(value, given)
-            shared = {n: v for n, v in options.items() if not begins(n, *GROUPS) and not data.has(n)}
-            others += _inline(shared)
+            others += _inline(shared(options))
             for each in everyone:
                 each.read(options)
             continue

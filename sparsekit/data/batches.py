@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from sparsekit.data.images import Split
 from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
 from sparsekit.data.stream import handled_signals, random_states_kept, seed_all
 from sparsekit.errors import ReadError, UserError, first_line
+from sparsekit.files import digest
 from sparsekit.plugins.objects import path_of
 from sparsekit.seeds import derive
 
@@ -85,11 +85,7 @@ class TensorPair:
         return self.labels
 
     def record(self) -> str:
-        hashed = hashlib.sha256()
-        for each in (self.inputs, self.labels):
-            hashed.update(f"{each.dtype} {tuple(each.shape)}".encode())
-            hashed.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if each.numel() else b"")
-        return hashed.hexdigest()
+        return digest({"inputs": self.inputs, "targets": self.labels})
 
 
 class Examples(Dataset[Any]):
@@ -133,15 +129,7 @@ class Examples(Dataset[Any]):
                 batches._shutdown_workers()
 
     def targets(self) -> Tensor:
-        try:
-            known = torch.as_tensor(getattr(self.dataset, "targets", ()))
-        except (TypeError, ValueError, RuntimeError):  # it means something else by that name
-            known = torch.tensor(0)
-        if known.dim() and len(known) == len(self):
-            some = torch.linspace(0, len(self) - 1, min(_TRIED, len(self))).long()
-            if torch.equal(self._read(some), known[some]):  # else a wrapper changes what it has inherited
-                return known
-        return self._read(torch.arange(len(self)))
+        return targets_of(self.dataset, self._read)
 
     def _read(self, indices: Tensor) -> Tensor:
         """The targets of some examples, read one by one."""
@@ -241,7 +229,9 @@ class ExampleData(MadeImages):
             for what, examples in (("train", data.train), ("held_out", data.held_out), ("test", data.test))
             if examples is not None
         }
-        targets = {what: _class_numbers(source, what) for what, source in found.items()} if task.stratified else None
+        targets = (
+            {what: class_numbers(source.targets(), what) for what, source in found.items()} if task.stratified else None
+        )
         count = len(found["train"])
         if targets is not None:
             num_classes = count_outputs(task, targets["train"])
@@ -249,8 +239,6 @@ class ExampleData(MadeImages):
         else:
             _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
             num_classes = count_outputs(task, some)
-        if config.fold is not None and data.held_out is not None:
-            raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
         train, cut, _ = choose.split(
             count, None if targets is None else targets["train"], num_classes, config, held_out="held_out" in found
         )
@@ -409,8 +397,27 @@ def _all(source: Source) -> Tensor:
     return torch.arange(len(source))
 
 
-def _class_numbers(source: Source, what: str) -> Tensor:
-    targets = source.targets()
+def targets_of(dataset: Any, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """The targets of all examples: the data set's `targets`, as torchvision calls them, where it gives those.
+
+    Args:
+        dataset: The data set.
+        read: Reads the targets of some examples.
+    """
+    count = len(dataset)
+    try:
+        known = torch.as_tensor(getattr(dataset, "targets", ()))
+    except (TypeError, ValueError, RuntimeError):  # it means something else by that name
+        known = torch.tensor(0)
+    if known.dim() and len(known) == count:
+        some = torch.linspace(0, count - 1, min(_TRIED, count)).long()
+        if torch.equal(read(some), known[some]):  # else a wrapper changes what it has inherited
+            return known
+    return read(torch.arange(count))
+
+
+def class_numbers(targets: Tensor, what: str) -> Tensor:
+    """The targets of a split as int64; raises UserError where they are no class numbers."""
     if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex() or bool((targets < 0).any()):
         raise UserError(
             f"data.{what}: targets {targets.dtype} of shape {tuple(targets.shape)} are no class numbers (whole, 0 or "

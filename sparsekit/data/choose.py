@@ -28,8 +28,10 @@ def split(
         test: Whether it has test examples, so that none are cut off.
 
     Raises:
-        UserError: a class would be missing in one of the parts.
+        UserError: a class would be missing in one of the parts, or a fold is asked for where examples are held out.
     """
+    if config.fold is not None and held_out:
+        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
     kept, cut, tests = torch.arange(count), None, None
     if config.fold is not None:
         if not test:  # first: the same in every fold

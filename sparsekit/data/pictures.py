@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import choose
-from sparsekit.data.batches import check_classes
+from sparsekit.data.batches import check_classes, class_numbers, targets_of
 from sparsekit.data.contents import Contents, Part, cut_by, limited_by
 from sparsekit.data.examples import Data
 from sparsekit.data.folder import FolderData
@@ -40,8 +41,6 @@ def load(data: Data, config: DataConfig, device: torch.device, channels_last: bo
     for option in ("labels", "white"):
         if getattr(config, option):
             raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
-    if config.fold is not None and data.held_out is not None:
-        raise UserError(f"--data.fold {config.fold}: {config.name} holds examples out itself; leave the option out")
     labels = {"train": _labels(data.train, "train"), "test": _labels(data.test, "test")}
     if data.held_out is not None:
         labels["held_out"] = _labels(data.held_out, "held_out")
@@ -95,19 +94,14 @@ class _Reader:
             ) from error
 
 
-def _labels(dataset: Any, what: str) -> torch.Tensor:
-    """The class numbers of all examples: its `targets`, as torchvision calls them, or else read one by one."""
-    known, count = getattr(dataset, "targets", None), len(dataset)
-    tried = {round(i * (count - 1) / 19) for i in range(20)}
-    if known is None or len(known) != count or any(dataset[i][1] != known[i] for i in tried):
-        known = [dataset[index][1] for index in range(count)]  # as a wrapper gives them, which may change them
+def _labels(dataset: Any, what: str) -> Tensor:
+    """The class numbers of all examples; raises UserError where their targets are none."""
+
+    def read(indices: Tensor) -> Tensor:
+        return torch.as_tensor([dataset[index][1] for index in indices.tolist()])
+
     try:
-        labels = torch.as_tensor(known)
+        targets = targets_of(dataset, read)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"data.{what}: its targets are no numbers ({first_line(error)}); give class numbers") from error
-    if labels.dim() != 1 or not len(labels) or labels.is_floating_point() or bool((labels < 0).any()):
-        raise UserError(
-            f"data.{what}: targets {labels.dtype} of shape {tuple(labels.shape)} are no class numbers; images need "
-            "those, for other tasks return tensors"
-        )
-    return labels.long()
+    return class_numbers(targets, what)

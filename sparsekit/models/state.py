@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,15 +53,6 @@ class State:
         return replace(
             self, tensors=tensors, extra={n.removeprefix(EXTRA): t for n, t in named.items() if n not in tensors}
         )
-
-
-def digest(tensors: Tensors) -> str:
-    """The SHA-256 of tensors' names, types, shapes and values."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def has_dense_weights(method: PruningMethod) -> bool:

@@ -44,7 +44,6 @@ from sparsekit.training.team import Team, make_team
 
 _USUAL = (torch.float32, torch.int64)
 """The types of inputs that most models take."""
-SPLITS: tuple[Split, ...] = ("train", "held_out", "test")
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 """What timm's models raise for images that they cannot take."""
 
@@ -247,7 +246,7 @@ def _try_forward(setup: Setup) -> None:
     """
     if setup.data.fixed:
         _try_split(setup, "test")
-    inputs = _try_split(setup, "held_out")
+    inputs = _try_split(setup, "held_out", "train")
     if setup.teacher is not None:
         try:
             with torch.no_grad(), setup.autocast():
@@ -262,9 +261,12 @@ def _try_forward(setup: Setup) -> None:
             ) from error
 
 
-def _try_split(setup: Setup, split: Split) -> Tensor:
-    """Run a batch of a split through model and task; returns its inputs."""
-    inputs, targets = next(iter(setup.data.evaluation_batches(split)))
+def _try_split(setup: Setup, *splits: Split) -> Tensor:
+    """Run a batch of the first split through model and task; returns its inputs.
+
+    All targets of the splits are held against the task where they lie in memory.
+    """
+    inputs, targets = next(iter(setup.data.evaluation_batches(splits[0])))
     if setup.device.type != "cuda":
         inputs, targets = inputs[:2], targets[:2]
     setup.model.eval()
@@ -284,11 +286,11 @@ def _try_split(setup: Setup, split: Split) -> Tensor:
             f"--model.name {name} cannot take images of {setup.data.inputs.pixels} pixels: {text}; set "
             "--data.image_size, or img_size in --model.kwargs"
         ) from error
-    _try_task(setup, name, outputs, targets)
+    _try_task(setup, name, outputs, targets, splits)
     return inputs
 
 
-def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None:
+def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor, splits: Sequence[Split]) -> None:
     """Check that a model's outputs are those that the task needs, and that its loss and meter take them."""
     task, told = setup.task, describe(setup.config)["task"]["name"]
     if not isinstance(outputs, Tensor):
@@ -302,7 +304,7 @@ def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor) -> None
         meter = task.meter(outputs.device)
         meter.update(outputs.double(), targets)
         found = meter.compute()
-        for every in map(setup.data.known_targets, SPLITS) if isinstance(setup.data, ExampleData) else ():
+        for every in map(setup.data.known_targets, splits) if isinstance(setup.data, ExampleData) else ():
             if every is not None:
                 task.check(outputs[:1].cpu().expand(len(every), *outputs.shape[1:]), every)
     except Exception as error:  # a plugin may raise anything
