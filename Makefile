@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow docs-test faults fuzz bench gpu-bundle studies-digits studies-fashion lint types format clean
+.PHONY: help install fit test slow docs-test faults exhaustive fuzz bench gpu-bundle studies-digits studies-fashion lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,13 +30,16 @@ test: $(STAMP) ## the tests that take seconds: within four minutes on two idle c
 	$(PYTEST) -m "not slow and not docs" $(ARGS)
 
 slow: $(STAMP) ## the long tests, and the property tests on more examples
-	$(PYTEST) -m "(slow or hypothesis) and not docs" --hypothesis-profile=full --timeout 1800 $(ARGS)
+	$(PYTEST) -m "(slow or hypothesis) and not docs and not faults and not exhaustive" --hypothesis-profile=full --timeout 1800 $(ARGS)
 
 docs-test: $(STAMP) ## the tests of the documentation, configs, studies, benchmarks and the release
-	$(PYTEST) -m docs --timeout 1800 $(ARGS)
+	$(PYTEST) -m "docs and not exhaustive" --timeout 1800 $(ARGS)
 
 faults: $(STAMP) ## the long fault suite alone: kills, full disks, locks
 	$(PYTEST) -m faults --timeout 1800 $(ARGS)
+
+exhaustive: $(STAMP) ## every combination, and what takes minutes for one figure; before a release
+	$(PYTEST) -m exhaustive --timeout 1800 $(ARGS)
 
 fuzz: $(STAMP) ## the property tests on thousands of new examples
 	$(PYTEST) -m "hypothesis and not slow" --timeout 1800 --hypothesis-profile=fuzz $(ARGS)

@@ -39,6 +39,8 @@ _DEFAULT_CLASSES = {
     "merge": "sparsekit.merges.uniform.Uniform",
     "task": "sparsekit.tasks.classification.Classification",
 }
+_CHOOSING: dict[str, Kind] = {**{kind: kind for kind in GROUPS}, "data.name": "dataset"}
+"""The options that choose a plugin, and its kind."""
 _MODE = "sparsekit"
 _ALIASES = {"--prune-again": "--prune_again", "-o": "--out", "--output": "--out", "--import": "--import+"}
 _SWITCHES = ("--resume", "--measure")
@@ -200,9 +202,8 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _adopt(name: str, value: object) -> None:
     """Take a `module:name` that an option gives for a plugin."""
-    kinds: dict[str, Kind] = {**{kind: kind for kind in GROUPS}, "data.name": "dataset"}
-    if name in kinds and isinstance(value, str):
-        adopt(kinds[name], value)
+    if name in _CHOOSING and isinstance(value, str):
+        adopt(_CHOOSING[name], value)
 
 
 def _parsed(of: type[T], parser: OptionParser, argv: Sequence[str]) -> T:
@@ -386,8 +387,8 @@ def _read(path: str, given: Given) -> dict[str, Any]:
         if counts[name] > 1 or (dot and group not in GROUPS and group in options):
             raise UserError(f"--{name} is given twice in one file; give it once")
         options[name] = yaml_values.meant(types, name, value, text)
-        if name in GROUPS and (not isinstance(value, str) or not value):
-            raise UserError(f"--{name} is {text!r}; give its name: sparsekit plugins list --kind {name}")
+        if (kind := _CHOOSING.get(name)) and (not isinstance(value, str) or not value):
+            raise UserError(f"--{name} is {text!r}; give its name: sparsekit plugins list --kind {kind}")
         if name in types and value is None and type(None) not in get_args(types[name]):
             raise UserError(no_value(name))
         if is_dataclass(types.get(name)) and not isinstance(value, str):

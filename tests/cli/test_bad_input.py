@@ -36,6 +36,7 @@ YAMLS = {
     "own": "method: {name: imp, cycels: 2}",
     "number": "method: 3",
     "names": "method: [gmp]",
+    "data_names": "data: {name: [digits]}",
     "nan": "sparsity: .nan",
     "empty_value": "sparsity:",
     "empty_group": "replicas:",
@@ -296,6 +297,7 @@ PLAN = rows(
     ("--config own.yaml", "--method.cycels|'--method.cycles'", "--config good.yaml"),
     ("--config number.yaml", "--method|'3'|plugins list", "--config good.yaml"),
     ("--config names.yaml", "--method|gmp|plugins list", "--config good.yaml"),
+    ("--config data_names.yaml", "--data.name|digits|plugins list", "--config good.yaml"),
     ("--config nan.yaml", "--sparsity|nan|0 to below 1", "--config good.yaml"),
     ("--config pipe.yaml", "--config|pipe.yaml|is no file", "--config good.yaml"),
     ("--config=", "--config|is no file", "--config good.yaml"),
@@ -462,7 +464,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 214
+    assert len(CASES) == len({row[:2] for row in CASES}) == 215
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

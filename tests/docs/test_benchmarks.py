@@ -147,6 +147,7 @@ def test_steps_are_timed_with_masks_and_without() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ten_replicas_need_little_more_memory_than_two() -> None:
     peaks = [measure.child("memory.py", "--child", count, "resnet50")["peak"] for count in ("2", "10")]
     assert peaks[1] <= 1.15 * peaks[0]

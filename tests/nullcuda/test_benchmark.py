@@ -17,6 +17,7 @@ PARTS = ("right", "step", "replicas", "segment", "fashion")
 
 @pytest.mark.nullcuda
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_the_cuda_benchmark_comes_to_its_end(nullcuda: NullCuda, tmp_path: Path) -> None:
     data, written = tmp_path / "fashion", tmp_path / "gpu.json"

@@ -44,7 +44,14 @@ def test_a_run_gets_through(nullcuda: NullCuda, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", [0, 1, 2], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "turn",
+    [
+        pytest.param(0, id="fp32", marks=pytest.mark.exhaustive),
+        pytest.param(1, id="bf16"),
+        pytest.param(2, id="fp16", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_method_and_merge_gets_through(nullcuda: NullCuda, tmp_path: Path, turn: int) -> None:
     """In each precision; over all three, each method and each merge one after another and stacked."""
     precision, names = ["fp32", "bf16", "fp16"][turn], [list(discover().of(kind)) for kind in ("method", "merge")]
