@@ -32,7 +32,7 @@ def plan(arguments: Sequence[str]) -> int:
     if config is not None:
         from sparsekit.data import contents_at_hand
         from sparsekit.display.live import Display
-        from sparsekit.planning.plan import make_plan, make_stages, nothing_to_merge, summarize, table_rows
+        from sparsekit.planning.plan import make_plan, make_stages, nothing_to_merge, summarize, table_rows, varied
 
         segments = make_plan(config, make_stages(config))
         plan = summarize(config, segments)
@@ -41,7 +41,7 @@ def plan(arguments: Sequence[str]) -> int:
             display.notes(contents.lines())
         display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
         display.picture(plan)
-        for line in nothing_to_merge(config, segments):
+        for line in [*nothing_to_merge(config, segments), *varied(config, segments)]:
             display.note(line)
     return 0
 

@@ -6,6 +6,7 @@ import math
 import re
 
 from sparsekit.config.options import DataConfig, FitConfig
+from sparsekit.config.replica_axes import check_axis
 from sparsekit.config.wandb_limits import check_wandb
 from sparsekit.errors import UserError
 
@@ -65,6 +66,7 @@ def check(config: FitConfig) -> None:
         ("replicas.start", r.start, 0.0 <= r.start < 1.0, below_one),
         ("data.batch_size", d.batch_size, d.batch_size >= 1, "1 or more"),
         ("data.held_out", d.held_out, 0.0 < d.held_out < 1.0, "a fraction above 0 and below 1"),
+        ("data.augment_strength", d.augment_strength, 0.0 <= d.augment_strength <= 4.0, "0 (none) to 4"),
         ("data.image_size", d.image_size, d.image_size is None or 4 <= d.image_size <= 1024, "4 to 1024 pixels"),
         ("data.white", d.white, d.white is None or 1 <= d.white <= 65535, "1 to 65535"),
         ("data.workers", d.workers, 0 <= d.workers <= 256, "0 (read in this process) to 256"),
@@ -85,6 +87,7 @@ def check(config: FitConfig) -> None:
     for option, value, valid, rule in rules:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
+    check_axis(config)
     check_floor(("--masks.floor", "--sparsity"), config.masks.floor, config.sparsity)
     check_device(config.device)
     check_wandb(config.wandb)
@@ -94,6 +97,10 @@ def check(config: FitConfig) -> None:
         fold_of(d.fold)
     if d.fold is not None and d.held_out != DataConfig.held_out:
         raise UserError("--data.fold and --data.held_out both say what is held out; give one of them")
+    if not d.augment and d.augment_strength != DataConfig.augment_strength:
+        raise UserError(
+            f"--data.augment_strength is {d.augment_strength:g}, but --data.augment is false; leave one out"
+        )
     for option, value in (("mean", d.mean), ("std", d.std)):
         if value is not None and option in d.kwargs:
             raise UserError(f"--data.{option} and --data.kwargs both give {option}; give one of them")

@@ -19,11 +19,14 @@ class ReplicasConfig:
 
     Args:
         count: How many replicas a segment trains.
-        vary: What replicas differ in. `seed` (batch order and augmentation) always does; the other axes add to it.
-        values: One value a replica. `weight_decay` and `lr`: the value itself; `epochs`: fraction of the segment's
-            length, 0 to 1; `subsample`: class-balanced fraction of the training data; `seed`: an integer.
-            By default `weight_decay` and `lr` run from half to twice the base value, `epochs` from 0.5 to 1,
-            `subsample` is 0.8 for all.
+        vary: What replicas differ in: `seed`, `weight_decay`, `lr`, `epochs`, `subsample`, `label_smoothing`,
+            `augment`, or `method.NAME` for a number among the method's own options. `seed` (batch order and
+            augmentation) always does; the other axes add to it.
+        values: One value a replica. `weight_decay`, `lr`, `label_smoothing`, `augment` (`--data.augment_strength`) and
+            `method.NAME`: the value itself; `epochs`: fraction of the segment's length, 0 to 1; `subsample`:
+            class-balanced fraction of the training data; `seed`: an integer. By default `weight_decay`, `lr` and
+            `augment` run from half to twice the base value, `label_smoothing` from 0 to twice the base value, or to 0.2
+            where that is 0, `epochs` from 0.5 to 1; `subsample` is 0.8 for all; `method.NAME` needs values.
         start: Fraction of the budget, from 0 to below 1, before which one model trains alone: a segment that starts
             earlier is not forked. Replicas that part from random weights do not average well at first.
         executor: How replicas share a device: one after another, or `vectorized`, stacked and trained in lockstep.
@@ -34,7 +37,7 @@ class ReplicasConfig:
     """
 
     count: int = 3
-    vary: Literal["seed", "weight_decay", "lr", "epochs", "subsample"] = "seed"
+    vary: str = "seed"
     values: list[float] | None = None
     start: float = 0.2
     executor: Literal["auto", "sequential", "vectorized"] = "auto"
@@ -91,6 +94,9 @@ class DataConfig:
             `imagefolder` with `val` and `test`: those of `val`).
         augment: Random shifts, and horizontal flips where they keep the label; for `imagefolder` timm's random crops
             of the image, flips and colour jitter.
+        augment_strength: How strong that is, 0 to 4: at 0 nothing is done, 1 is the usual. Shifts grow with it; flips
+            are as frequent as at 1 above it. For `imagefolder` crops, ratios, jitter, probabilities and the magnitude
+            of `rand` or `augmix` in `auto_augment` follow it, each within its range.
         workers: Processes that read images of folders, or the examples of a data set of your own, at most one a core;
             their number changes no result.
         kwargs: How `imagefolder` is augmented and resized: arguments of `timm.data.create_loader`, such as
@@ -114,6 +120,7 @@ class DataConfig:
     image_size: int | None = None
     held_out: float = 0.1
     augment: bool = True
+    augment_strength: float = 1.0
     workers: int = 4
     kwargs: dict[str, Any] = field(default_factory=dict)
     limit: float | None = None

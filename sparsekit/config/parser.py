@@ -302,7 +302,7 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
     left = list(argv)
     while left:
         flag, equals, value = left.pop(0).partition("=")
-        name = flag.removeprefix("--")
+        name = flag[2:] if flag.startswith("--") else ""  # a value may begin as an option of a plugin does
         choosing = next((choice for choice in everyone if name == choice.option or choice.has(name)), None)
         is_file = flag == "--config" and flag in given.known
         if (choosing or is_file) and not equals and left and not left[0].startswith("--"):

@@ -221,8 +221,8 @@ class ExampleData(MadeImages):
         Raises:
             UserError: an option does not fit the data, or the examples do not fit the task.
         """
-        for option in ("labels", "white", "image_size", "kwargs"):
-            if value := getattr(config, option):
+        for option in ("labels", "white", "image_size", "kwargs", "augment_strength"):
+            if (value := getattr(config, option)) and value != getattr(DataConfig, option, None):
                 raise UserError(f"--data.{option} {value} is not for examples of your own; leave it out")
         found = {
             what: _source(examples, device, config.workers, what)

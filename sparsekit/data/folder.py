@@ -35,6 +35,7 @@ from sparsekit.data.decode import read_rgb
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
 from sparsekit.data.stream import Read, Sample, Seeded, Stream, random_states_kept
+from sparsekit.data.strength import scaled
 from sparsekit.errors import ReadError, RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
 
@@ -76,6 +77,7 @@ class FolderData(MadeImages):
         batch_size: int,
         workers: int,
         augment: bool,
+        strength: float = 1.0,
         kwargs: dict[str, Any],
         device: torch.device,
         channels_last: bool,
@@ -90,13 +92,14 @@ class FolderData(MadeImages):
             batch_size: Images per batch.
             workers: Number of processes that read images; 0 reads in this process.
             augment: Whether training images are augmented.
+            strength: How strong the augmentation is, 0 to 4.
             kwargs: Further arguments of `timm.data.create_loader`.
             device: The device of the batches.
             channels_last: Memory format of the batches.
             read: For each split, what reads the image at a place as RGB.
         """
         self.class_names, self.num_classes, self.batch_size = tuple(class_names), len(class_names), batch_size
-        self.device, self._workers, self._augment = device, workers, augment
+        self.device, self._workers, self._augment, self.strength = device, workers, augment, strength
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self._samples, self._read = samples, read
         self._labels = {name: torch.tensor([label for _, label in part]) for name, part in samples.items()}
@@ -152,6 +155,8 @@ class FolderData(MadeImages):
             if key not in (known := [*_TRAINING, *_ALWAYS]):
                 hint = nearest(key, known) or f" Choose from {', '.join(sorted(known))}."
                 raise UserError(f"--data.kwargs: {key!r} is not an argument of timm's loader that can be set.{hint}")
+        if config.augment and config.augment_strength:
+            scaled(config.kwargs, config.augment_strength)
         size = config.image_size or 224
         plain = InputConfig(cls.channels, (size, size), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         given = with_statistics(plain, config)
@@ -163,6 +168,7 @@ class FolderData(MadeImages):
                 batch_size=config.batch_size,
                 workers=config.workers,
                 augment=config.augment,
+                strength=config.augment_strength,
                 kwargs={"mean": given.mean, "std": given.std, **config.kwargs},
                 device=device,
                 channels_last=channels_last,
@@ -203,6 +209,9 @@ class FolderData(MadeImages):
         if order is not None:
             seen.relabel(order)
         return seen
+
+    def _changed(self) -> None:
+        self._try_transforms()
 
     def _check_shared_memory(self) -> None:
         """Raise UserError if `/dev/shm` cannot hold what the workers read ahead; they would hang, or die of SIGBUS."""
@@ -349,7 +358,9 @@ class FolderData(MadeImages):
             self._loader(Stream([], self._read["test"], lambda _: [], 0, 0), training, 1)
 
     def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
-        kwargs = {key: value for key, value in self._kwargs.items() if training or key in _ALWAYS}
+        augments = training and self._augment and self.strength > 0.0
+        given = scaled(self._kwargs, self.strength) if augments else self._kwargs
+        kwargs = {key: value for key, value in given.items() if training or key in _ALWAYS}
         if not training and kwargs.get("interpolation") == "random":
             kwargs["interpolation"] = "bilinear"
         return create_loader(
@@ -357,7 +368,7 @@ class FolderData(MadeImages):
             self.image_size if self.inputs.square else (self.channels, *self.inputs.height_and_width),
             batch_size,
             is_training=training,
-            no_aug=not self._augment,
+            no_aug=not augments,
             num_workers=min(self._workers, _cores(), stream.stop - stream.start),
             persistent_workers=False,
             pin_memory=self.device.type == "cuda",

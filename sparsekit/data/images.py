@@ -27,7 +27,8 @@ class ImageData(MadeImages):
     """The three splits of a data set on one device; `load` creates it from options.
 
     Augmentation follows torchvision's `RandomCrop(image_size, padding=round(image_size / 8))`, which pads with black
-    before normalisation, and then `RandomHorizontalFlip` for data sets whose labels a flip keeps.
+    before normalisation, and then `RandomHorizontalFlip` for data sets whose labels a flip keeps. The padding is
+    multiplied by the strength, as are flips up to strength 1.
 
     Attributes:
         num_classes: Number of classes; labels are from 0 to `num_classes` - 1.
@@ -52,6 +53,7 @@ class ImageData(MadeImages):
         batch_size: int,
         shift: int,
         flip: bool,
+        strength: float = 1.0,
         device: torch.device,
         channels_last: bool,
         class_names: Sequence[str] = (),
@@ -63,8 +65,9 @@ class ImageData(MadeImages):
             splits: For each split its images, uint8 [N, C, H, W], and labels, int64 [N].
             num_classes: Number of classes.
             batch_size: Images per training batch, at most the size of the training split.
-            shift: Largest random shift in pixels; 0 for none.
+            shift: Largest random shift in pixels at strength 1; 0 for none.
             flip: Whether to flip half of the training images.
+            strength: How strong the augmentation is, 0 to 4.
             device: The device of images, labels and batches.
             channels_last: Memory format of the batches.
             class_names: The classes' names, by label.
@@ -73,8 +76,7 @@ class ImageData(MadeImages):
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.batch_size = batch_size
         self.device = device
-        self._shift = shift
-        self._flip = flip
+        self._unit, self._flip, self.strength = shift, flip, strength
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
 
         self._at = at
@@ -87,14 +89,8 @@ class ImageData(MadeImages):
         self.own = self.inputs = InputConfig(self.channels, (size[0], size[1]), *_statistics(train))
         self.normalise = Normaliser(self.inputs.mean, self.inputs.std, device, self._memory)
 
-        padded = functional.pad(train, (shift,) * 4).to(device)
-        # A view [N, 2 * shift + 1, 2 * shift + 1, C, H, W]: indexing it by image, row and column crops a whole batch.
-        self._crops = padded.unfold(2, size[0], 1).unfold(3, size[1], 1).permute(0, 2, 3, 1, 4, 5)
-        self._images: dict[Split, Tensor] = {
-            "train": self._crops[:, shift, shift],
-            "held_out": splits["held_out"][0].to(device),
-            "test": splits["test"][0].to(device),
-        }
+        self._train = _Bordered(train, self._shift, device)
+        self._images = {name: images.to(device) for name, (images, _) in splits.items() if name != "train"}
         self._labels = {name: labels.to(device) for name, (_, labels) in splits.items()}
         self._cpu_labels = {name: labels.cpu() for name, (_, labels) in splits.items()}  # for random choices
 
@@ -142,6 +138,7 @@ class ImageData(MadeImages):
             batch_size=config.batch_size,
             shift=round(min(size) / 8) if config.augment else 0,
             flip=config.augment and config.name in _FLIPPED,
+            strength=config.augment_strength,
             device=device,
             channels_last=channels_last,
             class_names=raw.class_names,
@@ -232,7 +229,8 @@ class ImageData(MadeImages):
         Yields:
             Images, uint8 [B, C, H, W], and labels, int64 [B].
         """
-        images, labels = self._images[split], self._labels[split]
+        images = self._train.crops(0)[:, 0, 0] if split == "train" else self._images[split]
+        labels = self._labels[split]
         some = None
         if limit is not None and limit < len(labels):
             some = self._to_device(order.stratified(self._cpu_labels[split], order.generator("limit", split))[:limit])
@@ -255,19 +253,46 @@ class ImageData(MadeImages):
 
     def _augmented(self, index: Tensor, seed: int, step: int, part: slice) -> Tensor:
         """A part of the training images `index`, uint8 [B, C, S, S], shifted and flipped as in the full batch."""
-        if not self._shift and not self._flip:
-            return self._images["train"][index[part]]
+        shift, crops = self._shift, self._train.crops(self._shift)
+        if not shift and not (self._flip and self.strength):
+            return crops[index[part], 0, 0]
         generator = order.generator(seed, "augment", step)
-        corner = torch.randint(2 * self._shift + 1, (2, len(index)), generator=generator)
+        corner = torch.randint(2 * shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
+        if self.strength < 1.0:
+            flipped *= torch.rand(1, len(index), generator=generator) < self.strength
         top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy to the device per step
-        images = self._crops[index[part], top, left]
+        images = crops[index[part], top, left]
         return torch.where(flip.bool()[:, None, None, None], images.flip(-1), images) if self._flip else images
+
+    @property
+    def _shift(self) -> int:
+        """Largest random shift in pixels."""
+        return round(self.strength * self._unit)
+
+    def _changed(self) -> None:
+        self._train.crops(self._shift)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # copies from pageable memory may block
+
+
+class _Bordered:
+    """Images uint8 [N, C, H, W] on the device, with as much black around as the largest shift so far needs."""
+
+    def __init__(self, images: Tensor, border: int, device: torch.device) -> None:
+        self._size, self._border = images.shape[2:], border
+        self._padded = functional.pad(images, (border,) * 4).to(device)
+
+    def crops(self, shift: int) -> Tensor:
+        """A view [N, 2 * shift + 1, 2 * shift + 1, C, H, W]: indexing it by image, row and column crops a batch."""
+        if more := max(shift - self._border, 0):
+            self._padded, self._border = functional.pad(self._padded, (more,) * 4), self._border + more
+        inside = slice(self._border - shift, self._border + shift + 1)
+        height, width = self._size
+        return self._padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)[:, inside, inside]
 
 
 class Normaliser:

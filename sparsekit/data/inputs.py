@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError
 
+T = TypeVar("T", bound="MadeImages")
 FIELDS = ("size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """What a config.json may say of a model's images."""
 
@@ -95,6 +97,7 @@ class MadeImages:
     Attributes:
         inputs: How the images are made.
         own: How they are made where no model's config.json says otherwise.
+        strength: How strong the augmentation of training images is, 0 to 4; 1 is the usual.
         class_names: The classes' names, by label; empty if they have none.
         class_order: The label of each class in the data set's own order, where a model has another order; else None.
     """
@@ -105,6 +108,7 @@ class MadeImages:
     """Whether images are resized and cropped as a model's config.json says; else they are shown whole."""
     inputs: InputConfig
     own: InputConfig
+    strength: float = 1.0
     class_names: tuple[str, ...]
     class_order: tuple[int, ...] | None = None
 
@@ -122,6 +126,27 @@ class MadeImages:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel that normalisation divides by, black 0 to white 1."""
         return self.inputs.std
+
+    def at_strength(self: T, strength: float) -> T:
+        """The same data set, whose training images are augmented at a strength of 0 to 4.
+
+        Raises:
+            UserError: this augmentation has no such strength.
+        """
+        if strength == self.strength:
+            return self
+        if self.fixed:
+            raise UserError(
+                "--replicas.vary augment: examples of your own are augmented by their own data set alone, which has no "
+                "strength; vary another"
+            )
+        other = copy.copy(self)
+        other.strength = strength
+        other._changed()
+        return other
+
+    def _changed(self) -> None:
+        """Prepare for another strength."""
 
     def relabel(self, order: Sequence[int]) -> None:
         """Note that each class has another label, `order[label]`; the data sets change the labels themselves."""

@@ -36,7 +36,8 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
 
     A replica that becomes non-finite is trained once more with another seed; None if that fails too.
     """
-    schedule, snapshot = context.setup.method.learning_rate(stage), at.snapshots.get(replica.index)
+    schedule = context.setup.for_replica(replica).method.learning_rate(stage)
+    snapshot = at.snapshots.get(replica.index)
 
     def pause(training: Training) -> None:
         context.pause(

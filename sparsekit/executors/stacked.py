@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from sparsekit._types import Tensors
-from sparsekit.api import Stage
+from sparsekit.api import Schedule, Stage
 from sparsekit.errors import ReadError, first_line
 from sparsekit.executors import sequential
 from sparsekit.models.device import lacks_memory
@@ -38,10 +38,9 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
     same_step = not resumed or (len(resumed) == len(replicas) and len({s.done for s in resumed}) == 1)
     if len(replicas) < 2 or not same_step or any(snapshot.attempt for snapshot in resumed):
         return sequential.train_replicas(context, stage, replicas, at)
-    schedule = context.setup.method.learning_rate(stage)
     lockstep = Lockstep(context.setup, len(replicas))
     trainings = [
-        Training(context.setup, at.parent, stage, replica, schedule, model=model)
+        Training(context.setup, at.parent, stage, replica, _schedule(context.setup, replica, stage), model=model)
         for replica, model in zip(replicas, lockstep.models, strict=True)
     ]
     if not resumed:
@@ -60,7 +59,7 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
             at = sequential.finish_replica(context, stage, training.replica, trained, at)
         except NonFinite as fault:
             sequential.log_fault(context, stage, training, fault, at)
-            again = Training(context.setup, at.parent, stage, training.replica, schedule, attempt=1)
+            again = Training(context.setup, at.parent, stage, training.replica, training.schedule, attempt=1)
             at = replace(at, snapshots={**at.snapshots, index: again.snapshot()})
     context.keep(at)  # one checkpoint for all: resuming only some of them in lockstep would not give the same bits
     context.signals.stop()
@@ -148,8 +147,8 @@ class Lockstep:
         with self.setup.autocast():
             logits = self.forward({**self.weights, **_stack(effective)}, self.buffers, torch.stack(list(images)))
         losses = [
-            self.setup.loss(rows, targets, batch)
-            for rows, targets, batch in zip(logits.unbind(), labels, images, strict=True)
+            training.setup.loss(rows, targets, batch)
+            for training, rows, targets, batch in zip(trainings, logits.unbind(), labels, images, strict=True)
         ]
         for tensor in (*self.weights.values(), *(p for one in masked for p in one.parameters)):
             tensor.grad = None
@@ -193,15 +192,18 @@ def obstacle(setup: Setup) -> str:
 def _try(setup: Setup, count: int, batch: int) -> None:
     """Take one training step of `count` stacked replicas on copies of two examples."""
     segment = max(setup.plan, key=lambda each: len(each.replicas))
-    parent, schedule = first_progress(setup).parent, setup.method.learning_rate(segment.stage)
-    lockstep = Lockstep(setup, count)
+    parent, lockstep = first_progress(setup).parent, Lockstep(setup, count)
     trainings = [
-        Training(setup, parent, segment.stage, replica, schedule, model=model)
+        Training(setup, parent, segment.stage, replica, _schedule(setup, replica, segment.stage), model=model)
         for replica, model in zip(segment.replicas, lockstep.models, strict=False)
     ]
     inputs, targets = next(iter(setup.data.evaluation_batches("held_out")))
     copies = torch.arange(batch, device=inputs.device) % min(2, len(inputs))
     lockstep.step(trainings, [inputs[copies]] * count, [targets[copies]] * count)
+
+
+def _schedule(setup: Setup, replica: Replica, stage: Stage) -> Schedule:
+    return setup.for_replica(replica).method.learning_rate(stage)
 
 
 def _batch(setup: Setup, replica: Replica) -> int:

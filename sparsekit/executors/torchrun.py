@@ -111,8 +111,9 @@ def _train_share(context: RunContext, stage: Stage, at: RunProgress, shares: lis
 
 def assist(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> None:
     """Train the same replicas as the team's first member, which alone reports, scores and saves them."""
-    setup, schedule = context.setup, context.setup.method.learning_rate(stage)
+    setup = context.setup
     for replica in replicas:
+        schedule = setup.for_replica(replica).method.learning_rate(stage)
         snapshot = at.snapshots.get(replica.index)
         for attempt in range(snapshot.attempt if snapshot else 0, ATTEMPTS):
             training = Training(setup, at.parent, stage, replica, schedule, attempt)

@@ -11,7 +11,7 @@ from itertools import pairwise
 from sparsekit.api import Budget, PruningMethod, Schedule, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig
 from sparsekit.errors import UserError
-from sparsekit.planning.replicas import Replica, replicas_of
+from sparsekit.planning.replicas import Replica, axis_values, check_replicas, replicas_of, variation
 from sparsekit.plugins.registry import name_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
@@ -75,11 +75,15 @@ class PlanSummary:
         segments: One row per segment.
         critical_epochs: Replica-epochs along the critical path, of the longest replica of each segment.
         total_epochs: Replica-epochs of all replicas.
+        vary: What replicas differ in (`--replicas.vary`).
+        values: The value of each replica, where a segment trains them all.
     """
 
     segments: tuple[PlanRow, ...]
     critical_epochs: float
     total_epochs: float
+    vary: str = "seed"
+    values: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The content of plan.json."""
@@ -207,7 +211,12 @@ def _too_short(stages: tuple[Stage, ...], steps_per_epoch: int) -> Stage | None:
 
 
 def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int = 0) -> tuple[PlannedSegment, ...]:
-    """Every segment with its replicas, and with its optimizer steps if `steps_per_epoch` is given."""
+    """Every segment with its replicas, and with its optimizer steps if `steps_per_epoch` is given.
+
+    Raises:
+        UserError: replicas cannot be varied as `--replicas.vary` says.
+    """
+    check_replicas(config, stages[0])
     steps = segment_steps(stages, steps_per_epoch)
     return tuple(
         PlannedSegment(stage, tuple(replicas_of(config, stage)), count)
@@ -225,13 +234,18 @@ def nothing_to_merge(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> lis
     return [f"--merge {name} has nothing to merge: no segment trains two replicas ({why})"]
 
 
+def varied(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
+    """Lines for the user about what the replicas of the plan differ in."""
+    return variation(config, any(len(each.replicas) == config.replicas.count for each in plan))
+
+
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
     """The plan as `sparsekit plan` prints it and plan.json holds it."""
     rows = tuple(_row(config, planned) for planned in plan)
     lengths = [[replica.length for replica in planned.replicas] for planned in plan]
     critical = sum(row.epochs * max(each, default=0.0) for row, each in zip(rows, lengths, strict=True))
     total = sum(row.epochs * length for row, each in zip(rows, lengths, strict=True) for length in each)
-    return PlanSummary(rows, critical, total)
+    return PlanSummary(rows, critical, total, config.replicas.vary, tuple(axis_values(config)))
 
 
 def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:

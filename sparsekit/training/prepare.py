@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
-from sparsekit.api import Task
+from sparsekit.api import PruningMethod, Task
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig, describe
@@ -32,6 +32,7 @@ from sparsekit.planning.plan import (
     make_stages,
     nothing_to_merge,
     start_from_sparsity,
+    varied,
 )
 from sparsekit.plugins.objects import import_modules
 from sparsekit.pruning import allocation, coverage, masks
@@ -92,7 +93,8 @@ def prepare(
     warnings: list[str] = []
     if training:
         more, warnings = _of_weights(config, source, model, prunable, initial)
-        notes += more + nothing_to_merge(config, plan)
+        _check_replicas(config, plan, data, {name: model.get_parameter(name).detach() for name in prunable})
+        notes += more + nothing_to_merge(config, plan) + varied(config, plan)
     teacher = None
     if config.distill.model:
         teacher, more = open_teacher(config.distill.model, data)
@@ -128,6 +130,29 @@ def _check_task(config: FitConfig) -> None:
     ):
         if value and not has:
             raise UserError(f"--{option} {value}: --task {name} has no such loss; leave it out")
+
+
+def _check_replicas(config: FitConfig, plan: Sequence[PlannedSegment], data: LoadedData, weights: Tensors) -> None:
+    """Raise UserError where the data or the method's own tensors do not allow what the replicas differ in."""
+    own: Tensors | None = None
+    for replica in max((segment.replicas for segment in plan), key=len):
+        data.at_strength(replica.augment)
+        if replica.method is None:
+            continue
+        own = _extra(config.method, weights) if own is None else own
+        other = _extra(replica.method, weights)
+        if own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
+            raise UserError(
+                f"--replicas.vary {config.replicas.vary}: its values give the method other tensors of its own, but all "
+                "replicas start from one parent; compare them in runs of their own (sparsekit sweep)"
+            )
+
+
+def _extra(method: PruningMethod, weights: Tensors) -> Tensors:
+    """A method's own tensors at the start; where it draws some, the same for every instance."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return method.extra({name: weight.clone() for name, weight in weights.items()})
 
 
 def _team(config: FitConfig, plan: Sequence[PlannedSegment], ranks: Ranks | None, device: torch.device) -> Team:

@@ -86,7 +86,8 @@ class Training:
         attempt: int = 0,
         model: nn.Module | None = None,
     ) -> None:
-        self.setup, self.parent, self.stage, self.replica = setup, parent, stage, replica
+        self.setup = setup = setup.for_replica(replica)
+        self.parent, self.stage, self.replica = parent, stage, replica
         self.schedule, self.attempt, self.done = schedule, attempt, 0
         alone = model is None or model is setup.model
         self.model = model = model or setup.team.model(setup.model)

@@ -18,6 +18,7 @@ from sparsekit.evaluation.scores import score_model
 from sparsekit.models.device import autocast
 from sparsekit.models.state import State, cpu_state_dict, effective
 from sparsekit.planning.plan import PlannedSegment
+from sparsekit.planning.replicas import Replica
 from sparsekit.training.team import Team
 
 Forward = Callable[[nn.Module, Tensors, Tensor], Tensor]
@@ -67,6 +68,14 @@ class Setup:
     def task(self) -> Task:
         """What the model is trained for."""
         return self.config.task
+
+    def for_replica(self, replica: Replica) -> Setup:
+        """The setup as a replica sees it in training: with its method, its label smoothing and its augmentation."""
+        data, method = self.data.at_strength(replica.augment), replica.method or self.method
+        if (data, method, replica.label_smoothing) == (self.data, self.method, self.config.label_smoothing):
+            return self
+        config = replace(self.config, method=method, label_smoothing=replica.label_smoothing)
+        return replace(self, config=config, data=data)
 
     def autocast(self) -> torch.autocast:
         """A new autocast context; does nothing in fp32."""
