@@ -350,6 +350,8 @@ AXES: dict[str, list[float]] = {
     "lr": [0.02, 0.1],
     "epochs": [0.5, 1.0],
     "subsample": [0.3, 1.0],
+    "label_smoothing": [0.0, 0.3],
+    "augment": [0.0, 2.0],
 }
 
 
@@ -358,7 +360,7 @@ AXES: dict[str, list[float]] = {
 )
 def test_replicas_differ_along_every_axis(tmp_path: Path, axis: str) -> None:
     out = tmp_path / "run"
-    replicas = ReplicasConfig(2, vary=axis, values=AXES[axis], start=0.0)  # type: ignore[arg-type]
+    replicas = ReplicasConfig(2, vary=axis, values=AXES[axis], start=0.0)
     config = tiny_config(OneShot(), out=out, replicas=replicas, epochs=2)
     check_run(out, config, fit(config))
     trained = rows(out, "train")
@@ -374,7 +376,7 @@ def test_replicas_differ_along_every_axis(tmp_path: Path, axis: str) -> None:
 def test_defaults_along_every_axis_suit_any_count(tmp_path: Path) -> None:
     for axis in AXES:
         for count in (1, 2, 5):
-            replicas = ReplicasConfig(count, vary=axis, start=0.0)  # type: ignore[arg-type]
+            replicas = ReplicasConfig(count, vary=axis, start=0.0)
             setup = prepare(tiny_config(OneShot(), replicas=replicas))
             assert len(setup.plan[1].replicas) == count
 

@@ -155,8 +155,6 @@ class FolderData(MadeImages):
             if key not in (known := [*_TRAINING, *_ALWAYS]):
                 hint = nearest(key, known) or f" Choose from {', '.join(sorted(known))}."
                 raise UserError(f"--data.kwargs: {key!r} is not an argument of timm's loader that can be set.{hint}")
-        if config.augment and config.augment_strength:
-            scaled(config.kwargs, config.augment_strength)
         size = config.image_size or 224
         plain = InputConfig(cls.channels, (size, size), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         given = with_statistics(plain, config)
@@ -175,6 +173,8 @@ class FolderData(MadeImages):
                 read=read,
             )
             data._try_transforms()
+        except UserError:
+            raise
         except Exception as error:  # timm may raise anything for bad arguments
             raise UserError(
                 f"--data.kwargs {config.kwargs}: timm's transforms refuse them: {first_line(error)}"

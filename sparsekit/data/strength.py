@@ -21,20 +21,21 @@ _MAGNITUDES = {"rand": 10, "augmix": 3}
 def scaled(kwargs: Mapping[str, Any], strength: float) -> dict[str, Any]:
     """The arguments of timm's loader at a strength above 0; at 1 they are as given.
 
-    With strength s a crop's area a becomes 1 - s (1 - a) up to s = 1 and its lowest a / s above; ratios r become r^s;
-    probabilities and jitter are multiplied by s, but flips stay as they are above 1; the magnitude of `rand` and
-    `augmix` is multiplied by s.
+    With strength s the areas a of crops become 1 - s (1 - a) up to s = 1; above, the lowest becomes
+    a / (1 + (s - 1) (1 - a)), about a / s. Ratios r become r^s; probabilities, jitter and the magnitude of `rand` and
+    `augmix` are multiplied by s, but flips stay as they are above 1.
 
     Raises:
         UserError: `auto_augment` has no magnitude.
     """
     if strength == 1.0:
         return dict(kwargs)
-    (scale, ratio), found = _CROPS[kwargs.get("train_crop_mode") or "rrc"], dict(kwargs)
+    (scale, ratio), found = _CROPS.get(kwargs.get("train_crop_mode") or "", _CROPS["rrc"]), dict(kwargs)
     low, high = kwargs.get("scale") or scale
-    found["scale"] = (
-        (1.0 - strength * (1.0 - low), 1.0 - strength * (1.0 - high)) if strength < 1.0 else (low / strength, high)
-    )
+    if strength < 1.0:
+        found["scale"] = (1.0 - strength * (1.0 - low), 1.0 - strength * (1.0 - high))
+    else:  # the whole image stays whole
+        found["scale"] = (low / (1.0 + (strength - 1.0) * max(1.0 - low, 0.0)), high)
     found["ratio"] = tuple(value**strength for value in kwargs.get("ratio") or ratio)
     for name, default in (("hflip", 0.5), ("vflip", 0.0)):
         found[name] = kwargs.get(name, default) * min(strength, 1.0)

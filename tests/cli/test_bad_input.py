@@ -233,6 +233,26 @@ PLAN = rows(
      "--replicas.vary lr --replicas.values [0.1,0.15,0.2]"),
     ("--replicas.vary lr --replicas.values [0.1,.inf,0.2]", "--replicas.values|inf|--replicas.vary lr",
      "--replicas.vary lr --replicas.values [0.1,0.1,0.1]"),
+    ("--replicas.vary label_smoothin", "--replicas.vary|'label_smoothing'", "--replicas.vary label_smoothing"),
+    ("--replicas.vary label_smoothing --replicas.values [0,0.5,1]", "--replicas.values|1|below 1",
+     "--replicas.vary label_smoothing --replicas.values [0,0.5,0.9]"),
+    ("--replicas.vary augment --replicas.values [0,1,5]", "--replicas.values|5|0 to 4",
+     "--replicas.vary augment --replicas.values [0,1,4]"),
+    ("--replicas.vary augment --data.augment false", "--replicas.vary augment|--data.augment",
+     "--replicas.vary augment --data.augment true"),
+    ("--method str --replicas.vary method.strengt --replicas.values [1,2,3]", "'strengt'|'method.strength'",
+     "--method str --replicas.vary method.strength --replicas.values [1,2,3]"),
+    ("--method str --replicas.vary method.strength", "method.strength|--replicas.values",
+     "--method=str --replicas.vary=method.strength --replicas.values=[1,2,3]"),
+    ("--method str --replicas.vary method.strength --replicas.values [1,2,-3]", "--replicas.values|-3|method.strength",
+     "--replicas.values [1,2,3] --replicas.vary method.strength --method str"),
+    ("--method str --replicas.vary method.search --replicas.values [0.5,0.6,0.7]", "method.search|plan|sweep",
+     "--method str --replicas.vary method.strength --replicas.values [0.5,0.6,0.7]"),
+    ("--replicas.vary method.start --replicas.values [0,0.1,0.2]", "method.start|'gmp'|training|sweep",
+     "--replicas.vary lr --replicas.values [0.1,0.2,0.3]"),
+    ("--data.augment_strength 5", "--data.augment_strength|5.0|0 (none) to 4", "--data.augment_strength 4"),
+    ("--data.augment false --data.augment_strength 2", "--data.augment_strength 2|--data.augment is false",
+     "--data.augment false --data.augment_strength 1"),
     ("--replicas.start 1", "--replicas.start|1.0|below 1", "--replicas.start 0.5"),
     ("--replicas.start .nan", "--replicas.start|nan|below 1", "--replicas.start 0"),
     ("--replicas x", "--replicas|'x'|--replicas.NAME VALUE.", "--replicas.count 2"),
@@ -399,6 +419,7 @@ FIT = rows(
     ("--sparsity 1", "--sparsity|1.0|0 to below 1", ""),
     ("--method oneshoot", "--method|'oneshoot'|'oneshot'", ""),
     ("--replicas.values [1,2]", "--replicas.values|2 values|--replicas.count 3", ""),
+    ("--method str --replicas.vary method.init --replicas.values [-5,-4,-3]", "method.init|tensors|sweep", ""),
     ("--method imp --method.retrain lrw --method.dense 0.1", "--method.retrain|--method.dense", ""),
     ("--data.name mnist --data.root idx-cut", "idx-cut/train-images|bytes of data|published",
      "--data.name mnist --data.root idx-good"),
@@ -464,7 +485,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 215
+    assert len(CASES) == len({row[:2] for row in CASES}) == 227
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

@@ -66,6 +66,42 @@ def test_augmentation_is_crop_and_flip(channels: int, size: int, shift: int, fli
     assert all(abs(count - expected) < 5 * expected**0.5 for count in seen.values())
 
 
+@pytest.mark.parametrize(("strength", "shift"), [(0.0, 0), (0.25, 0), (0.5, 1), (2.0, 4), (4.0, 8)])
+def test_shifts_and_flips_grow_with_the_strength(strength: float, shift: int) -> None:
+    """Every image is a crop at most that far away, from a frame of black; flips grow up to strength 1 alone."""
+    images, data = numbered(200, 1, 16, 2, True)
+    side, seen, mirrored = 2 * shift + 1, set[tuple[int, int]](), 0
+    for batch, labels in data.at_strength(strength).train_batches(0, steps=8):
+        padded = transforms.pad(images[labels], [shift] * 4, fill=0)
+        crops = padded.unfold(2, 16, 1).unfold(3, 16, 1)[:, 0]  # [B, side, side, 16, 16]
+        for flipped, shown in ((False, grey(data, batch)), (True, grey(data, batch).flip(-1))):
+            same = (crops == shown[:, :, None]).flatten(3).all(-1)
+            mirrored += flipped and int(same.flatten(1).any(1).sum())
+            seen |= {(top, left) for _, top, left in same.nonzero().tolist()}
+    assert crops.shape[1:3] == (side, side)
+    assert {top for top, _ in seen} == {left for _, left in seen} == set(range(side))
+    assert mirrored / 400 == pytest.approx(0.5 * min(strength, 1.0), abs=0.08)  # 3 standard deviations
+
+
+def test_another_strength_leaves_the_data_set_as_it_was(digits: ImageData) -> None:
+    before = list(digits.train_batches(7, steps=3))
+    strong = digits.at_strength(3.0)
+    assert digits.at_strength(1.0) is digits
+    for (images, labels), (other, same), (again, _) in zip(
+        before, strong.train_batches(7, steps=3), digits.train_batches(7, steps=3), strict=True
+    ):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, same)
+        assert not torch.equal(images, other)
+    for one, other in zip(digits.raw_batches("train"), strong.raw_batches("train"), strict=True):
+        assert torch.equal(one[0], other[0])
+    loaded = ImageData.load(DataConfig(augment_strength=3.0), CPU, True)
+    pairs = zip(strong.train_batches(7, steps=3), loaded.train_batches(7, steps=3), strict=True)
+    assert all(torch.equal(one, other) for (one, _), (other, _) in pairs)
+    late = list(strong.train_batches(7, steps=3, start=2))
+    assert torch.equal(late[0][0], list(strong.train_batches(7, steps=3))[2][0])
+
+
 def test_an_epoch_shows_each_image_once_in_another_order() -> None:
     _, data = numbered(210, 1, 8, 0, False)
     assert data.steps_per_epoch == 4

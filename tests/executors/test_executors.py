@@ -20,7 +20,7 @@ from tiny import ARGUMENTS, METHODS, assert_equal, differ, optimizer, rows, tiny
 from torch import nn
 
 from sparsekit import Tensor, TrainingStep
-from sparsekit.api import PruningMethod
+from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.config.options import ModelConfig, OptimizerConfig, ReplicasConfig
 from sparsekit.executors import choose_executor, sequential
 from sparsekit.executors import stacked as vectorized
@@ -53,6 +53,21 @@ class Drawn(GMP):
 
     def gradients(self, step: TrainingStep, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: 0.9 * gradient for name, gradient in gradients.items()}
+
+
+class Pulled(OneShot):
+    """Weights are pulled towards 0, and the learning rate is multiplied."""
+
+    def __init__(self, factor: float = 0.0, rate: float = 1.0) -> None:
+        super().__init__()
+        self.factor, self.rate = factor, rate
+
+    def penalty(self, step: TrainingStep) -> Tensor:
+        return self.factor * sum(weight.square().sum() for weight in step.weights.values())  # type: ignore[return-value]
+
+    def learning_rate(self, stage: Stage) -> Schedule:
+        usual = super().learning_rate(stage)
+        return Schedule(lambda done: self.rate * usual(done))
 
 
 def far(left: State, right: State) -> float:
@@ -119,13 +134,25 @@ def test_stacked_replicas_agree_with_replicas_one_after_another(method: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vary", ["lr", "weight_decay", "subsample"])
-def test_stacked_replicas_may_differ_in_more_than_their_seed(vary: Any) -> None:
-    shared = replace(LOCKSTEP, vary=vary)
+@pytest.mark.parametrize(
+    ("vary", "values"),
+    [
+        *((axis, None) for axis in ("lr", "weight_decay", "subsample", "label_smoothing", "augment")),
+        ("method.factor", [0.0, 0.01, 0.05]),
+        ("method.rate", [0.5, 1.0, 2.0]),
+    ],
+)
+def test_stacked_replicas_may_differ_in_more_than_their_seed(vary: str, values: Any) -> None:
+    shared = replace(LOCKSTEP, vary=vary, values=values)
     changes: dict[str, Any] = {"optimizer": OptimizerConfig(lr=0.005), "channels_last": False}
-    stacked = candidates(tiny_setup(replicas=shared, **changes))
-    alone = candidates(tiny_setup(replicas=replace(shared, executor="sequential"), **changes))
+    stacked = candidates(tiny_setup(Pulled(), replicas=shared, **changes))
+    alone = candidates(tiny_setup(Pulled(), replicas=replace(shared, executor="sequential"), **changes))
     assert all(far(one, other) < 1e-4 for one, other in zip(stacked, alone, strict=True))
+    usual = candidates(tiny_setup(Pulled(), replicas=replace(LOCKSTEP, executor="sequential"), **changes))
+    apart = [far(one, other) > 1e-3 for one, other in zip(alone, usual, strict=True)]
+    assert any(apart)
+    if vary == "method.rate":  # the second has the run's own value
+        assert apart == [True, False, True]
 
 
 @pytest.mark.slow

@@ -81,6 +81,21 @@ def test_two_ranks_train_three_replicas_to_the_bits_of_one_process(alone: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "axis",
+    [
+        ["--method", "str", "--replicas.vary", "method.strength", "--replicas.values", "[0.005, 0.02, 0.08]"],
+        ["--replicas.vary", "augment", "--label_smoothing", "0.1"],
+    ],
+)
+def test_ranks_train_replicas_that_differ_in_more_than_their_seed(tmp_path: Path, axis: list[str]) -> None:
+    for ranks in (1, 2):
+        fit(ranks, *ARGUMENTS, *axis, "--out", str(tmp_path / f"{ranks}"))
+    assert same(tmp_path / "1", tmp_path / "2")
+    assert plain(tmp_path / "1") == plain(tmp_path / "2")
+
+
+@pytest.mark.slow
 def test_a_rank_that_has_other_images_ends_the_run(tmp_path: Path) -> None:
     """As where a node's copy of the data set is not complete: each rank here reads a folder of its own."""
     for rank, count in enumerate((8, 7)):

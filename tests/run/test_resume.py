@@ -57,6 +57,11 @@ CASES = {
     "imp dropout": ["--method", "imp", "--model.kwargs", "{channels: [8, 8, 16, 16], drop_rate: 0.2}"],
     "dpf greedy": ["--method", "dpf", "--method.interval", "0.2", "--merge", "greedy"],
     "bimp subsample": ["--method", "bimp", "--replicas.vary", "subsample", "--masks.allocation", "erk"],
+    "gsm augment": ["--method", "gsm", "--replicas.vary", "augment", "--replicas.values", "[0.5, 2]"],
+    "str strength": [
+        *("--method", "str", "--replicas.vary", "method.strength", "--replicas.values", "[0.005, 0.05]"),
+        *("--label_smoothing", "0.1", "--replicas.start", "0"),
+    ],
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
 }
 INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]

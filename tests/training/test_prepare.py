@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import optimizer, tiny_config
+from tiny import OnePrune, optimizer, tiny_config
 
+from sparsekit import Tensor, TrainingStep
+from sparsekit.config.options import ReplicasConfig
 from sparsekit.errors import UserError
 from sparsekit.training.prepare import prepare
 
@@ -32,3 +34,28 @@ def test_a_lack_of_memory_is_not_the_optimizers_fault(
     assert type(caught.value) is told
     assert ("--optimizer.name" in str(caught.value)) == (told is UserError)
     assert "more" not in str(caught.value) or told is RuntimeError
+
+
+class Threshold(OnePrune):
+    """A tensor of its own, drawn around an option, and a penalty that follows another."""
+
+    def __init__(self, start: float = 0.1, strength: float = 0.01, dense: float = 1.0) -> None:
+        super().__init__(dense)
+        self.start, self.strength = start, strength
+
+    def extra(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"threshold": self.start * torch.rand(3)}
+
+    def penalty(self, step: TrainingStep) -> Tensor:
+        return self.strength * step.extra["threshold"].square().sum()
+
+
+def test_replicas_of_one_parent_cannot_have_other_tensors_of_the_method() -> None:
+    def vary(axis: str) -> None:
+        replicas = ReplicasConfig(2, vary=axis, values=[0.1, 0.2], start=0.0)
+        prepare(tiny_config(Threshold(), replicas=replicas))
+
+    vary("method.strength")
+    with pytest.raises(UserError) as caught:
+        vary("method.start")
+    assert all(part in str(caught.value) for part in ("--replicas.vary method.start", "tensors", "sparsekit sweep"))

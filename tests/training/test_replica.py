@@ -377,6 +377,17 @@ def test_each_axis_has_its_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     begin, epochs = stage.start / stage.budget.epochs, stage.segment.epochs / stage.budget.epochs
     assert short[-1].lr == pytest.approx(LR * cosine(begin + epochs * 7.5 / 8))  # the whole schedule, in half the steps
 
+    other, _, same = run(label_smoothing=0.2)
+    assert all(torch.equal(a, b) for a, b in zip(same, batches, strict=True))
+    smoothed = setup_for_sgd(label_smoothing=0.2)
+    assert_equal(other, trained(smoothed, parent, stage, replace(base, label_smoothing=0.2)).tensors)
+    assert differ(other, tensors)
+
+    other, _, none = run(augment=0.0)
+    plain = setup_for_sgd(data=replace(setup.config.data, augment=False))
+    assert_equal(other, trained(plain, parent, stage, base).tensors)
+    assert all(not torch.equal(a, b) for a, b in zip(none, batches, strict=True))
+
     other, _, order = run(seed=7)
     assert differ(other, tensors)
     assert not torch.equal(order[0], batches[0])
