@@ -251,7 +251,7 @@ PLAN = rows(
     ("--replicas.vary method.start --replicas.values [0,0.1,0.2]", "method.start|'gmp'|training|sweep",
      "--replicas.vary lr --replicas.values [0.1,0.2,0.3]"),
     ("--data.augment_strength 5", "--data.augment_strength|5.0|0 (none) to 4", "--data.augment_strength 4"),
-    ("--data.augment false --data.augment_strength 2", "--data.augment_strength 2|--data.augment is false",
+    ("--data.augment false --data.augment_strength 2", "--data.augment_strength is 2|--data.augment is false",
      "--data.augment false --data.augment_strength 1"),
     ("--replicas.start 1", "--replicas.start|1.0|below 1", "--replicas.start 0.5"),
     ("--replicas.start .nan", "--replicas.start|nan|below 1", "--replicas.start 0"),

@@ -337,14 +337,14 @@ def test_channels_last_is_a_matter_of_speed() -> None:
 def batches_of(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The images of every training batch from now on."""
     seen: list[Tensor] = []
-    original = setup.data.train_batches
+    original = type(setup.data).train_batches
 
     def spy(*args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in original(*args, **kwargs):
             seen.append(images)
             yield images, labels
 
-    monkeypatch.setattr(setup.data, "train_batches", spy)
+    monkeypatch.setattr(type(setup.data), "train_batches", spy)
     return seen
 
 
@@ -391,6 +391,36 @@ def test_each_axis_has_its_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     other, _, order = run(seed=7)
     assert differ(other, tensors)
     assert not torch.equal(order[0], batches[0])
+
+
+class Pulled(OnePrune):
+    """Weights are pulled towards 0, and gradients are made smaller."""
+
+    def __init__(self, pull: float = 0.0, steps: int = 1) -> None:
+        super().__init__()
+        self.pull, self.steps = pull, steps
+
+    def penalty(self, step: TrainingStep) -> Tensor:
+        return self.pull * sum(weight.square().sum() for weight in step.weights.values())  # type: ignore[return-value]
+
+    def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
+        return {name: gradient / self.steps for name, gradient in gradients.items()}
+
+
+def test_a_replica_follows_the_method_of_its_own() -> None:
+    """In training as in a run whose method it is; scores and masks are the run's."""
+    setup = setup_for_sgd(Pulled())
+    parent, stage = dense_then_pruned(setup)
+    base = Replica(0, 0, LR, DECAY)
+    for method in (Pulled(pull=0.05), Pulled(steps=4)):
+        own = trained(setup, parent, stage, replace(base, method=method))
+        assert_equal(own.tensors, trained(setup_for_sgd(method), parent, stage, base).tensors)
+        assert_equal(own.masks, parent.masks)
+        assert differ(own.tensors, trained(setup, parent, stage, base).tensors)
+    assert_equal(
+        trained(setup, parent, stage, replace(base, method=Pulled())).tensors,
+        trained(setup, parent, stage, base).tensors,
+    )
 
 
 def test_a_subsample_is_all_that_its_replica_sees(monkeypatch: pytest.MonkeyPatch) -> None:
