@@ -55,6 +55,7 @@ class PlanRow:
         lr_last: Lowest and highest rate at its end.
         replicas: Number of replicas.
         lr_points: Lowest and highest rate at evenly spaced points from its start to its end.
+        rewind: Index of the segment whose beginning the weights return to; None where they train on.
     """
 
     segment: int
@@ -65,6 +66,7 @@ class PlanRow:
     lr_last: tuple[float, float]
     replicas: int
     lr_points: tuple[tuple[float, float], ...] = ()
+    rewind: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,10 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
             raise UserError(f"{name}: segment {number} averages from {segment.average_from!r}; it must lie in [0, 1)")
         if segment.replicas is not None and segment.replicas < 1:
             raise UserError(f"{name}: segment {number} allows {segment.replicas!r} replicas; it must be 1 or more")
+        if segment.rewind is not None and segment.rewind not in range(number - 1):
+            raise UserError(
+                f"{name}: segment {number} rewinds to {segment.rewind!r}; give the index of an earlier segment"
+            )
     total = sum(segment.epochs for segment in plan)
     if abs(total - budget.epochs) > 1e-6 * budget.epochs:
         raise UserError(f"{name}: its segments sum up to {total:g} epochs, not to the budget's {budget.epochs:g}")
@@ -261,6 +267,7 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
         lr_last=_range(lr * schedule(1.0) for schedule in bounds),
         replicas=max(len(planned.replicas), 1),
         lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
+        rewind=stage.segment.rewind,
     )
 
 

@@ -63,6 +63,7 @@ CASES = {
         *("--label_smoothing", "0.1", "--replicas.start", "0"),
     ],
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
+    "rewinding": ["--method", "tiny:Rewinding"],
 }
 INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]
 
