@@ -141,7 +141,12 @@ def _check_replicas(config: FitConfig, plan: Sequence[PlannedSegment], data: Loa
             continue
         own = _extra(config.method, weights) if own is None else own
         other = _extra(replica.method, weights)
-        if own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
+        same = own.keys() == other.keys() and all(
+            torch.equal(own[name], other[name])
+            and config.method.extra_trained(name) == replica.method.extra_trained(name)
+            for name in own
+        )
+        if not same:
             raise UserError(
                 f"--replicas.vary {config.replicas.vary}: its values give the method other tensors of its own, but all "
                 "replicas start from one parent; compare them in runs of their own (sparsekit sweep)"
