@@ -150,7 +150,7 @@ def test_stacked_replicas_may_differ_in_more_than_their_seed(vary: str, values: 
     alone = candidates(tiny_setup(method, replicas=replace(shared, executor="sequential"), **changes))
     assert all(far(one, other) < 1e-4 for one, other in zip(stacked, alone, strict=True))
     usual = candidates(tiny_setup(method, replicas=replace(LOCKSTEP, executor="sequential"), **changes))
-    assert any(far(one, other) > 1e-3 for one, other in zip(alone, usual, strict=True))
+    assert any(far(one, other) > 0.0 for one, other in zip(alone, usual, strict=True))
 
 
 @pytest.mark.slow
