@@ -261,7 +261,9 @@ class TrainingStep:
 class PruningMethod(ABC):
     """When and what to prune. Subclasses take annotated options in `__init__` and must implement `plan`.
 
-    An instance keeps every option under its own name (`self.start`) and nothing else, as it may serve many runs.
+    An instance keeps every option under its own name (`self.start`) and nothing else, as it may serve many runs. Under
+    `--replicas.vary method.X` each replica has an instance with its value of X, whose `learning_rate` and hooks of
+    training are called; all else is asked of the run's own instance.
     """
 
     allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "global"
@@ -272,8 +274,8 @@ class PruningMethod(ABC):
         """Divide the budget into segments.
 
         The epochs add up to `budget.epochs`, and the last segment's sparsity is `budget.sparsity`. Raises ValueError
-        with a message for the user if the options allow no valid plan. The sparsity may fall only if
-        `masks` is defined too.
+        with a message for the user if the options allow no valid plan. The sparsity may fall only if `masks` is
+        overridden, to take weights back with `step.select(scores, regrow=True)`; they begin at 0.
         """
 
     def scores(self, step: PruningStep) -> Tensors:
@@ -386,7 +388,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """Names of the candidate's tensors: parameters, buffers and the method's extra tensors."""
+        """Names of the candidate's tensors: parameters, buffers and, behind `extra.`, the method's extra tensors."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -457,7 +459,8 @@ class MergeStrategy(ABC):
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
         """Combine one or more candidates, which share one mask, into one model with the same names and shapes.
 
-        A single candidate is returned unchanged.
+        Called at the end of every segment that trained. A single candidate, as before `--replicas.start` or where the
+        others did not stay finite, is returned unchanged: its tensors, the coefficients (1.0,) and its index.
         """
 
 
