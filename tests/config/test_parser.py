@@ -198,6 +198,8 @@ def test_mappings_and_lists(write: Write) -> None:
     assert config.masks.exclude == ["^conv1", "fc"]
     assert parse("--masks.exclude+", "fc", "--masks.exclude+", "conv1").masks.exclude == ["fc", "conv1"]
     assert parse("--replicas", "{count: 2, vary: lr}").replicas.vary == "lr"
+    varied = parse("--config", write("method: str\nreplicas: {vary: method.strength, values: [1, 2, 0.5]}")).replicas
+    assert (varied.vary, varied.values) == ("method.strength", [1.0, 2.0, 0.5])
     assert parse("--config", write("replicas: {values: [1, 2, 3]}")).replicas.values == [1.0, 2.0, 3.0]
 
 
@@ -209,6 +211,8 @@ RUNS = [
     ["--method", "dpf", "--method.start", "0.01", "--merge", "none", "--optimizer.lr", "1e-05", "--seed", "7"],
     ["--model.name", "vit_tiny_patch16_224", "--model.kwargs", "{img_size: 16, layers: [1, 2]}", "--out", "123"],
     ["--replicas.vary", "weight_decay", "--replicas.values", "[0, 1e-4, 5e-4]", "--masks.exclude", "['^conv1']"],
+    ["--method", "str", "--replicas.vary", "method.strength", "--replicas.values", "[0.01, 1e-05, 1]"],
+    ["--replicas.vary", "augment", "--data.augment_strength", "1.5", "--label_smoothing", "0.1"],
     ["--data.name", "cifar10", "--data.root", "~/data: # odd", "--data.augment", "false", "--wandb.mode", "disabled"],
 ]
 

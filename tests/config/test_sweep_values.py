@@ -21,6 +21,8 @@ VALUES: list[dict[str, Any]] = [
     {"method": "sparsekit.methods.imp.IMP", "optimizer.lr": 1e-05, "optimizer.clip_norm": None, "masks.pattern": None},
     {"optimizer": {"lr": 0.1, "kwargs": {"eps": 1e-8}}, "model.kwargs": {"channels": [4, 4, 8, 8], "aa": None}},
     {"replicas.vary": "lr", "replicas.values": [0.1, 0.05, 1], "wandb.tags": ["a b", "#1"], "epochs": "12"},
+    {"method": "str", "replicas.vary": "method.strength", "replicas.values": [0.1, 0.05, 1]},
+    {"replicas": {"vary": "augment", "count": 2}, "data.augment_strength": 0.5},
     {"method": "sparsekit_dynamic.RigL", "merge": "sparsekit.merges.best.Best"},
     {"method": {"name": "dpf", "start": 0.2}, "_wandb": {"requeued": True}, "fold": 3},
 ]

@@ -460,3 +460,13 @@ def test_a_plan_needs_no_torch() -> None:
     code = "import sys, sparsekit; p = sparsekit.plan(epochs=10); print(p.critical_epochs, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["10.0", "False"]
+
+
+def test_what_replicas_differ_in_is_given_as_keywords() -> None:
+    vary: dict[str, Any] = {"count": 2, "vary": "method.strength", "values": np.array([0.01, 0.04]).tolist()}
+    plan = sparsekit.plan(method="str", epochs=10, replicas=vary)
+    assert (plan.vary, plan.values) == ("method.strength", (0.01, 0.04))
+    with pytest.raises(sparsekit.UserError) as caught:
+        sparsekit.plan(method="str", epochs=10, replicas={**vary, "vary": "method.strengt"})
+    assert all(part in str(caught.value) for part in ("replicas.vary", "'method.strength'"))
+    assert "--" not in str(caught.value)
