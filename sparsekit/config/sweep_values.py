@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,20 +54,13 @@ def check_arrived(options: Mapping[str, Any], values: Mapping[str, Any]) -> None
         used = options.get(name)
         group = name.partition(".")[0]
         if name in GROUPS and isinstance(value, str):
-            value = name_of(name, _defined(value))
+            value = name_of(name, value)
         if (name in options or group in GROUPS) and not _same(value, used):
             has = f"is {used!r}" if name in options else f"is no option of the {group} {options.get(group)!r}"
             raise UserError(
                 f"--{name} {has}, but the sweep gave {value!r}, which W&B would show; put --config and other options "
                 "before ${args} in the sweep's command"
             )
-
-
-def _defined(path: str) -> str:
-    """Where a class is defined that is imported already, perhaps from another module; the text itself of a name."""
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else path
 
 
 def _same(value: Any, used: Any) -> bool:

@@ -222,7 +222,7 @@ class ExampleData(MadeImages):
             UserError: an option does not fit the data, or the examples do not fit the task.
         """
         for option in ("labels", "white", "image_size", "kwargs", "augment_strength"):
-            if (value := getattr(config, option)) and value != getattr(DataConfig, option, None):
+            if (value := getattr(config, option)) not in (None, {}, getattr(DataConfig, option, None)):
                 raise UserError(f"--data.{option} {value} is not for examples of your own; leave it out")
         found = {
             what: _source(examples, device, config.workers, what)

@@ -161,18 +161,19 @@ def find(kind: Kind, name: str) -> Plugin:
 
 
 def name_of(kind: Kind, class_path: str) -> str:
-    """The plugin name of a class given by its dotted path; the path itself if it is not installed."""
+    """The plugin name of a class given by a dotted path; the path itself if it is not installed."""
+    defined = defined_as(class_path)
     for name, owners in discover().of(kind).items():
-        if any(class_path in (plugin.class_path, _defined_as(plugin)) for plugin in owners):
+        if any({class_path, defined} & {plugin.class_path, defined_as(plugin.class_path)} for plugin in owners):
             return name
     return class_path
 
 
-def _defined_as(plugin: Plugin) -> str:
-    """The path where a plugin's class is defined, which may differ from its target; "" if it is not imported yet."""
-    module, _, attribute = plugin.target.partition(":")
-    found = getattr(sys.modules.get(module), attribute, None)
-    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else ""
+def defined_as(path: str) -> str:
+    """Where a class is defined that may be imported from several modules; the text itself while it is not imported."""
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else path
 
 
 _Files = Iterator[tuple[entrypoints.CaseSensitiveConfigParser, entrypoints.Distribution]]

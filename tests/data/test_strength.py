@@ -121,8 +121,9 @@ def test_examples_of_ones_own_have_no_strength() -> None:
     common: dict[str, Any] = {"data": own, "model": torch.nn.Linear(4, 3), "epochs": 12, "device": "cpu"}
     with pytest.raises(UserError, match=r"replicas.vary augment: examples of your own .* vary another"):
         sparsekit.fit(**common, replicas={"vary": "augment"})
-    with pytest.raises(UserError, match=r"data.augment_strength 2.* is not for examples of your own; leave it out"):
-        sparsekit.fit(**common, **{"data.augment_strength": 2})
+    for strength in (0, 2):
+        with pytest.raises(UserError, match=rf"data.augment_strength {strength}.* is not for examples of your own"):
+            sparsekit.fit(**common, **{"data.augment_strength": strength})
 
 
 def test_what_replicas_vary_is_tried_before_a_run_begins(root: Path) -> None:
