@@ -238,7 +238,7 @@ def test_plan_json_has_every_row_and_the_cost() -> None:
     assert stored["critical_epochs"] == pytest.approx(60.0)
     assert stored["total_epochs"] == pytest.approx(180.0)
     assert set(stored["segments"][0]) == {
-        "segment", "start_epoch", "epochs", "sparsity", "lr_first", "lr_last", "replicas", "lr_points",
+        "segment", "start_epoch", "epochs", "sparsity", "lr_first", "lr_last", "replicas", "lr_points", "rewind",
     }  # fmt: skip
     assert [row["sparsity"] for row in stored["segments"]] == pytest.approx([0, 0.53584, 0.78456, 0.9], abs=1e-5)
 
