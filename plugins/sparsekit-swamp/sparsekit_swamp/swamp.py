@@ -16,8 +16,8 @@ class SWAMP(PruningMethod):
     and the particle becomes the mean of its weights. The merge averages the particles (`--merge uniform`, as in the
     paper), and the smallest weights of that mean are pruned. The first rounds train one particle.
 
-    The paper rewinds the weights to an early point of the dense round after each pruning, as `rewind` does. Without it a
-    round goes on from the mean, and only the learning rate is rewound.
+    The paper rewinds the weights to an early point of the dense round after each pruning, as `rewind` does. Without it
+    a round goes on from the mean, and only the learning rate is rewound.
 
     Args:
         dense: Fraction of the budget that the dense round takes, above 0 and below 1.
@@ -25,7 +25,8 @@ class SWAMP(PruningMethod):
         single: Rounds, the dense one first, that train one particle, 0 to `cycles`.
         average: Fraction of a round from which weights are averaged, 0 to below 1.
         rate: Learning rate from there on, as a fraction of `--optimizer.lr`, above 0 and up to 1.
-        rewind: Fraction of the dense round to whose end weights return at each pruning, 0 to `average`; None keeps them.
+        rewind: Fraction of the dense round to whose end weights return at each pruning, 0 to `average`; without it they
+            stay.
 
     Raises:
         ValueError: an option out of its range.

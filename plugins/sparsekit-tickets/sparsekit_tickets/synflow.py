@@ -8,8 +8,8 @@ from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
 from sparsekit.schedules import check_option
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch import Tensor as Tensor
+    from torch import nn
 else:
     nn = Tensor = Any
 
