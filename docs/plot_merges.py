@@ -22,8 +22,8 @@ PARENT, BEST = (0.3, 0.25), (1.65, 0.85)
 CANDIDATES = {"A": (1.9, 0.35), "B": (1.1, 1.35), "C": (2.75, 1.55)}
 FISHER = {"A": (4.0, 1.0), "B": (1.0, 4.0), "C": (1.0, 1.0)}
 CURVATURE = torch.tensor([0.35, 0.6], dtype=torch.float64)
-NO_POINT = {"none", "swa"}
-"""One trains a single replica; the other is `uniform` of candidates that are means themselves."""
+NO_POINT = {"none", "swa", "regmean"}
+"""One trains a single replica, one is `uniform` of candidates that are means themselves, one needs inputs of layers."""
 
 
 @dataclass

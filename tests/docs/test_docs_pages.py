@@ -125,7 +125,8 @@ def test_a_methods_picture_is_its_plan(name: str) -> None:
     for row in (row for row in plan if row.epochs > 0):
         inside = [r for r in rates if row.start_epoch - 1e-6 <= r[0] <= row.start_epoch + row.epochs + 1e-6]
         assert max(high for _, _, high in inside) >= row.lr_first[1] - 1e-3 * config.optimizer.lr, again
-        at_end = [(low, high) for epoch, low, high in inside if math.isclose(epoch, row.start_epoch + row.epochs)]
+        end = row.start_epoch + row.epochs
+        at_end = [(low, high) for epoch, low, high in inside if math.isclose(epoch, end, abs_tol=1e-6)]
         assert any(pair == pytest.approx(row.lr_last, abs=1e-6) for pair in at_end), again
 
     # what is drawn, read off the picture

@@ -52,6 +52,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
         ["swa"],
         ["ties"],
         ["dare"],
+        ["regmean", "--merge.images", "32"],
     ],
     ids=lambda options: options[0],
 )
@@ -66,6 +67,10 @@ def test_fit_learned_per_tensor_with_dense_weights_behind_the_mask(fit: Fit) -> 
 @pytest.mark.parametrize("name", ["ties", "dare"])
 def test_fit_with_dense_weights_behind_the_mask(name: str, fit: Fit) -> None:
     fit("--method", "dpf", "--merge", name, "--merge.density", "0.3", "--replicas.batchnorm", "average")
+
+
+def test_fit_regmean_with_dense_weights_behind_the_mask(fit: Fit) -> None:
+    fit("--method", "dpf", "--merge", "regmean", "--merge.images", "16")
 
 
 def test_fit_swa_of_one_replica(fit: Fit) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 Fit = Callable[..., dict[str, Any]]
-METHODS = ["str", "cs", "dst", "gsm", "lc", "dnw"]
+METHODS = ["str", "cs", "dst", "gsm", "lc", "dnw", "movement"]
 SMALL = ["--epochs", "6", "--model.kwargs", '{"channels": [8, 8, 16, 16]}', "--data.image_size", "8"]
 
 

@@ -31,8 +31,11 @@ def test_keeps_the_contract() -> None:
 
 
 @pytest.mark.slow
-def test_keeps_the_contract_with_other_options() -> None:
-    check_method(SWAMP, dense=0.5, cycles=2, single=0, average=0.0, rate=1.0)
+@pytest.mark.parametrize(
+    "options", [{"dense": 0.5, "cycles": 2, "single": 0, "average": 0.0, "rate": 1.0}, {"rewind": 0.25, "cycles": 2}]
+)
+def test_keeps_the_contract_with_other_options(options: dict[str, Any]) -> None:
+    check_method(SWAMP, **options)
 
 
 def test_plan_by_hand() -> None:
@@ -43,6 +46,34 @@ def test_plan_by_hand() -> None:
         Segment(0.5, 6.0, average_from=0.5, replicas=1),
         Segment(0.75, 6.0, average_from=0.5, replicas=None),
     )
+
+
+def test_plan_with_rewinding_by_hand() -> None:
+    # the dense round of four epochs is parted at a quarter; from half of the round on, a third of the rest, it averages
+    plan = SWAMP(dense=0.25, cycles=2, average=0.5, rewind=0.25).plan(Budget(16.0, 0.75))
+    assert plan == (
+        Segment(0.0, 1.0, average_from=None, replicas=1),
+        Segment(0.0, 3.0, average_from=pytest.approx(1 / 3), replicas=1),
+        Segment(0.5, 6.0, average_from=0.5, replicas=1, rewind=1),
+        Segment(0.75, 6.0, average_from=0.5, rewind=1),
+    )
+    first = SWAMP(dense=0.25, cycles=2, rewind=0.0).plan(Budget(16.0, 0.75))
+    assert [segment.rewind for segment in first] == [None, 0, 0]
+
+
+def test_the_parted_dense_round_has_the_rates_of_the_whole() -> None:
+    budget = Budget(10.0, 0.9, warmup=0.2, decay=lambda done: 1.0 - done)
+    whole, parted = SWAMP(average=0.5, rate=0.2), SWAMP(average=0.5, rate=0.2, rewind=0.25)
+    dense = whole.learning_rate(Stage(budget, whole.plan(budget), 0))
+    first, rest, *rounds = [
+        parted.learning_rate(Stage(budget, parted.plan(budget), index)) for index in range(len(parted.plan(budget)))
+    ]
+    for done in (0.0, 0.05, 0.1, 0.2):
+        assert first(done / 0.25) == pytest.approx(dense(done))
+    for done in (0.25, 0.4, 0.5, 1.0):
+        assert rest((done - 0.25) / 0.75) == pytest.approx(dense(done), abs=1e-9)
+    assert [schedule.restarts for schedule in (first, rest, *rounds)] == [True, False, True, True, True, True]
+    assert [rounds[-1](done / 10) for done in range(11)] == pytest.approx([dense(done / 10) for done in range(11)])
 
 
 def test_every_round_may_have_particles() -> None:
@@ -84,6 +115,8 @@ def test_learning_rate_is_constant_where_the_whole_round_is_averaged() -> None:
         ({"cycles": 3, "single": 4}, r"--method.single is 4; give 0 to --method.cycles \(3\)"),
         ({"average": 1.0}, "--method.average is 1; give a fraction of a round from 0 to below 1"),
         ({"average": nan}, "--method.average is nan; give a fraction of a round from 0 to below 1"),
+        ({"rewind": 0.6}, r"--method.rewind is 0.6; give a fraction of the dense round, 0 to --method.average \(0.5\)"),
+        ({"rewind": nan}, "--method.rewind is nan; give a fraction of the dense round"),
         ({"rate": 0.0}, "--method.rate is 0; give a fraction of --optimizer.lr above 0 and up to 1"),
     ],
 )
@@ -126,6 +159,12 @@ def test_fit_ends_at_the_target(merge: str, sparsity: float, fit: Fit) -> None:
     rows = fit("--merge", merge, sparsity=sparsity)
     particles = 1 if merge == "none" else 2
     assert [row["replicas"] for row in rows if row["event"] == "segment"] == [1, 1, particles, particles, particles]
+
+
+@pytest.mark.slow
+def test_fit_with_rewinding(fit: Fit) -> None:
+    rows = fit("--method.rewind", "0.25", "--method.cycles", "2")
+    assert [row["replicas"] for row in rows if row["event"] == "segment"] == [1, 1, 1, 2]
 
 
 @pytest.mark.slow
