@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekit import Candidate, MergeStep, MergeStrategy, PruningMethod, Score, Soup, Tensors
 from sparsekit.api import Budget
@@ -70,6 +71,16 @@ def loss(tensors: Tensors) -> Tensor:
     return torch.stack([(t.clamp(-9, 9) ** 2).mean() for t in tensors.values() if t.is_floating_point()]).sum()
 
 
+def network(tensors: Tensors) -> nn.Module:
+    """The layer that a matrix may be of."""
+    weight = tensors["a.weight"]
+    if weight.dim() != 2:
+        return nn.Sequential(nn.Identity())
+    layer = nn.Linear(*reversed(weight.shape), bias=False)
+    layer.load_state_dict({"weight": weight})
+    return nn.Sequential(OrderedDict(a=layer))
+
+
 def merged(name: str, parent: Tensors, candidates: Sequence[InMemory], **options: Any) -> Soup:
     names = candidates[0].names()
 
@@ -80,6 +91,10 @@ def merged(name: str, parent: Tensors, candidates: Sequence[InMemory], **options
     def fisher(candidate: Candidate, images: int = 256) -> Tensors:
         return {n: candidate.read(n).clamp(-2, 2).abs().sqrt() for n in names if n.endswith(("weight", "bias"))}
 
+    def images(split: str, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.linspace(-1.0, 1.0, 5 * parent["a.weight"].shape[-1]).reshape(5, -1), torch.zeros(5)
+
+    tensors = [parent["a.weight"], *(candidate.tensors["a.weight"] for candidate in candidates)]
     step = MergeStep(
         average=lambda some, coefficients: average(some, coefficients, names),
         score=score,
@@ -87,6 +102,9 @@ def merged(name: str, parent: Tensors, candidates: Sequence[InMemory], **options
         fisher=fisher,
         parent=parent,
         generator=torch.Generator().manual_seed(0),
+        masks={"a.weight": torch.stack(tensors).ne(0.0).any(0)},
+        model=network,
+        images=images,
     )
     return MERGES[name](**options).merge(candidates, step)
 
