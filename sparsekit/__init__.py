@@ -31,6 +31,8 @@ from sparsekit.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from sparsekit.data.examples import Data
+    from sparsekit.exporting.formats import Format, Loaded
+    from sparsekit.exporting.model import ExportModel
     from sparsekit.python.calls import evaluate, export, fit, merge, plan
     from sparsekit.python.pruner import Pruner
     from sparsekit.python.run import Run, load
@@ -40,6 +42,9 @@ __all__ = [
     "Candidate",
     "CoefficientMerge",
     "Data",
+    "ExportModel",
+    "Format",
+    "Loaded",
     "MergeStep",
     "MergeStrategy",
     "Meter",
@@ -69,6 +74,9 @@ __all__ = [
 
 _LAZY = {
     "Data": "data.examples",
+    "ExportModel": "exporting.model",
+    "Format": "exporting.formats",
+    "Loaded": "exporting.formats",
     "Pruner": "python.pruner",
     "Run": "python.run",
     **dict.fromkeys(("evaluate", "export", "fit", "merge", "plan"), "python.calls"),

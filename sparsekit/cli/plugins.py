@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sparsekit.cli.common import Parser, warn_of_plugins
 from sparsekit.files import expanded
 from sparsekit.plugins import listing
-from sparsekit.plugins.registry import ALL_GROUPS, GROUPS, Kind, discover
+from sparsekit.plugins.registry import ALL_GROUPS, GROUPS, Kind
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
         print(create(options.name, options.kind, expanded(options.out)))
         return 0
-    plugins = [plugin for plugin in discover().plugins if plugin.kind in kinds]
+    plugins = listing.everything(kinds)
     rows = [listing.row(plugin) for plugin in plugins]
     print(json.dumps(rows, indent=2) if options.json else listing.text(plugins, rows))
     return 0
