@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from sparsekit._types import Generator, Tensor, Tensors
 
@@ -201,7 +201,7 @@ class PruningMethod(ABC):
     An instance keeps every option under its own name (`self.start`) and nothing else, as it may serve many runs.
     """
 
-    allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "global"
+    allocation: ClassVar[str] = "global"
     """The default of `--masks.allocation` for this method."""
 
     @abstractmethod
