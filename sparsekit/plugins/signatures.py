@@ -198,7 +198,7 @@ def _about_value(module: str, name: str, depth: int = 0) -> str:
     """The text below a module's assignment of a value, or else the docstring of the module that assigns it."""
     tree = _parsed(module)
     body = tree.body if tree and depth <= _DEPTH else []
-    for item, below in zip(body, [*body[1:], None], strict=True):
+    for item, below in zip(body, [*body[1:], None], strict=False):
         targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             text = getattr(getattr(below, "value", None), "value", None) if isinstance(below, ast.Expr) else None

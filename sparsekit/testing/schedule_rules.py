@@ -51,7 +51,7 @@ def stays_between_0_and_1(case: ScheduleCase) -> None:
     for low in _LOWS:
         for done in _DONE:
             rate = case.rate(done, low)
-            need(-0.0 <= rate <= 1.0 + 1e-9, f"({done:g}, {low:g}) is {rate:g}")
+            need(0.0 <= rate <= 1.0 + 1e-9, f"({done:g}, {low:g}) is {rate:g}")
 
 
 def goes_from_1_to_low(case: ScheduleCase) -> None:
