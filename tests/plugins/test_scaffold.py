@@ -6,14 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from fake_site import offline
 from plugin_sources import run
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from sparsekit.plugins import scaffold
 from sparsekit.plugins.registry import ALL_GROUPS, Kind
@@ -26,34 +29,43 @@ GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
 
 
 KINDS: tuple[Kind, ...] = tuple(ALL_GROUPS)
+PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
 
 
-@pytest.mark.slow
-def test_a_package_with_one_of_everything_works(tmp_path: Path, capsys: Capture) -> None:
-    """Made by `plugins new`, installed, listed, checked, run all together, exported, and swept over."""
-    kinds = [word for kind in KINDS for word in ("--kind", kind)]
-    code, out, err = run(capsys, "plugins", "new", "my-own", *kinds, "--out", str(tmp_path / "made"))
-    assert (code, err) == (0, [])
-    folder, environment = tmp_path / "made" / "sparsekit-my-own", offline(tmp_path / "site")
-    assert f"wrote {folder}\n" in out
-    assert f"install:  pip install -e {folder}\n" in out
-    assert "try:      sparsekit plan --optimizer.schedule my_own\n" in out
+Execute = Callable[..., str]
 
-    def execute(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Execute:
+    """A command's output where one package with a plugin `my_own` of every kind is installed."""
+    folder = tmp_path_factory.mktemp("everything")
+    environment = offline(folder / "site")
+    scaffold.create("my_own", KINDS, folder / "made")
+
+    def execute(*command: str, cwd: Path = folder) -> str:
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    python = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
-    execute(*python, "-m", "pip", "install", str(folder))
-    rows = json.loads(execute("sparsekit", "plugins", "list", "--json"))
+    execute(*PYTHON, "-m", "pip", "install", str(folder / "made" / "sparsekit-my-own"))
+    return execute
+
+
+@pytest.mark.slow
+def test_one_of_everything_installs_and_keeps_the_contract(everything: Execute) -> None:
+    rows = json.loads(everything("sparsekit", "plugins", "list", "--json"))
     mine = {row["kind"]: row for row in rows if row["name"] == "my_own"}
     assert mine.keys() == {*KINDS}
     assert {(row["distribution"], row["state"]) for row in mine.values()} == {("sparsekit-my-own", "found")}
     assert all(row["summary"] for row in mine.values())
-    assert "FAIL" not in execute("sparsekit", "plugins", "check", "my_own")
-    assert "15 passed" in execute(*python, "-m", "pytest", "-q", str(folder))
+    for kind in ("dataset", "allocation", "schedule", "format", "model"):
+        assert "FAIL" not in everything("sparsekit", "plugins", "check", "my_own", "--kind", kind)
+    assert "15 passed" in everything(*PYTHON, "-m", "pytest", "-q", "made/sparsekit-my-own")  # the others, too
 
+
+@pytest.mark.slow
+def test_one_of_everything_runs_together(everything: Execute, tmp_path: Path) -> None:
+    """A run of all of them, its export, a sweep over their options."""
     own = {
         "method": "my_own",
         "merge": "my_own",
@@ -64,27 +76,29 @@ def test_a_package_with_one_of_everything_works(tmp_path: Path, capsys: Capture)
         "model.name": "made_up:Net",
     }
     (tmp_path / "made_up.py").write_text(NET)
-    small = {"epochs": "6", "replicas.count": "2", "wandb.mode": "offline", "data.count": "60"}
-    options = [word for name, value in (own | small).items() for word in (f"--{name}", value)]
+    small = {"epochs": 6, "replicas.count": 2, "wandb.mode": "offline", "data.count": 100, "data.batch_size": 20}
+    options = [word for name, value in (own | small).items() for word in (f"--{name}", str(value))]
+    execute = partial(everything, cwd=tmp_path)
     execute("sparsekit", "fit", *options, "--out", "run")
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (written["masks"]["allocation"], written["optimizer"]["schedule"]) == ("my_own", "my_own")
     execute("sparsekit", "export", "run", "--format", "my_own", "-o", "run.npz")
-    with np.load(tmp_path / "run.npz") as exported, safe_open(tmp_path / "run/model/model.safetensors", "np") as model:
-        assert {*exported.files} == {*model.keys()}
-        assert all((exported[name] == model.get_tensor(name)).all() for name in exported.files)
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    with np.load(tmp_path / "run.npz") as exported:
+        assert {*exported.files} == {*weights}
+        assert all((exported[name] == weights[name]).all() for name in weights)
 
-    values = own | {name: int(value) if value.isdigit() else value for name, value in small.items()}
-    parameters = {name: {"value": value} for name, value in values.items()}
+    parameters: dict[str, Any] = {name: {"value": value} for name, value in (own | small).items()}
     parameters |= {"masks.allocation": {"values": ["global", "my_own"]}, "method.steps": {"values": [1, 2]}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
     assert "4 of 4 runs done" in execute("sparsekit", "sweep", "sweep.yaml", "--out", "swept")
-    summaries = {path.parent.name for path in tmp_path.glob("swept/*/summary.json")}
-    assert summaries == {
+    assert {path.parent.name for path in tmp_path.glob("swept/*/summary.json")} == {
         f"masks.allocation={allocation},method.steps={steps}" for allocation in ("global", "my_own") for steps in (1, 2)
     }
-
-    execute("sparsekit", "fit", "--model.name", "my_own", "--epochs", "2", "--wandb.mode", "disabled", "--out", "net")
+    execute(
+        *("sparsekit", "fit", "--model.name", "my_own", "--data.image_size", "8", "--epochs", "2"),
+        *("--wandb.mode", "disabled", "--out", "net"),
+    )
 
 
 NET = """
