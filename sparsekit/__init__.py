@@ -32,6 +32,8 @@ from sparsekit.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from sparsekit.data.examples import Data
+    from sparsekit.exporting.formats import Format, Loaded
+    from sparsekit.exporting.model import ExportModel
     from sparsekit.python.calls import evaluate, export, fit, merge, plan
     from sparsekit.python.pruner import Pruner
     from sparsekit.python.run import Run, load
@@ -41,6 +43,9 @@ __all__ = [
     "Candidate",
     "CoefficientMerge",
     "Data",
+    "ExportModel",
+    "Format",
+    "Loaded",
     "MergeStep",
     "MergeStrategy",
     "Meter",
@@ -71,6 +76,9 @@ __all__ = [
 
 _LAZY = {
     "Data": "data.examples",
+    "ExportModel": "exporting.model",
+    "Format": "exporting.formats",
+    "Loaded": "exporting.formats",
     "Pruner": "python.pruner",
     "Run": "python.run",
     **dict.fromkeys(("evaluate", "export", "fit", "merge", "plan"), "python.calls"),

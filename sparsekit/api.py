@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from sparsekit._types import Generator, Tensor, Tensors
 from sparsekit.errors import RunError
@@ -266,7 +266,7 @@ class PruningMethod(ABC):
     training are called; all else is asked of the run's own instance.
     """
 
-    allocation: ClassVar[Literal["global", "uniform", "erk", "lamp"]] = "global"
+    allocation: ClassVar[str] = "global"
     """The default of `--masks.allocation` for this method."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Parts for pruning methods: option checks, the cubic ramp, cycles of pruning, retraining schedules. Without torch."""
+"""Shapes of `--optimizer.schedule`; parts for methods: checks, ramp, cycles, retraining schedules. Without torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from sparsekit.api import Budget, Schedule, Segment, Stage
 
 Retraining = Literal["ft", "lrw", "slr", "clr", "llr", "allr"]
 RETRAIN_WARMUP = 0.1
+
+
+def cosine(done: float, low: float) -> float:
+    """Half a cosine, from 1 to `low`."""
+    return low + (1.0 - low) * (1.0 + cos(pi * done)) / 2.0
+
+
+def linear(done: float, low: float) -> float:
+    """A straight line, from 1 to `low`."""
+    return low + (1.0 - low) * (1.0 - done)
+
+
+def constant(done: float, low: float) -> float:
+    """1 throughout."""
+    return 1.0
 
 
 def check_option(option: str, value: float, valid: bool, rule: str) -> None:
@@ -110,7 +125,7 @@ def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
     if name == "slr":
         return _warmed_up(budget.decay)
     if name == "clr":
-        return _warmed_up(lambda done: last + (1.0 - last) * (1.0 + cos(pi * done)) / 2.0)
+        return _warmed_up(lambda done: cosine(done, last))
     factor = allr_factor(stage) if name == "allr" else 1.0
     return _warmed_up(lambda done: factor * (1.0 - done))
 

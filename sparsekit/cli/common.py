@@ -42,7 +42,7 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
         UserError: the name is missing, or no plugin has it.
     """
     from sparsekit.plugins import listing
-    from sparsekit.plugins.registry import BUILT_IN_DATA, GROUP_OF_OPTIONS, GROUPS, discover, find
+    from sparsekit.plugins.registry import BUILT_IN, GROUP_OF_OPTIONS, GROUPS, discover, find
 
     for index, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
@@ -51,7 +51,7 @@ def print_plugin_help(arguments: Sequence[str]) -> bool:
                 name = value or next(iter(arguments[index + 1 :]), "")
                 if not name:
                     raise UserError(f"{option} needs a name; installed: {', '.join(discover().of(kind))}")
-                if kind == "dataset" and name in BUILT_IN_DATA:
+                if kind == "dataset" and name in BUILT_IN["dataset"]:
                     raise UserError(f"{option} {name}: it has no options of its own; see --help for those of every one")
                 print(listing.help_of(find(kind, name.partition("/")[0])))
                 return True

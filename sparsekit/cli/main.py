@@ -28,7 +28,7 @@ commands:
   evaluate  measure a finished model: sparsekit evaluate MODEL [--corruptions true]
   report    one page about a run, or several compared: sparsekit report RUN [RUN ...] -o report.html
   sweep     run a W&B sweep file here, without W&B: sparsekit sweep configs/sweeps/methods.yaml
-  plugins   list, check or begin methods, merges and tasks: list, check NAME, new NAME --kind method|merge|task
+  plugins   list, check or begin methods, merges, tasks and more: list, check NAME, new NAME --kind KIND
 
 options:
   --help     this text; `sparsekit COMMAND --help` for a command's own

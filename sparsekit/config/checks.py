@@ -9,6 +9,7 @@ from sparsekit.config.options import DataConfig, FitConfig
 from sparsekit.config.replica_axes import check_axis
 from sparsekit.config.wandb_limits import check_wandb
 from sparsekit.errors import UserError
+from sparsekit.plugins.choices import check_choice
 
 
 def fold_of(text: str) -> tuple[int, int]:
@@ -88,6 +89,9 @@ def check(config: FitConfig) -> None:
         if not valid:
             raise UserError(f"--{option} is {value}; give {rule}")
     check_axis(config)
+    if config.masks.allocation is None:
+        method = type(config.method)
+        check_choice("allocation", method.allocation, f"{method.__name__}.allocation")
     check_floor(("--masks.floor", "--sparsity"), config.masks.floor, config.sparsity)
     check_device(config.device)
     check_wandb(config.wandb)

@@ -13,7 +13,7 @@ from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.plugins import contract
 from sparsekit.plugins.objects import is_brought
-from sparsekit.plugins.registry import BUILT_IN_DATA, Plugin, adopt, discover, find
+from sparsekit.plugins.registry import BUILT_IN, Plugin, adopt, discover, find
 from sparsekit.plugins.signatures import NO_OPTIONS
 
 SHARED = tuple(item.name for item in fields(DataConfig) if item.name != "options")
@@ -48,7 +48,7 @@ def find_data(name: str) -> DataFunction | None:
     Raises:
         UserError: there is no such data set, it cannot be imported, or it breaks the contract.
     """
-    if name in BUILT_IN_DATA or is_brought("--data.name", name):
+    if name in BUILT_IN["dataset"] or is_brought("--data.name", name):
         return None
     adopt("dataset", name)
     known = discover().of("dataset")
@@ -59,7 +59,7 @@ def find_data(name: str) -> DataFunction | None:
             "every run nor resumed; write its images to folders and give imagefolder, or to a tar and give imagetar"
         )
     if family not in (plugin.name for plugin in discover().plugins if plugin.kind == "dataset") and ":" not in name:
-        names = [*BUILT_IN_DATA, *(name for name in known if ":" not in name)]
+        names = [*BUILT_IN["dataset"], *(name for name in known if ":" not in name)]
         raise UserError(
             f"--data.name is {name!r}; choose from {', '.join(names)}, or module:function.{nearest(name, names)}"
         )

@@ -139,7 +139,8 @@ class OptimizerConfig:
         lr: Largest learning rate.
         weight_decay: Weight decay; never on biases and norms.
         momentum: Momentum, for the optimizers that have one.
-        schedule: Shape of the original schedule after its warm-up.
+        schedule: Shape of the original schedule after its warm-up: `cosine`, `linear`, `constant`, one that a package
+            provides, or `module:function`.
         warmup: Fraction of the schedule, from 0 to below 1, that rises linearly from 0.
         min_lr: Where the schedule ends, as a fraction of `lr`.
         clip_norm: Largest norm of the gradient; none by default.
@@ -150,7 +151,7 @@ class OptimizerConfig:
     lr: float = 0.2
     weight_decay: float = 5e-4
     momentum: float = 0.9
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: str = field(default="cosine", metadata={"kind": "schedule"})
     warmup: float = 0.05
     min_lr: float = 0.01
     clip_norm: float | None = None
@@ -162,14 +163,15 @@ class MasksConfig:
     """Which weights are pruned, and where.
 
     Args:
-        allocation: How sparsity is shared out between layers; by default as the method prefers, mostly `global`.
+        allocation: How sparsity is shared out between layers: `global`, `uniform`, `erk`, `lamp`, as a package provides
+            or as `module:function` says; by default as the method prefers, mostly `global`.
         pattern: `n:m` keeps at most n of every m weights that follow one another along the input channels, as `2:4`.
         exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
         floor: What every layer keeps at least: so many weights, 1 or more, or a fraction of the layer below 1. 0 lets a
             layer lose all.
     """
 
-    allocation: Literal["global", "uniform", "erk", "lamp"] | None = None
+    allocation: str | None = field(default=None, metadata={"kind": "allocation"})
     pattern: str | None = None
     exclude: list[str] = field(default_factory=list)
     floor: float = 0.0
@@ -316,7 +318,7 @@ class MergeConfig:
         out: Directory for the merged model, new or empty; also `-o`.
         masks: What to do where the models' zeros differ: refuse, or keep what any of them keeps.
         prune_again: Prune the merged model by magnitude to this sparsity, from 0 to below 1; also `--prune-again`.
-        allocation: How `--prune-again` shares sparsity out between layers.
+        allocation: How `--prune-again` shares sparsity out between layers, as `--masks.allocation` of `sparsekit fit`.
         floor: What every layer keeps at least under `--prune-again`: so many weights, 1 or more, or a fraction below 1.
         parent: The model that all were trained from, for merges that compare with it; a directory or file, too.
         batchnorm: BatchNorm statistics of a merged model: measured again where there is data, or averaged.
@@ -332,7 +334,7 @@ class MergeConfig:
     out: str | None = None
     masks: Literal["same", "union"] = "same"
     prune_again: float | None = None
-    allocation: Literal["global", "uniform", "erk", "lamp"] = "global"
+    allocation: str = field(default="global", metadata={"kind": "allocation"})
     floor: float = 0.0
     parent: str | None = None
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
@@ -348,8 +350,9 @@ class ExportConfig:
     """Write a finished model in another format, load it again, and compare.
 
     Args:
-        format: `timm` (a directory), `onnx`, `torch` (a torch.export program), `sparse` (compressed safetensors) or
-            `2:4` (a directory for the semi-structured units of CUDA devices).
+        format: `timm` (a directory), `onnx`, `torch` (a torch.export program), `sparse` (compressed safetensors),
+            `2:4` (a directory for the semi-structured units of CUDA devices), one that a package provides, or
+            `module:FORMAT`.
         out: What to write, new; also `-o`.
         measure: Time the exported model against the same one without zeros.
         task: What the model was trained for, by name; by default as its run says.
@@ -358,7 +361,7 @@ class ExportConfig:
         imports: A module that registers the model with timm, as in `sparsekit fit`; those of a run are imported anyway.
     """
 
-    format: Literal["timm", "onnx", "torch", "sparse", "2:4"] | None = None
+    format: str | None = field(default=None, metadata={"kind": "format"})
     out: str | None = None
     measure: bool = False
     task: Task = field(default_factory=Classification)
@@ -418,6 +421,17 @@ def option_types(owner: Any, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(item.default_factory):
             types |= option_types(item.default_factory, f"{prefix}{item.name}.")
     return types
+
+
+def chosen_kinds(owner: Any, prefix: str = "") -> dict[str, Kind]:
+    """The options of a dataclass that name an allocation, a schedule or a format, under dotted names, and the kind."""
+    found: dict[str, Kind] = {}
+    for item in fields(owner):
+        if "kind" in item.metadata:
+            found[f"{prefix}{item.name}"] = item.metadata["kind"]
+        if is_dataclass(item.default_factory):
+            found |= chosen_kinds(item.default_factory, f"{prefix}{item.name}.")
+    return found
 
 
 def option_defaults(owner: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import zip_longest
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -26,8 +27,9 @@ from jsonargparse.typing import register_type
 from sparsekit.config import data_sets, plugin_yaml, wandb_args, yaml_file, yaml_values
 from sparsekit.config.checks import check
 from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mapping, no_value, unknown
-from sparsekit.config.options import DataConfig, FitConfig, option_types
+from sparsekit.config.options import DataConfig, FitConfig, chosen_kinds, option_types
 from sparsekit.errors import UserError
+from sparsekit.plugins.choices import check_choice, known_names
 from sparsekit.plugins.objects import import_modules
 from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, adopt, discover, name_of
 from sparsekit.plugins.signatures import options_of, unclear
@@ -86,10 +88,13 @@ def build(prog: str, description: str, of: type = FitConfig, usage: str = "") ->
         )
     parser.add_class_arguments(of, nested_key=None)
     _leave_out(parser, "--data.options")  # these are options of their own
+    chosen = chosen_kinds(of)
     for action in parser._actions:
         choices = [
             get_args(part) for part in get_args(getattr(action, "_typehint", None)) if get_origin(part) is Literal
         ]
+        if action.dest in chosen:
+            choices = [tuple(known_names(chosen[action.dest]))]
         if choices:  # jsonargparse shows them only where there is no None beside them
             action.metavar = f"{{{','.join(map(str, choices[0]))}}}"
         if action.dest in GROUPED:
@@ -175,7 +180,11 @@ def parse_as(
         for name, value in _pairs(argv):
             _adopt(name, value)
             yaml_values.check_number(types, name, value)
-        return _parsed(of, parser, _expanded(argv, parser, run))
+        config = _parsed(of, parser, _expanded(argv, parser, run))
+        for name, kind in chosen_kinds(of).items():
+            if (choice := attrgetter(name)(config)) is not None:
+                check_choice(kind, choice, f"--{name}")
+        return config
     except UserError as error:
         raise given.located(error) from error
 

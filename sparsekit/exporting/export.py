@@ -21,6 +21,7 @@ from sparsekit.exporting.model import ExportModel, load_export_model
 from sparsekit.files import expanded
 from sparsekit.models.device import enough_memory
 from sparsekit.models.saved import SavedModel
+from sparsekit.plugins.choices import described, find_choice, known_names
 
 FORMATS: Mapping[str, Format] = {
     "timm": timm_directory.FORMAT,
@@ -66,10 +67,10 @@ def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) ->
         RunError: the export differs from the original, and was removed; or a file could not be written.
     """
     if config.format is None:
-        raise UserError(f"--format must be given; choose from {', '.join(FORMATS)}")
+        raise UserError(f"--format must be given; choose from {', '.join(known_names('format'))}")
     if not config.out:
         raise UserError("-o must be given: the file or directory to write")
-    exporter, out = FORMATS[config.format], expanded(config.out)
+    exporter, out = find_format(config.format), expanded(config.out)
     if out.exists():
         raise UserError(f"-o {out} exists already; give a new path")
     export_model = load_export_model(source, config.model, data, config.task)
@@ -103,6 +104,14 @@ def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) ->
     return table
 
 
+def find_format(name: str) -> Format:
+    """The format of a name; raises UserError where that is none, or is no Format."""
+    found = find_choice("format", name) or FORMATS[name]
+    if not isinstance(found, Format):
+        raise UserError(f"{described('format', name)}: it is {type(found).__name__}, not a sparsekit.Format")
+    return found
+
+
 def compare(reference: Loaded, loaded: Loaded, export_model: ExportModel) -> Comparison:
     """Compare logits on the export model's images, in batches of 1 and of up to 250 images."""
     difference = largest = 0.0
@@ -111,6 +120,8 @@ def compare(reference: Loaded, loaded: Loaded, export_model: ExportModel) -> Com
     batches = torch.split(export_model.images[1:], _BATCH)
     for images in [export_model.images[:1], *batches]:
         expected, logits = reference.logits(images), loaded.logits(images)
+        if logits.shape != expected.shape:  # another shape might be compared all the same
+            raise RunError(f"logits have the shape {tuple(logits.shape)}, not {tuple(expected.shape)}")
         difference = _larger(difference, float((expected - logits).abs().max()))
         largest = _larger(largest, float(expected.abs().max()))
         same, other = (task.predict(each) for each in (expected, logits))

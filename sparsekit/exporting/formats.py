@@ -1,4 +1,4 @@
-"""The interface of an export format, and an export that was read back."""
+"""The interface of an export format, and an export that was read back. Formats are plugins, too."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ class Loaded:
     note: str = ""
     place: Callable[[Tensor], Tensor] = lambda images: images
 
+    @classmethod
+    def from_module(cls, model: nn.Module) -> Loaded:
+        """A PyTorch model in evaluation mode, with its own tensors."""
+
+        def predict(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return model(images)  # type: ignore[no-any-return]
+
+        return cls(predict, dict(model.state_dict()))
+
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, K] of normalised images [N, C, S, S]; both float32 and on the CPU."""
         return self.predict(self.place(images)).float().cpu()
@@ -39,8 +49,8 @@ class Format:
     """An export format.
 
     Attributes:
-        write: Writes a model to a new path.
-        load: Reads an export back, given its path and the model that was written.
+        write: Writes a model to a new path, a file or a directory; further files go beside it, under longer names.
+        load: Reads an export back, given its path and the model that was written, whose class it may use.
         reference: Returns the model to compare the export with; by default the one that was written.
         tolerance: Largest difference of logits that counts as rounding, as a fraction of the largest logit.
         check: Raises UserError if the model cannot be exported to this format, or not on this machine.
@@ -48,16 +58,6 @@ class Format:
 
     write: Callable[[ExportModel, Path], None]
     load: Callable[[Path, ExportModel], Loaded]
-    reference: Callable[[ExportModel], Loaded] = lambda export_model: from_module(export_model.model)
+    reference: Callable[[ExportModel], Loaded] = lambda export_model: Loaded.from_module(export_model.model)
     tolerance: float = 1e-4
     check: Callable[[ExportModel], None] = lambda export_model: None
-
-
-def from_module(model: nn.Module) -> Loaded:
-    """Wrap a PyTorch model in evaluation mode."""
-
-    def predict(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model(images)  # type: ignore[no-any-return]
-
-    return Loaded(predict, dict(model.state_dict()))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
 from sparsekit.errors import RunError, UserError
-from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel
 from sparsekit.files import load_tensors, save_tensors, write_json
 from sparsekit.models.create import save_model
@@ -98,7 +98,7 @@ def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]
         except RuntimeError as error:
             raise RunError(f"{_kind(name, layer)} cannot be packed: {str(error).partition(chr(10))[0]}") from error
         layer.register_forward_pre_hook(partial(enter, name))
-    inner = from_module(model).predict
+    inner = Loaded.from_module(model).predict
 
     def predict(images: Tensor) -> Tensor:
         try:
@@ -113,7 +113,7 @@ def packed(model: nn.Module, names: Sequence[str]) -> Callable[[Tensor], Tensor]
 def reference(export_model: ExportModel) -> Loaded:
     """The half-precision model on the CUDA device, without packed layers."""
     model = copy.deepcopy(export_model.model).half()
-    predict = from_module(copy.deepcopy(model).cuda().eval()).predict
+    predict = Loaded.from_module(copy.deepcopy(model).cuda().eval()).predict
     return Loaded(predict, dict(model.state_dict()), place=_place)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparsekit.exporting import timm_directory
-from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel
 from sparsekit.models import sparse_file
 from sparsekit.models.state import cpu_state_dict
@@ -33,7 +33,7 @@ def load(out: Path, export_model: ExportModel) -> Loaded:
     tensors = sparse_file.load(out)
     model = copy.deepcopy(export_model.model)
     model.load_state_dict(tensors)
-    return Loaded(from_module(model.eval()).predict, tensors)
+    return Loaded(Loaded.from_module(model.eval()).predict, tensors)
 
 
 FORMAT = Format(write, load)

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel
 
 ROUNDS = 15
@@ -52,7 +52,7 @@ def measure(export_model: ExportModel, exporter: Format, exported: Loaded, image
             baseline = exporter.load(path, full)
         else:  # the format cannot hold a model without zeros
             baseline = exporter.reference(full)
-        dense, plain = timed([exported, baseline, from_module(export_model.model)], images[:BATCH])
+        dense, plain = timed([exported, baseline, Loaded.from_module(export_model.model)], images[:BATCH])
     return dense, plain
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import timm
 
 from sparsekit.errors import UserError
-from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel
 from sparsekit.files import make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
@@ -39,7 +39,7 @@ def write(export_model: ExportModel, out: Path) -> None:
 
 def load(out: Path, export_model: ExportModel) -> Loaded:
     """Load the directory with plain timm."""
-    return from_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
+    return Loaded.from_module(timm.create_model(f"local-dir:{out.absolute()}", pretrained=True).eval())
 
 
 FORMAT = Format(write, load, check=check)

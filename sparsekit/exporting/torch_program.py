@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparsekit.errors import RunError, first_line
-from sparsekit.exporting.formats import Format, Loaded, from_module
+from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel
 
 
@@ -36,7 +36,7 @@ def load(out: Path, export_model: ExportModel) -> Loaded:
     """Load the program as a module."""
     with out.open("rb") as file:
         program = torch.export.load(file)
-    return Loaded(from_module(program.module()).predict, dict(program.state_dict))
+    return Loaded(Loaded.from_module(program.module()).predict, dict(program.state_dict))
 
 
 FORMAT = Format(write, load)

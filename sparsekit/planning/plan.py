@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
+from sparsekit import schedules
 from sparsekit.api import Budget, PruningMethod, Schedule, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig
-from sparsekit.errors import UserError
+from sparsekit.errors import UserError, first_line
 from sparsekit.planning.replicas import Replica, axis_values, check_replicas, replicas_of, variation
+from sparsekit.plugins.choices import described, find_choice
 from sparsekit.plugins.registry import name_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
@@ -99,13 +101,27 @@ def make_budget(config: FitConfig) -> Budget:
 
 
 def decay_shape(optimizer: OptimizerConfig) -> Callable[[float], float]:
-    """`--optimizer.schedule` after its warm-up: a function of the done fraction, from 1 to `--optimizer.min_lr`."""
-    low, shape = optimizer.min_lr, optimizer.schedule
-    if shape == "cosine":
-        return lambda done: low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
-    if shape == "linear":
-        return lambda done: low + (1.0 - low) * (1.0 - done)
-    return lambda done: 1.0
+    """`--optimizer.schedule` after its warm-up: a function of the done fraction, from 1 to `--optimizer.min_lr`.
+
+    Raises:
+        UserError: a plugin's function raises, or returns what is no rate.
+    """
+    low, name = optimizer.min_lr, optimizer.schedule
+    own = find_choice("schedule", name)
+    shape: Callable[[float, float], float] = own or getattr(schedules, name)
+    for done in _SAMPLES if own else ():
+        try:
+            rate = shape(done, low)
+            valid = 0.0 <= rate < math.inf
+        except Exception as error:
+            raise UserError(
+                f"{described('schedule', name)}: ({done:g}, {low:g}) raised {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if not valid:
+            raise UserError(
+                f"{described('schedule', name)}: ({done:g}, {low:g}) is {rate}; a rate must be finite and 0 or more"
+            )
+    return lambda done: shape(done, low)
 
 
 def make_stages(config: FitConfig) -> tuple[Stage, ...]:

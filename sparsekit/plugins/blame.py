@@ -28,12 +28,12 @@ def describe(error: BaseException) -> str | None:
 
 
 def _plugin_of(frame: FrameType) -> Plugin | None:
-    """The plugin whose class `self` of a frame is an instance of."""
+    """The plugin whose class `self` of a frame is an instance of, or whose function it runs."""
     owner = frame.f_locals.get("self")
     for plugin in discover().plugins:
         module, _, name = plugin.target.partition(":")
         found = getattr(sys.modules.get(module), name, None)
-        if isinstance(found, type) and isinstance(owner, found):
+        if (isinstance(found, type) and isinstance(owner, found)) or getattr(found, "__code__", 0) is frame.f_code:
             return plugin
     return None
 

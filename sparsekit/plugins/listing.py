@@ -5,8 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from sparsekit.plugins.registry import GROUP_OF_OPTIONS, Plugin, discover
+from sparsekit._version import __version__
+from sparsekit.plugins.registry import BUILT_IN, GROUP_OF_OPTIONS, Kind, Plugin, discover
 from sparsekit.plugins.signatures import fault_of, options_of, summary_of, unclear
+
+
+def everything(kinds: Sequence[Kind]) -> list[Plugin]:
+    """The installed plugins of some kinds, and what is built in without being one, which has no target."""
+    own = [Plugin(name, kind, "", "sparsekit-soups", __version__) for kind in kinds for name in BUILT_IN.get(kind, ())]
+    found = [plugin for plugin in discover().plugins if plugin.kind in kinds]
+    return sorted([*own, *found], key=lambda plugin: (plugin.kind, plugin.name))
 
 
 def row(plugin: Plugin) -> dict[str, str]:
@@ -21,9 +29,13 @@ def row(plugin: Plugin) -> dict[str, str]:
         "kind": plugin.kind,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "summary": summary_of(plugin),
-        "state": "malformed" if fault_of(plugin) else "duplicate" if clash else "found",
+        "summary": summary_of(plugin) if plugin.target else BUILT_IN[plugin.kind][plugin.name],
+        "state": "malformed" if _fault(plugin) else "duplicate" if clash else "found",
     }
+
+
+def _fault(plugin: Plugin) -> str:
+    return fault_of(plugin) if plugin.target or plugin.flaw else ""
 
 
 def help_of(plugin: Plugin) -> str:
@@ -49,7 +61,7 @@ def text(found: Sequence[Plugin], rows: Sequence[dict[str, str]]) -> str:
     for plugin, values in zip(found, rows, strict=True):
         state = "" if values["state"] == "found" else f"  [{values['state']}]"
         lines.append(f"{plugin.kind:{kinds}}  {plugin.name:{width}}  {plugin.distribution} {plugin.version}{state}")
-        lines.append(f"        {fault_of(plugin) or values['summary'] or '(no docstring)'}")
+        lines.append(f"        {_fault(plugin) or values['summary'] or '(no docstring)'}")
         pointer = (
             [f"{' ' * 10}its options: sparsekit fit --{plugin.kind}.help {plugin.name}"] if unclear(plugin) else []
         )

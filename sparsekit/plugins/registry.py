@@ -24,15 +24,56 @@ import entrypoints
 from sparsekit.errors import UserError, first_line, nearest
 from sparsekit.plugins.objects import allow_import, find_object, is_object
 
-Kind = Literal["method", "merge", "task", "dataset", "model"]
+Kind = Literal["method", "merge", "task", "dataset", "allocation", "schedule", "format", "model"]
 GROUPS: dict[Kind, str] = {"method": "sparsekit.methods", "merge": "sparsekit.merges", "task": "sparsekit.tasks"}
 """The kinds that are classes, each chosen by the option of its name."""
-ALL_GROUPS: dict[Kind, str] = GROUPS | {"dataset": "sparsekit.datasets", "model": "sparsekit.models"}
-"""With those chosen by `--data.name`, which are functions, and the modules that register models with timm."""
+ALL_GROUPS: dict[Kind, str] = GROUPS | {
+    "dataset": "sparsekit.datasets",
+    "allocation": "sparsekit.allocations",
+    "schedule": "sparsekit.schedules",
+    "format": "sparsekit.formats",
+    "model": "sparsekit.models",
+}
+"""With functions, the records of export formats, and the modules that register models with timm."""
+NOUNS: dict[Kind, str] = {"dataset": "function", "allocation": "function", "schedule": "function", "format": "FORMAT"}
+"""What an entry point names behind its module: a class, unless it is one of these; of models nothing."""
 GROUP_OF_OPTIONS: dict[Kind, str] = {"dataset": "data"}
 """The group of a kind's own options, where it has not the kind's name."""
-BUILT_IN_DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagefolder")
-"""The data sets that are no plugins; no plugin may have their names."""
+BUILT_IN: dict[Kind, dict[str, str]] = {
+    "dataset": {
+        "digits": "Handwritten digits of 8×8 pixels, which come with sparsekit.",
+        "fashion_mnist": "Fashion-MNIST, read from --data.root.",
+        "mnist": "MNIST, read from --data.root.",
+        "cifar10": "CIFAR-10, read from --data.root.",
+        "cifar100": "CIFAR-100, read from --data.root.",
+        "imagefolder": "Images in one folder a class.",
+    },
+    "allocation": {
+        "global": "The highest scores of the whole model stay.",
+        "uniform": "Every layer keeps the same fraction.",
+        "erk": "Layers keep by the Erdős-Rényi kernel (arXiv 1911.11134).",
+        "lamp": "The highest scores stay, normalised within each layer (arXiv 2010.07611).",
+    },
+    "schedule": {
+        "cosine": "Half a cosine, from 1 to --optimizer.min_lr.",
+        "linear": "A straight line, from 1 to --optimizer.min_lr.",
+        "constant": "1 throughout.",
+    },
+    "format": {
+        "timm": "A directory that timm.create_model loads.",
+        "onnx": "ONNX with unchanged weights.",
+        "torch": "A torch.export program with a dynamic batch size.",
+        "sparse": "Compressed safetensors.",
+        "2:4": "A directory for the semi-structured units of CUDA devices.",
+    },
+}
+"""What is no plugin, and what it does; no plugin may have these names."""
+_OPTIONS: dict[Kind, str] = {
+    "dataset": "--data.name",
+    "allocation": "--masks.allocation",
+    "schedule": "--optimizer.schedule",
+    "model": "--model.name",
+}
 _PATTERNS = ("*.dist-info", "*.egg-info")
 
 
@@ -41,9 +82,9 @@ class Plugin:
     """One entry point, not imported.
 
     Attributes:
-        name: The plugin's name for `--method`, `--merge`, `--task` or `--data.name`.
+        name: The plugin's name for `--method` or another option that chooses one.
         kind: A key of `ALL_GROUPS`.
-        target: `module:Class`; of a data set `module:function`, of models `module`.
+        target: `module:Class`, or what `NOUNS` says in place of the class; of models `module`.
         distribution: Name of the package that provides it; empty where it was given as `module:name`.
         version: Version of that package.
         flaw: What is wrong with the entry point itself; empty if it is valid.
@@ -62,7 +103,7 @@ class Plugin:
         return self.target.replace(":", ".")
 
     def load(self) -> Any:
-        """Import the class, the function or the module.
+        """Import the class, the function, the format's record or the module.
 
         Raises:
             UserError: it cannot be imported; the message has the distribution and the reason.
@@ -78,7 +119,8 @@ class Plugin:
                 raise UserError(f"{self}: cannot import {self.target}: {type(error).__name__}: {error}") from error
         if self.kind in GROUPS and not isinstance(found, type):
             raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a class")
-        if self.kind == "dataset" and not isinstance(found, FunctionType):
+        is_function = isinstance(found, FunctionType) or (self.kind != "dataset" and callable(found))
+        if NOUNS.get(self.kind) == "function" and (not is_function or isinstance(found, type)):
             raise UserError(f"{self}: {self.target} is {type(found).__name__}, not a function")
         return found
 
@@ -90,7 +132,7 @@ class Plugin:
 
 def option_of(kind: Kind) -> str:
     """The option that chooses a plugin of a kind, such as `--method`."""
-    return f"--{GROUP_OF_OPTIONS[kind]}.name" if kind in GROUP_OF_OPTIONS else f"--{kind}"
+    return _OPTIONS.get(kind, f"--{kind}")
 
 
 @dataclass(frozen=True)
@@ -215,11 +257,12 @@ def _target(kind: Kind, name: str, value: str, owner: entrypoints.Distribution) 
     if kind == "model":
         return (value, f"{malformed}; write module") if entry.object_name else (entry.module_name, "")
     if not entry.object_name or "." in entry.object_name:
-        return value, f"{malformed}; write module:{'function' if kind == 'dataset' else 'Class'}"
+        return value, f"{malformed}; write module:{NOUNS.get(kind, 'Class')}"
     if not re.fullmatch(r"[\w-]+", name):
         return value, f"{malformed}; a name has letters, digits, _ and - only"
-    if kind == "dataset" and name in BUILT_IN_DATA:
-        return value, f"entry point {name!r} has the name of a data set of sparsekit itself; choose another"
+    if name in BUILT_IN.get(kind, ()):
+        what = "data set" if kind == "dataset" else kind
+        return value, f"entry point {name!r} is the name of a built-in {what}; choose another"
     return f"{entry.module_name}:{entry.object_name}", ""
 
 

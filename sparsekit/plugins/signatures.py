@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from sparsekit.plugins.registry import GROUPS, Plugin
+from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, NOUNS, Plugin
 
 NO_OPTIONS = ("root", "name")
 """Arguments of a data set's function that are no options of its own: `--data.root`, and what is behind `torch/`."""
@@ -31,8 +31,13 @@ class Option:
 
 
 def summary_of(plugin: Plugin) -> str:
-    """The first line of the docstring of the class, function or module; empty if the source cannot be read."""
+    """The first line of the docstring of the class, function or module; empty if the source cannot be read.
+
+    A format's is the text below its assignment, or else its module's docstring.
+    """
     module, _, name = plugin.target.partition(":")
+    if plugin.kind == "format":
+        return _about_value(module, name).partition("\n")[0]
     found = _definition_of(plugin)
     node = found.node if found else _parsed(module) if not name else None
     text = ast.get_docstring(node) if node else None
@@ -43,7 +48,10 @@ def options_of(plugin: Plugin) -> dict[str, Option]:
     """The options of the class's own or inherited constructor, or of the function, by name; empty if none is found.
 
     Where the source does not say what the class inherits, they are those of the class itself, once it is imported.
+    Kinds that are called in one way have none.
     """
+    if plugin.kind not in (*GROUPS, *GROUP_OF_OPTIONS):
+        return {}
     try:
         found = _definition_of(plugin)
         return (_arguments(found) if found else None) or {}
@@ -70,7 +78,7 @@ def fault_of(plugin: Plugin) -> str:
     if _locate(module) is None:
         return f"there is no module {module!r}"
     if name and not _resolve(module, name, _node_of(plugin)):
-        return f"{module} has no {'class' if plugin.kind in GROUPS else 'function'} {name!r}"
+        return f"{module} has no {NOUNS.get(plugin.kind, 'class')} {name!r}"
     untyped = next((option.name for option in options_of(plugin).values() if not option.annotation), None)
     return f"{name} has an option {untyped!r} without a type" if untyped else ""
 
@@ -184,6 +192,23 @@ def _annotation(module: str, node: ast.expr, depth: int = 0) -> str:
                 written = _annotation(_absolute(module, item), ast.Name(alias.name), depth + 1)
                 return ast.unparse(node) if written == alias.name else written
     return ast.unparse(node)
+
+
+def _about_value(module: str, name: str, depth: int = 0) -> str:
+    """The text below a module's assignment of a value, or else the docstring of the module that assigns it."""
+    tree = _parsed(module)
+    body = tree.body if tree and depth <= _DEPTH else []
+    for item, below in zip(body, [*body[1:], None], strict=False):
+        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            text = getattr(getattr(below, "value", None), "value", None) if isinstance(below, ast.Expr) else None
+            return inspect.cleandoc(text) if isinstance(text, str) else (tree and ast.get_docstring(tree)) or ""
+        if not isinstance(item, ast.ImportFrom):
+            continue
+        for alias in item.names:
+            if (alias.asname or alias.name) == name:
+                return _about_value(_absolute(module, item), alias.name, depth + 1)
+    return ""
 
 
 def _definition_of(plugin: Plugin) -> _Definition | None:

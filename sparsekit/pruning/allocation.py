@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, prod
+from numbers import Integral
+from typing import Any
 
-from sparsekit.errors import UserError
+from sparsekit.errors import RunError, UserError
+from sparsekit.plugins.choices import described, find_choice
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -85,6 +88,47 @@ def erk(
     total = kept_total(shapes, sparsity)
     density = _densities(shapes, {name: sum(shape) for name, shape in shapes.items()}, total, available, least or {})
     return _apportion(shapes, density, total, available, least or {})
+
+
+def counts(
+    rule: str, shapes: Shapes, sparsity: float, available: Mapping[str, int], least: Mapping[str, int]
+) -> dict[str, int]:
+    """Weights to keep in each layer by `uniform`, `erk`, or a plugin's function of the same arguments.
+
+    Raises:
+        RunError: a plugin's numbers are not one a layer, within its limits, or do not add up to what is to be kept.
+    """
+    own = find_choice("allocation", rule)
+    if own is None:
+        return {"uniform": uniform, "erk": erk}[rule](shapes, sparsity, available, least)
+    found = own(dict(shapes), sparsity, dict(available), dict(least))
+    for fault in faults(found, shapes, sparsity, available, least):
+        raise RunError(f"{described('allocation', rule)}: {fault}")
+    return {name: int(found[name]) for name in shapes}
+
+
+def faults(
+    found: Any, shapes: Shapes, sparsity: float, available: Mapping[str, int], least: Mapping[str, int]
+) -> Iterator[str]:
+    """What is wrong with the numbers of weights that an allocation gave, each as a sentence."""
+    if not isinstance(found, Mapping):
+        yield f"it returned {type(found).__name__}, not the number of weights to keep by the layer's name"
+        return
+    if names := sorted({*map(str, found)} ^ {*shapes}):
+        yield f"it {'leaves out' if names[0] in shapes else 'names'} {names[0]}; give every layer of shapes, no other"
+        return
+    for name in shapes:
+        kept, low, high = found[name], least.get(name, 0), available[name]
+        if not isinstance(kept, Integral) or isinstance(kept, bool):
+            yield f"it keeps {kept!r} weights of {name}; give a whole number"
+        elif not low <= int(kept) <= high:
+            yield f"it keeps {kept} weights of {name}; give {low} (least) to {high} (available)"
+        else:
+            continue
+        return
+    total, expected = sum(found.values()), min(kept_total(shapes, sparsity), sum(available.values()))
+    if total != expected:
+        yield f"it keeps {total} weights in all at a sparsity of {sparsity:g}; give {expected}"
 
 
 def _densities(

@@ -82,7 +82,7 @@ def select(
         among: Bool tensors; only weights that are True here can be kept.
         sparsity: Fraction of all weights to mask, 0 to 1.
         rule: `global` compares scores across layers, `lamp` does so after normalising them within each layer,
-            `uniform` and `erk` keep a fixed number of weights in each layer.
+            all others keep a fixed number of weights in each layer, as `allocation.counts` says.
         pattern: Prune weights that break this pattern first.
         floor: Fewest weights of a layer to keep, as `--masks.floor` says; one with fewer in `among` keeps those.
         own_floor: Another floor, of the method's own; what keeps more of a layer holds.
@@ -115,7 +115,7 @@ def select(
         available = _counts(first)
         if sum(available.values()) < total:  # the pattern leaves too few
             available = living
-        counts = {"uniform": allocation.uniform, "erk": allocation.erk}[rule](shapes, sparsity, available, least)
+        counts = allocation.counts(rule, shapes, sparsity, available, least)
         kept = _top_of_each(flat, alive, first, counts)
     return {name: torch.from_numpy(kept[name].reshape(shapes[name])).to(among[name].device) for name in scores}
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sparsekit.api import MergeStrategy, PruningMethod, Task
     from sparsekit.data.examples import Data
+    from sparsekit.exporting.formats import Format
 
     Model: TypeAlias = str | nn.Module | Callable[..., nn.Module]
     Examples: TypeAlias = str | Data | Callable[[], Data]
@@ -151,12 +152,12 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
     return dict(json.loads((Path(call.config.out or "") / "merge.json").read_text("utf-8")))
 
 
-def export(model: Saved, *, format: str, out: str | Path, **options: Any) -> dict[str, str]:
+def export(model: Saved, *, format: str | Format, out: str | Path, **options: Any) -> dict[str, str]:
     """Write a finished model in another format, read it back and compare, as `sparsekit export` does.
 
     Args:
         model: A run, a directory that timm saved, or a file of weights.
-        format: The format's name.
+        format: The format, by name or as an object.
         out: What to write, new.
         options: Those of the command.
 
@@ -193,5 +194,6 @@ def _warn(text: str) -> None:
 def _opened(keyword: str, model: Saved) -> tuple[SavedModel, dict[str, Any]]:
     """A saved model, and the objects of its run's call."""
     if isinstance(model, Run):
-        return open_saved_model(keyword, model.out), dict(model.objects)
+        own = {name: thing for name, thing in model.objects.items() if name.startswith(("--model.", "--data."))}
+        return open_saved_model(keyword, model.out), own
     return open_saved_model(keyword, model), {}

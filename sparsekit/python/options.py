@@ -13,16 +13,17 @@ from typing import Any, Generic, TypeVar
 
 from sparsekit.config import parser
 from sparsekit.config.checks import check
-from sparsekit.config.options import FitConfig
+from sparsekit.config.options import FitConfig, chosen_kinds
 from sparsekit.config.plugin_yaml import flat
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
 from sparsekit.errors import RunError, UserError
 from sparsekit.plugins.contract import faults
 from sparsekit.plugins.objects import brought, path_of
-from sparsekit.plugins.registry import GROUPS
+from sparsekit.plugins.registry import GROUPS, option_of
 
 T = TypeVar("T")
+_PLAIN = (str, bool, int, float, type(None))
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Call(Generic[T]):
 
     Attributes:
         config: The options, checked.
-        objects: Models and data by the option and name that stand for them, as `plugins.objects.brought` takes them.
+        objects: Models, data and the like by the option and name that stand for them, as `plugins.objects.brought`
+            takes them.
     """
 
     config: T
@@ -49,7 +51,8 @@ def read(
     Args:
         of: The dataclass of the command's options.
         keywords: Options by name, nested (`replicas={"count": 3}`) or dotted; plugins by name or as objects; `model`
-            and `data` by name, as objects, or as functions that make them.
+            and `data` by name, as objects, or as functions that make them; allocations, schedules and formats by name
+            or as objects.
         run: Options of a saved model's run, over which the keywords hold.
         known: Objects that the run's own call brought.
 
@@ -82,6 +85,15 @@ def read(
             objects[f"--{group}.name {name}"] = value
             value = name
         options[f"{group}.name"] = value
+    for name, kind in chosen_kinds(of).items():
+        group, dot, member = name.partition(".")
+        holder = options[group] if dot and isinstance(options.get(group), Mapping) else {}
+        value = holder.get(member, options.get(name))
+        if isinstance(value, (*_PLAIN, list, tuple, Mapping)) or not (kind == "format" or callable(value)):
+            continue
+        path = path_of(value) + ("" if hasattr(value, "__qualname__") else ".<object>")
+        objects[f"{option_of(kind)} {path}"] = value
+        options |= {group: {**holder, member: path}} if member in holder else {name: path}
     with keyword_names(), brought({**known, **objects}):
         plain = {name: _plain(name, value) for name, value in options.items()}
         names = Counter(name for name, _ in flat(plain))
@@ -119,6 +131,6 @@ def _plain(keyword: str, value: Any) -> Any:
     if isinstance(value, PathLike):
         return fspath(value)
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(value, (str, bool, int, float, type(None))):
+    if not isinstance(value, _PLAIN):
         raise UserError(f"{keyword} is {value} ({type(value).__name__}); give text, a number, true or false, or a list")
     return value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from sparsekit.errors import RunError, UserError
 from sparsekit.merging.state_dicts import Fisher, Lossy, Scorer, soup
 from sparsekit.models.state import State, cpu_state_dict, has_dense_weights
 from sparsekit.planning.plan import check_steps, make_plan, make_stages
+from sparsekit.plugins.objects import brought
 from sparsekit.pruning import allocation
 from sparsekit.pruning import masks as zeros
 from sparsekit.pruning.prune import prune
@@ -53,7 +54,7 @@ class Pruner:
         epochs: Length of the training that the plan divides.
         steps_per_epoch: Optimizer steps an epoch. With `epochs=1` all steps of the training are right, too.
         masks: Where weights are pruned: a mapping of `allocation`, `pattern`, `exclude` and `floor`, as `--masks`.
-        schedule: Shape of `learning_rate` after its warm-up, where the method follows one schedule.
+        schedule: Shape of `learning_rate` after its warm-up, where the method follows one schedule; or a function.
         warmup: Fraction of that schedule, from 0 to below 1, that rises linearly from 0.
         min_lr: Where that schedule ends, as a fraction of its largest rate.
         seed: Seed of methods and merges that draw.
@@ -82,7 +83,7 @@ class Pruner:
         sparsity: float = 0.9,
         epochs: int = 30,
         masks: Mapping[str, Any] | None = None,
-        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        schedule: str | Callable[[float, float], float] = "cosine",
         warmup: float = 0.05,
         min_lr: float = 0.01,
         seed: int = 0,
@@ -96,8 +97,9 @@ class Pruner:
         given = {"method": method, "sparsity": sparsity, "epochs": epochs, "seed": seed}
         given |= {"masks": masks} if masks else {}
         shape = {"schedule": schedule, "warmup": warmup, "min_lr": min_lr}
-        self._config = read(FitConfig, {**given, "optimizer": shape, **options}).config
-        with keyword_names():
+        call = read(FitConfig, {**given, "optimizer": shape, **options})
+        self._config, self._objects = call.config, call.objects
+        with keyword_names(), brought(self._objects):
             stages = make_stages(self._config)
             if steps_per_epoch < 1:
                 raise UserError(f"steps_per_epoch is {steps_per_epoch}; give 1 or more, such as len(loader)")
@@ -346,9 +348,10 @@ class Pruner:
             self._beginnings[index] = cpu_state_dict(self._model)
         parent = State(_on_cpu(self._weights), self._masks, target=self._config.sparsity)
         gradients, probe = partial(self._gradients, segment.stage), self._probe(self._method)
-        pruned, stage = prune(
-            self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients, probe
-        )
+        with brought(self._objects):
+            pruned, stage = prune(
+                self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients, probe
+            )
         if rewind is not None:
             self._model.load_state_dict(self._beginnings[rewind])
             self._fresh.restore()

@@ -1,13 +1,14 @@
 """The contract kit: tests that a plugin's class or function keeps the contract of its kind.
 
-Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the
-plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds.
+Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)`, `check_dataset(my_data)`,
+`check_allocation(mine)`, `check_schedule(mine)` or `check_format(FORMAT)` from the plugin's own tests. The first three
+drive the class through real runs of a tiny model, which takes some seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sparsekit._types import Tensor
 from sparsekit.api import MergeStrategy, PruningMethod, Task
@@ -15,7 +16,21 @@ from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
 
-__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules", "check_task"]
+if TYPE_CHECKING:
+    from sparsekit.exporting.formats import Format
+
+__all__ = [
+    "ContractError",
+    "Outcome",
+    "check_allocation",
+    "check_dataset",
+    "check_format",
+    "check_merge",
+    "check_method",
+    "check_rules",
+    "check_schedule",
+    "check_task",
+]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
@@ -47,6 +62,21 @@ def check_dataset(function: Callable[..., Data], /, **options: Any) -> None:
     _check("dataset", function, options)
 
 
+def check_allocation(function: Callable[..., Mapping[str, int]], /) -> None:
+    """Check an allocation's function against every rule; raises ContractError naming the broken ones."""
+    _check("allocation", function, {})
+
+
+def check_schedule(function: Callable[[float, float], float], /) -> None:
+    """Check a schedule's function against every rule; raises ContractError naming the broken ones."""
+    _check("schedule", function, {})
+
+
+def check_format(record: Format, /) -> None:
+    """Check an export format against every rule; raises ContractError naming the broken ones."""
+    _check("format", record, {})
+
+
 def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]:
     """Try one rule after the other on a class or function with these options, and yield the outcome of each."""
     if kind == "method":
@@ -63,6 +93,18 @@ def check_rules(kind: Kind, plugin: Any, /, **options: Any) -> Iterator[Outcome]
         from sparsekit.testing.data_rules import DATA_RULES, DataCase
 
         yield from outcomes(DATA_RULES, DataCase(plugin, options))
+    elif kind == "allocation":
+        from sparsekit.testing.allocation_rules import ALLOCATION_RULES, AllocationCase
+
+        yield from outcomes(ALLOCATION_RULES, AllocationCase(plugin))
+    elif kind == "schedule":
+        from sparsekit.testing.schedule_rules import SCHEDULE_RULES, ScheduleCase
+
+        yield from outcomes(SCHEDULE_RULES, ScheduleCase(plugin))
+    elif kind == "format":
+        from sparsekit.testing.format_rules import FORMAT_RULES, FormatCase
+
+        yield from outcomes(FORMAT_RULES, FormatCase(plugin))
     else:
         from sparsekit.testing.merge_case import MergeCase
         from sparsekit.testing.merge_rules import MERGE_RULES
@@ -78,7 +120,7 @@ def _refuse(plugin: Any, found: Iterable[Outcome]) -> None:
     broken = [outcome for outcome in found if outcome.state == "FAIL"]
     if broken:
         count = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
-        lines = [f"{plugin.__name__} breaks {count} of the contract"]
+        lines = [f"{getattr(plugin, '__name__', type(plugin).__name__)} breaks {count} of the contract"]
         for outcome in broken:
             lines += ["", f"{outcome.rule}: {outcome.requirement}"]
             lines += [f"    {line}" for line in outcome.finding.splitlines()]

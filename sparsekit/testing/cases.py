@@ -10,12 +10,13 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from sparsekit.api import MergeStrategy, PruningMethod, Task
+from sparsekit.errors import UserError
+from sparsekit.plugins.choices import check_choice
 from sparsekit.plugins.contract import BASES, defaults, faults
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
 
 P = TypeVar("P", PruningMethod, MergeStrategy, Task)
-ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 
 
 class PluginCase(Generic[P]):
@@ -57,8 +58,10 @@ def is_well_formed(case: PluginCase[Any]) -> None:
         given = ", ".join(f"{name}={value!r}" for name, value in case.options.items())
         raise Broken(f"{case.cls.__name__}({given}) raised {describe(error)}") from error
     if isinstance(instance, PruningMethod):
-        rule = case.cls.allocation
-        need(rule in ALLOCATIONS, f"{case.cls.__name__}.allocation is {rule!r}; choose from {', '.join(ALLOCATIONS)}")
+        try:
+            check_choice("allocation", str(case.cls.allocation), f"{case.cls.__name__}.allocation")
+        except UserError as error:
+            raise Broken(str(error)) from error
     elif isinstance(instance, Task):
         name = getattr(case.cls, "score_name", None)
         word = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name != "loss"

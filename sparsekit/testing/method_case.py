@@ -115,7 +115,7 @@ class MethodCase(PluginCase[PruningMethod]):
 
 def budget(epochs: float, sparsity: float, schedule: str = "cosine") -> Budget:
     """A budget with the default warm-up."""
-    optimizer = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
+    optimizer = OptimizerConfig(schedule=schedule)
     return Budget(epochs, sparsity, optimizer.warmup, decay_shape(optimizer))
 
 

@@ -284,6 +284,7 @@ PLAN = rows(
     ("--optimizer.min_lr 2", "--optimizer.min_lr|2.0|0 to 1", "--optimizer.min_lr 1"),
     ("--optimizer.clip_norm 0", "--optimizer.clip_norm|0.0|above 0", "--optimizer.clip_norm null"),
     ("--optimizer.schedule cos", "--optimizer.schedule|'cos'|linear|'cosine'", "--optimizer.schedule cosine"),
+    ("--optimizer.schedule os:system", "--optimizer.schedule os:system|Python's own", "--optimizer.schedule linear"),
     ("--optimizer.kwargs [1]", "--optimizer.kwargs|mapping", "--optimizer.kwargs {}"),
     ("--data.name cifar01", "--data.name|'cifar01'|mnist|'cifar10'", "--data.name cifar10"),
     ("--data.batch_size 0", "--data.batch_size|0|1 or more", "--data.batch_size 1"),
@@ -291,6 +292,8 @@ PLAN = rows(
     ("--data.image_size 3", "--data.image_size|3|4 pixels", "--data.image_size 4"),
     ("--data.augment maybe", "--data.augment|'maybe'|true or false", "--data.augment false"),
     ("--masks.allocation erdos", "--masks.allocation|'erdos'|choose from global, uniform", "--masks.allocation erk"),
+    ("--masks.allocation nothing_here:mine", "--masks.allocation nothing_here:mine|cannot be imported|PYTHONPATH",
+     "--masks.allocation lamp"),
     ("--masks.exclude conv1", "--masks.exclude|'conv1'|list", "--masks.exclude [conv1]"),
     ("--masks.exclude ['(']", "--masks.exclude|'('|regular expression", "--masks.exclude ['[(]']"),
     ("--model.kwargs 3", "--model.kwargs|'3'|mapping", '--model.kwargs {"a":3}'),
@@ -485,7 +488,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 227
+    assert len(CASES) == len({row[:2] for row in CASES}) == 229
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

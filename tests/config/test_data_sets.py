@@ -223,7 +223,7 @@ def test_the_names_of_sparsekits_own_are_taken(tmp_path: Path, capsys: pytest.Ca
     with visible(tmp_path / "site") as folder:
         distribution(folder, "thief", "[sparsekit.datasets]\ndigits = made_up_shapes:shapes\n", {})
         assert cli.main(["plugins", "list", "--kind", "dataset"]) == 0
-        assert "'digits' has the name of a data set of sparsekit itself" in capsys.readouterr().err
+        assert "'digits' is the name of a built-in data set" in capsys.readouterr().err
         assert own() == {}
     assert cli.main(["fit", "--data.help", "digits"]) == 2
     assert "--data.help digits: it has no options of its own" in capsys.readouterr().err

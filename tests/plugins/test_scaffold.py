@@ -6,14 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from fake_site import offline
 from plugin_sources import run
+from safetensors.numpy import load_file
 
 from sparsekit.plugins import scaffold
-from sparsekit.plugins.registry import Kind
+from sparsekit.plugins.registry import ALL_GROUPS, Kind
 
 Capture = pytest.CaptureFixture[str]
 GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
@@ -22,45 +28,107 @@ GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
 # --- plugins new -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["method", "merge", "task"])
-def test_a_new_package_installs_and_passes_its_own_tests(tmp_path: Path, capsys: Capture, kind: Kind) -> None:
-    code, out, err = run(capsys, "plugins", "new", "my_own", "--kind", kind, "--out", str(tmp_path / "made"))
-    assert (code, err) == (0, [])
-    folder, environment = tmp_path / "made" / "sparsekit-my_own", offline(tmp_path / "site")
-    assert f"install:  pip install -e {folder}\n" in out
+KINDS: tuple[Kind, ...] = tuple(ALL_GROUPS)
+PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
 
-    def execute(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+
+Execute = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Execute:
+    """A command's output where one package with a plugin `my_own` of every kind is installed."""
+    folder = tmp_path_factory.mktemp("everything")
+    environment = offline(folder / "site")
+    scaffold.create("my_own", KINDS, folder / "made")
+
+    def execute(*command: str, cwd: Path = folder) -> str:
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    python = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
-    execute(*python, "-m", "pip", "install", str(folder))
-    rows = json.loads(execute("sparsekit", "plugins", "list", "--json", "--kind", kind))
-    assert [(row["distribution"], row["state"]) for row in rows if row["name"] == "my_own"] == [
-        ("sparsekit-my-own", "found")
-    ]
-    assert "2 passed" in execute(*python, "-m", "pytest", "-q", str(folder))
-    assert "my_own" in execute("sparsekit", "plan", f"--{kind}", "my_own", "--print_config")
+    execute(*PYTHON, "-m", "pip", "install", str(folder / "made" / "sparsekit-my-own"))
+    return execute
 
 
-@pytest.mark.parametrize("kind", ["method", "merge", "task"])
+@pytest.mark.slow
+def test_one_of_everything_installs_and_keeps_the_contract(everything: Execute) -> None:
+    rows = json.loads(everything("sparsekit", "plugins", "list", "--json"))
+    mine = {row["kind"]: row for row in rows if row["name"] == "my_own"}
+    assert mine.keys() == {*KINDS}
+    assert {(row["distribution"], row["state"]) for row in mine.values()} == {("sparsekit-my-own", "found")}
+    assert all(row["summary"] for row in mine.values())
+    for kind in ("dataset", "allocation", "schedule", "format", "model"):
+        assert "FAIL" not in everything("sparsekit", "plugins", "check", "my_own", "--kind", kind)
+    assert "15 passed" in everything(*PYTHON, "-m", "pytest", "-q", "made/sparsekit-my-own")  # the others, too
+
+
+@pytest.mark.slow
+def test_one_of_everything_runs_together(everything: Execute, tmp_path: Path) -> None:
+    """A run of all of them, its export, a sweep over their options."""
+    own = {
+        "method": "my_own",
+        "merge": "my_own",
+        "task": "my_own",
+        "data.name": "my_own",
+        "masks.allocation": "my_own",
+        "optimizer.schedule": "my_own",
+        "model.name": "made_up:Net",
+    }
+    (tmp_path / "made_up.py").write_text(NET)
+    small = {"epochs": 6, "replicas.count": 2, "wandb.mode": "offline", "data.count": 100, "data.batch_size": 20}
+    options = [word for name, value in (own | small).items() for word in (f"--{name}", str(value))]
+    execute = partial(everything, cwd=tmp_path)
+    execute("sparsekit", "fit", *options, "--out", "run")
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["masks"]["allocation"], written["optimizer"]["schedule"]) == ("my_own", "my_own")
+    execute("sparsekit", "export", "run", "--format", "my_own", "-o", "run.npz")
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    with np.load(tmp_path / "run.npz") as exported:
+        assert {*exported.files} == {*weights}
+        assert all((exported[name] == weights[name]).all() for name in weights)
+
+    parameters: dict[str, Any] = {name: {"value": value} for name, value in (own | small).items()}
+    parameters |= {"masks.allocation": {"values": ["global", "my_own"]}, "method.steps": {"values": [1, 2]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    assert "4 of 4 runs done" in execute("sparsekit", "sweep", "sweep.yaml", "--out", "swept")
+    assert {path.parent.name for path in tmp_path.glob("swept/*/summary.json")} == {
+        f"masks.allocation={allocation},method.steps={steps}" for allocation in ("global", "my_own") for steps in (1, 2)
+    }
+    execute(
+        *("sparsekit", "fit", "--model.name", "my_own", "--data.image_size", "8", "--epochs", "2"),
+        *("--wandb.mode", "disabled", "--out", "net"),
+    )
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=1, in_chans=2):
+        super().__init__(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_is_tidy(tmp_path: Path, kind: Kind) -> None:
-    scaffold.create("a_b2", kind, tmp_path)
+    scaffold.create("a_b2", [kind], tmp_path)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {
-        "sparsekit-a_b2/pyproject.toml",
-        "sparsekit-a_b2/README.md",
-        "sparsekit-a_b2/sparsekit_a_b2/__init__.py",
-        "sparsekit-a_b2/tests/test_a_b2.py",
+        "sparsekit-a-b2/pyproject.toml",
+        "sparsekit-a-b2/README.md",
+        "sparsekit-a-b2/sparsekit_a_b2/__init__.py",
+        "sparsekit-a-b2/tests/test_a_b2.py",
     }
+    project = (tmp_path / "sparsekit-a-b2" / "pyproject.toml").read_text()
+    assert f'[project.entry-points."sparsekit.{kind}s"]\na_b2 = "sparsekit_a_b2' in project
     assert all("$" not in path.read_text() for path in tmp_path.rglob("*.*") if path.is_file())
     options = ["--isolated", "--line-length", "120"]
     for command in (["check", "--select", "E,F,I,UP,B,C4,SIM,RUF"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, *options, "."],
-            cwd=tmp_path / "sparsekit-a_b2",
+            cwd=tmp_path / "sparsekit-a-b2",
             capture_output=True,
             text=True,
         )
@@ -68,13 +136,40 @@ def test_a_new_package_is_tidy(tmp_path: Path, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "A", "my-own", "my own", "class", "none.x", "1st", "_own", "own_", "ö", "../up", "self\n", "a" * 300]
+    "name",
+    [
+        "",
+        "A",
+        "my own",
+        "sparsekit-",
+        "class",
+        "none.x",
+        "1st",
+        "_own",
+        "own_",
+        "ö",
+        "../up",
+        "self\n",
+        "a" * 300,
+    ],
 )
 def test_a_name_that_cannot_be_used_is_bad_input(tmp_path: Path, capsys: Capture, name: str) -> None:
     code, out, err = run(capsys, "plugins", "new", name, "--kind", "merge", "--out", str(tmp_path))
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith("sparsekit: error: plugins new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", ["gmp_sqrt", "gmp-sqrt", "sparsekit-gmp-sqrt", "sparsekit_gmp_sqrt"])
+def test_a_name_may_be_written_as_a_package_is(tmp_path: Path, capsys: Capture, given: str) -> None:
+    code, out, _ = run(capsys, "plugins", "new", given, "--kind", "method", "--out", str(tmp_path))
+    assert code == 0
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("__init__.py")] == [
+        "sparsekit-gmp-sqrt/sparsekit_gmp_sqrt/__init__.py"
+    ]
+    assert f"wrote {tmp_path / 'sparsekit-gmp-sqrt'}\n" in out
+    assert "sparsekit plan --method gmp_sqrt\n" in out
+    assert "sparsekit plugins check gmp_sqrt --kind method\n" in out
 
 
 @pytest.mark.parametrize(
@@ -92,12 +187,10 @@ def test_a_name_that_cannot_be_used_is_bad_input(tmp_path: Path, capsys: Capture
 )
 def test_class_names(tmp_path: Path, name: str, cls: str) -> None:
     assert scaffold.class_name(name) == cls
-    kinds: tuple[Kind, ...] = (
-        ("method", "merge", "task") if name != "none" else ("method", "task")
-    )  # there is a merge `none`
-    for kind in kinds:
-        scaffold.create(name, kind, tmp_path / kind)
-        compile((tmp_path / kind / f"sparsekit-{name}" / f"sparsekit_{name}" / "__init__.py").read_text(), name, "exec")
+    for kind in KINDS if name != "none" else ("method", "task"):  # there is a merge `none`
+        scaffold.create(name, [kind], tmp_path / kind)
+        (file,) = (tmp_path / kind).rglob("__init__.py")
+        compile(file.read_text(), name, "exec")
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
@@ -117,13 +210,17 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, capsys: Capture) -> No
 
 @pytest.mark.parametrize(
     ("name", "kind", "taken"),
-    [("gmp", "method", "method 'gmp' of"), ("merges", "merge", "a package 'sparsekit_merges'")],
+    [
+        ("gmp", "method", "method 'gmp' of"),
+        ("merges", "merge", "a package 'sparsekit_merges'"),
+        ("erk", "allocation", "allocation 'erk'"),
+    ],
 )
 def test_a_name_that_is_taken_is_refused(tmp_path: Path, capsys: Capture, name: str, kind: str, taken: str) -> None:
     code, _, err = run(capsys, "plugins", "new", name, "--kind", kind, "--out", str(tmp_path))
     assert (code, len(err)) == (2, 1)
     assert f"plugins new {name}: {taken}" in err[0]
-    assert "is installed already; choose another name" in err[0]
+    assert "; choose another name" in err[0]
     assert list(tmp_path.iterdir()) == []
     assert run(capsys, "plugins", "new", "gmp", "--kind", "merge", "--out", str(tmp_path / "other"))[0] == 0
 
