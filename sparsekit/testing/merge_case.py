@@ -28,7 +28,6 @@ from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.compare import clones, difference
 from sparsekit.testing.rules import Broken, describe
-from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
 
@@ -60,7 +59,7 @@ class TrainedSegment:
 def trained_segment() -> TrainedSegment:
     """Train three replicas from a parent of sparsity 0.8. Merges get copies, so that once a process is enough."""
     config = problem.config(_PrunesOnce(), Uniform(), sparsity=0.8, replicas=ReplicasConfig(count=3, start=0.0))
-    setup = prepare(config)
+    setup = problem.prepare(config)
     first, second = setup.plan
     with problem.job(setup) as context:
         segment, at = loop.prune_parent(context, first, first_progress(setup))

@@ -25,7 +25,6 @@ from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.compare import clones, difference, frozen
 from sparsekit.testing.problem import Run
 from sparsekit.testing.rules import need
-from sparsekit.training.prepare import prepare
 from sparsekit.training.setup import Setup
 
 
@@ -48,7 +47,7 @@ class MethodCase(PluginCase[PruningMethod]):
     @cached_property
     def setup(self) -> Setup:
         """A prepared run of `gmp`, for its model."""
-        return prepare(problem.config(GMP(), Uniform()))
+        return problem.prepare(problem.config(GMP(), Uniform()))
 
     @property
     def weight_count(self) -> int:

@@ -46,7 +46,7 @@ def masks_are_shared(case: MethodCase) -> None:
     """A segment's mask stays as it was chosen until the next pruning: all replicas train and merge with one mask."""
     chosen: dict[int, str] = {}
     for moment in case.run.moments:
-        first = chosen.setdefault(moment.segment, moment.mask)
+        first = chosen.setdefault(moment.stage.index, moment.mask)
         need(moment.mask == first, f"{moment.where}, the mask is not the one that the segment began with")
         now = masks.digest(moment.state.masks)
         need(now == moment.mask, f"{moment.where}, a mask was changed in place afterwards")
@@ -113,8 +113,7 @@ def _check_finite(run: Run) -> None:
 
 def _check_zeros(run: Run) -> None:
     for moment in run.moments:
-        sparsity = run.setup.plan[moment.segment].stage.segment.sparsity
-        _check_state(effective(run.setup.method, moment.state), sparsity, moment.where)
+        _check_state(effective(run.setup.method, moment.state), moment.stage.segment.sparsity, moment.where)
     _check_state(run.final, run.setup.config.sparsity, "in the finished model")
 
 
