@@ -7,11 +7,12 @@ point. Its instances hold options only, as the state of a run belongs to the run
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from sparsekit._types import Generator, Tensor, Tensors
+from sparsekit.errors import RunError
 
 __all__ = [
     "Budget",
@@ -20,6 +21,7 @@ __all__ = [
     "MergeStep",
     "MergeStrategy",
     "Meter",
+    "Probe",
     "PruningMethod",
     "PruningStep",
     "Schedule",
@@ -62,12 +64,16 @@ class Segment:
         average_from: From this fraction of the segment on, 0 to below 1, a replica's weights are averaged after every
             optimizer step, and the mean becomes the candidate (SWA, arXiv 1803.05407); None takes the last weights.
         replicas: Train at most this many replicas, even if `--replicas.count` is higher.
+        rewind: Once this segment's masks are chosen, all parameters and buffers return to what they were when the
+            segment of this index, an earlier one, began, before its own pruning; the optimizer starts anew (weight
+            rewinding, arXiv 1912.05671). The method's own tensors stay as they are.
     """
 
     sparsity: float
     epochs: float
     average_from: float | None = None
     replicas: int | None = None
+    rewind: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,11 @@ class Stage:
         return self.start + self.segment.epochs
 
     @property
+    def last(self) -> bool:
+        """Whether no later segment trains, so that this one's merge is the run's last."""
+        return not any(segment.epochs > 0 for segment in self.plan[self.index + 1 :])
+
+    @property
     def previous_sparsity(self) -> float:
         """Sparsity of the previous segment, 0 for the first."""
         return self.plan[self.index - 1].sparsity if self.index else 0.0
@@ -144,11 +155,41 @@ class Stage:
         return Schedule(lambda done: self.budget.rate((start + done * epochs) / total), restarts=False)
 
 
+# --- looking into the network ---------------------------------------------------------------------
+
+
+def _absent(*args: Any, **kwargs: Any) -> Any:
+    raise RunError("there is no network, no data and no log here; look at them in a run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What pruning methods and merges can find out about the network, and tell about it.
+
+    Attributes:
+        buffers: Names of the model's buffers, such as the running statistics of BatchNorm; all its other tensors are
+            parameters.
+        model: `model(tensors=None)` is a new copy of the network (`torch.nn.Module`) on the run's device, in evaluation
+            mode, with the effective weights of the parent; `tensors` replace some or all, under the names that
+            `Candidate.names` gives. Nothing done to the copy, such as a hook, reaches the run.
+        images: `images(split, limit=None)` yields batches of inputs and targets of the split `train` or `held_out` on
+            the run's device, without augmentation, the same at each call; of so many examples at most. Raises
+            ValueError for another split: nobody sees the test split.
+        log: `log(name, value)` writes a finite number or a text into the step's row of `metrics.jsonl`: of a pruning
+            method into the row `segment` as `method.NAME`, of a merge into the row `merge` as `merge.NAME`.
+    """
+
+    buffers: frozenset[str] = frozenset()
+    model: Callable[..., Any] = _absent
+    images: Callable[..., Iterator[tuple[Tensor, Tensor]]] = _absent
+    log: Callable[[str, float | str], None] = _absent
+
+
 # --- pruning --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningStep(Stage):
+class PruningStep(Probe, Stage):
     """What a pruning method gets for choosing a segment's masks.
 
     Attributes:
@@ -157,12 +198,18 @@ class PruningStep(Stage):
         masks: The current masks, bool, True keeps, with the shapes of the weights.
         extra: The method's own tensors, under the names that `PruningMethod.extra` gave them.
         generator: A CPU generator seeded by (seed, segment).
-        select: `select(scores, regrow=False)` returns masks that keep the highest scores, exactly as many as the
-            segment's sparsity, `--masks.allocation`, `--masks.pattern` and `--masks.floor` demand; ties keep the lower
-            index. With `regrow=True` currently masked weights can be kept too. Raises RunError on a NaN score of a
-            weight that can be kept, and with `lamp` on negative or infinite scores.
+        select: `select(scores, regrow=False, floor=0, sparsity=None, among=None)` returns masks that keep the highest
+            scores, exactly as many as the segment's sparsity (or `sparsity`), `--masks.allocation`, `--masks.pattern`
+            and `--masks.floor` (or `floor`, whichever keeps more of a layer) demand; ties keep the lower index. Only
+            weights that are kept now can be kept, with `regrow=True` all weights, with `among` those that these masks
+            keep. Raises RunError on a NaN score of a weight that can be kept, and with `lamp` on negative or infinite
+            scores.
         gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
-            with respect to the effective weights of the parent, including masked ones; CPU tensors.
+            with respect to the effective weights of the parent, including masked ones; CPU tensors. BatchNorm
+            normalises by the batch, as in training; each call of a step takes the same batches.
+        allocation: How `select` shares sparsity out between layers, by name.
+        pattern: The pattern that `select` follows, such as `2:4`; None without one.
+        floor: `--masks.floor`.
     """
 
     weights: Tensors
@@ -171,6 +218,14 @@ class PruningStep(Stage):
     generator: Generator
     select: Callable[..., Tensors]
     gradients: Callable[..., Tensors]
+    allocation: str = "global"
+    pattern: str | None = None
+    floor: float = 0.0
+
+    @property
+    def stage(self) -> Stage:
+        """The segment that begins: the step itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -185,6 +240,9 @@ class TrainingStep:
             of the segment.
         target: Final sparsity of the prunable weights, 0 to 1 (`--sparsity`).
         weight_decay: The replica's weight decay; 0 outside of training.
+        generator: A generator on the weights' device, seeded by (seed, segment, replica, step); None outside of
+            training.
+        replica: The replica's index in its segment; None outside of training.
     """
 
     weights: Tensors
@@ -193,6 +251,8 @@ class TrainingStep:
     progress: float
     target: float = 0.0
     weight_decay: float = 0.0
+    generator: Generator | None = None
+    replica: int | None = None
 
 
 class PruningMethod(ABC):
@@ -239,8 +299,29 @@ class PruningMethod(ABC):
     def extra(self, weights: Tensors) -> Tensors:
         """Tensors of the method's own, which are trained, averaged and saved like parameters; by default none.
 
-        Floating-point tensors of any shape on the CPU; called once per run. They get weight decay like weights. Hooks
-        get them sorted by name, which may differ from the order of `weights`.
+        Floating-point tensors of any shape on the CPU; called once per run. Hooks get them sorted by name, which may
+        differ from the order of `weights`.
+        """
+        return {}
+
+    def extra_trained(self, name: str) -> bool:
+        """Whether the optimizer trains this extra tensor; by default it does, unless `update` is defined."""
+        return type(self).update is PruningMethod.update
+
+    def extra_decays(self, name: str) -> bool:
+        """Whether this extra tensor gets the weight decay of weights; by default it does."""
+        return True
+
+    def update(self, step: TrainingStep, gradients: Tensors) -> Tensors:
+        """New values of extra tensors that the optimizer does not train, by name; by default none.
+
+        Called without autograd at every step, after the backward pass; neither optimizer, nor weight decay, nor
+        clipping touches what it returns, which holds from the next step on.
+
+        Args:
+            step: The step, with the weights that the gradients belong to.
+            gradients: The gradient of the training loss, without `penalty`, with respect to each of the effective
+                weights, masked ones included; must not be changed in place.
         """
         return {}
 
@@ -328,8 +409,8 @@ class Soup:
 
 
 @dataclass(frozen=True)
-class MergeStep:
-    """What a merge strategy gets. It uses the held-out split, never the test split.
+class MergeStep(Probe):
+    """What a merge strategy gets. It uses the training or the held-out split, never the test split.
 
     Attributes:
         average: `average(candidates, coefficients)` is the weighted mean, computed one tensor at a time in float64 in
@@ -344,6 +425,8 @@ class MergeStep:
             absent.
         parent: The model that the replicas started from.
         generator: A CPU generator seeded by (seed, segment).
+        masks: The masks that the candidates share, by parameter name, bool, True keeps.
+        stage: The segment that ends; None where finished models are merged.
     """
 
     average: Callable[[Sequence[Candidate], Sequence[float]], Tensors]
@@ -352,6 +435,8 @@ class MergeStep:
     fisher: Callable[..., Tensors]
     parent: Mapping[str, Tensor]
     generator: Generator
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    stage: Stage | None = None
 
 
 class MergeStrategy(ABC):

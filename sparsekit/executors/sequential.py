@@ -79,7 +79,7 @@ def finish_replica(
     (state, score), setup = trained, context.setup
     name = setup.task.score_name
     values, tested = {f"held_out.{name}": score.value, "held_out.loss": score.loss}, None
-    if not any(later.epochs > 0 for later in stage.plan[stage.index + 1 :]):
+    if stage.last:
         tested = setup.score(state, "test")
         values |= {f"test.{name}": tested.value, "test.loss": tested.loss}
     path = context.checkpoints.new(f"segment-{stage.index:03}-{replica.index}")

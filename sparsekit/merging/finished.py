@@ -80,7 +80,9 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
         compare_masks([sources[0], parent], ())
     context = FinishedMergeContext(setup, overlap.union, name, parent)
     candidates = [SavedCandidate(index, source, context) for index, source in enumerate(sources)]
-    soup = config.merge.merge(candidates, context.step(sources[0].names(), config.seed))
+    names = sources[0].names()
+    step = context.step(config.merge, names, _buffers(model, names), config.seed)
+    soup = config.merge.merge(candidates, step)
     check_soup(type(config.merge).__name__, soup, candidates, Lazy(sources[0]))
     used = [source for index, source in enumerate(sources) if index in soup.ingredients]
     check_normalisation([*used, parent] if parent else used)
@@ -92,7 +94,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     if setup and len(soup.ingredients) > 1:
         tensors = setup.recalibrated(context.state(tensors, kept)).tensors
     masks.check(tensors, kept, "the soup")
-    result = _summary(name, sources, soup, tensors, kept)
+    result = _summary(name, sources, soup, tensors, kept) | context.told
     if setup:
         result |= _scores(setup, candidates, context.state(tensors, kept))
     try:
@@ -103,7 +105,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     files = [source.file.resolve() for source in sources]
     twice = [f"{source.path} is given before" for i, source in enumerate(sources) if files[i] in files[:i]]
     chosen = [("model", note) for note in [*twice, *mapped, *(note for source in sources for note in source.notes)]]
-    return [*chosen, *_table(result, out, overlap, setup, sources[0], notes)]
+    return [*chosen, *_table(result, out, overlap, setup, sources[0], notes, context.told)]
 
 
 # --- before ------------------------------------------------------------------------------------------
@@ -184,6 +186,13 @@ def _prunable(model: nn.Module | None, first: SavedModel, copies: Mapping[str, s
         return masks.prunable_names(model)
     matrices = [name for name in first.names() if name.endswith("weight") and first.read(name).dim() > 1]
     return [name for name in matrices if name not in copies]
+
+
+def _buffers(model: nn.Module | None, names: Sequence[str]) -> frozenset[str]:
+    """Which tensors are buffers; of an unknown architecture those that are called as BatchNorm's."""
+    if model:
+        return frozenset(dict(model.named_buffers()))
+    return frozenset(name for name in names if name.endswith(("running_mean", "running_var", "num_batches_tracked")))
 
 
 def _check_masks(overlap: Overlap, config: MergeConfig, sources: Sequence[SavedModel]) -> None:
@@ -294,6 +303,7 @@ def _table(
     setup: Setup | None,
     first: SavedModel,
     notes: Sequence[str],
+    told: Mapping[str, float | str],
 ) -> list[tuple[str, str]]:
     """A merge's result for the user, as pairs of a name and a text."""
     count = len(result["models"])
@@ -316,6 +326,7 @@ def _table(
             else:
                 reason = "only models that were trained from a common one average well"
             lines.append(("lost", f"{lost}: {reason}"))
+    lines += [(key, f"{value:.4g}" if isinstance(value, float) else str(value)) for key, value in told.items()]
     lines.append(("sparsity", f"{percent(result['sparsity'], 2)} of the prunable weights"))
     lines.append(("nonzero", f"{result['nonzero']:,} of {result['prunable']:,} prunable weights"))
     if empty := result["layers.empty"]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsekit._types import Tensors
-from sparsekit.api import Candidate, MergeStep, Score
+from sparsekit.api import Candidate, MergeStep, MergeStrategy, Score
 from sparsekit.errors import UserError
 from sparsekit.merging.average import average
 from sparsekit.merging.candidates import read_tensors
@@ -63,6 +63,7 @@ class FinishedMergeContext:
         self._scores: dict[Path, Score] = {}
         self._setups: dict[Path, Setup] = {}
         self.notes: list[str] = []
+        self.told: dict[str, float | str] = {}
 
     def setup_of(self, source: SavedModel) -> Setup:
         """The setup with the data as one of the models sees it; raises UserError without data."""
@@ -101,8 +102,22 @@ class FinishedMergeContext:
         check_normalisation([candidate.source for candidate in used if isinstance(candidate, SavedCandidate)])
         return average(some, coefficients, names)
 
-    def step(self, names: Sequence[str], seed: int) -> MergeStep:
-        """The `MergeStep` for the merge strategy; `names` are the tensors that `average` averages."""
+    def step(self, strategy: MergeStrategy, names: Sequence[str], buffers: frozenset[str], seed: int) -> MergeStep:
+        """The `MergeStep` for the merge strategy.
+
+        Args:
+            strategy: The merge strategy.
+            names: The tensors that `average` averages.
+            buffers: Those that are buffers.
+            seed: Seed of merges that draw.
+        """
+        parent: Mapping[str, torch.Tensor] = Lazy(self.parent) if self.parent else _NoParent(self.name)
+
+        def model(tensors: Tensors | None = None) -> nn.Module:
+            given = dict(tensors or {})
+            rest = {name: parent[name] for name in names if name not in given}
+            return probes.network(self.with_data, self.state({**given, **rest}))
+
         return MergeStep(
             average=partial(self.average, names=names),
             score=self._score,
@@ -112,8 +127,13 @@ class FinishedMergeContext:
                 self.state(read_tensors(candidate)),
                 images,
             ),
-            parent=Lazy(self.parent) if self.parent else _NoParent(self.name),
+            parent=parent,
             generator=torch.Generator().manual_seed(derive(seed, "merge", 0)),
+            masks=self.masks,
+            buffers=buffers,
+            model=model,
+            images=lambda split, limit=None: probes.images(self.with_data, split, limit),
+            log=probes.notes("merge", strategy, self.told),
         )
 
     def _score(self, tensors: Tensors) -> Score:

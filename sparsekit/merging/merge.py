@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from sparsekit.training import probes
 from sparsekit.training.setup import Setup
 
 
-def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stage: Stage) -> tuple[State, Soup]:
+def merge(
+    setup: Setup, parent: State, candidates: Sequence[FileCandidate], stage: Stage, row: dict[str, Any] | None = None
+) -> tuple[State, Soup]:
     """Merge the candidates into the next parent.
 
     Args:
@@ -30,6 +33,7 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
         parent: The model that the candidates started from.
         candidates: The trained replicas.
         stage: The segment.
+        row: Where the strategy's `log` writes; by default nowhere that is kept.
 
     Returns:
         The next parent and the soup. The optimizer state is averaged with the soup's coefficients; it is empty if the
@@ -53,6 +57,9 @@ def merge(setup: Setup, parent: State, candidates: Sequence[FileCandidate], stag
         fisher=lambda candidate, images=256: probes.fisher(setup, after.renamed(read_tensors(candidate)), images),
         parent=parent.named(),
         generator=torch.Generator().manual_seed(derive(setup.config.seed, "merge", stage.index)),
+        masks=parent.masks,
+        stage=stage,
+        **vars(probes.probe(setup, after, probes.notes("merge", setup.config.merge, {} if row is None else row))),
     )
     soup = setup.config.merge.merge(candidates, step)
     check_soup(type(setup.config.merge).__name__, soup, candidates, parent.named())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekit._types import Tensors
-from sparsekit.api import Candidate, MergeStep, MergeStrategy, Score
+from sparsekit.api import Candidate, MergeStep, MergeStrategy, Probe, Score
 from sparsekit.errors import RunError, UserError
 from sparsekit.merging.average import average
 from sparsekit.merging.merge import check_soup
@@ -53,6 +53,7 @@ def soup(
     loss: Lossy | None = None,
     fisher: Fisher | None = None,
     parent: Mapping[str, Tensor] | None = None,
+    probe: Probe | None = None,
 ) -> Tensors:
     """Merge state dicts into one with the same masks.
 
@@ -65,6 +66,7 @@ def soup(
         loss: The held-out loss of a state dict, for merges that differentiate it.
         fisher: The Fisher information of a state dict, for merges that weigh by it.
         parent: The state dict that all were trained from, for merges that look at the changes.
+        probe: The network, for merges that look into it.
 
     Returns:
         A state dict on the CPU; its masked weights are exactly 0.
@@ -101,6 +103,8 @@ def soup(
         fisher=information,
         parent=_Parent(name, None if parent is None else _read("parent", parent, zeros)),
         generator=torch.Generator().manual_seed(seed),
+        masks=zeros,
+        **vars(probe or Probe()),
     )
     merged = merge.merge(candidates, step)
     check_soup(type(merge).__name__, merged, candidates, found[0])

@@ -157,6 +157,10 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
             raise UserError(f"{name}: segment {number} averages from {segment.average_from!r}; it must lie in [0, 1)")
         if segment.replicas is not None and segment.replicas < 1:
             raise UserError(f"{name}: segment {number} allows {segment.replicas!r} replicas; it must be 1 or more")
+        if segment.rewind is not None and segment.rewind not in range(number - 1):
+            raise UserError(
+                f"{name}: segment {number} rewinds to {segment.rewind!r}; give the index of an earlier segment"
+            )
     total = sum(segment.epochs for segment in plan)
     if abs(total - budget.epochs) > 1e-6 * budget.epochs:
         raise UserError(f"{name}: its segments sum up to {total:g} epochs, not to the budget's {budget.epochs:g}")

@@ -64,7 +64,13 @@ def full(weights: Mapping[str, Tensor]) -> Tensors:
 
 
 def select(
-    scores: Tensors, among: Tensors, sparsity: float, rule: str, pattern: Pattern | None = None, floor: float = 0.0
+    scores: Tensors,
+    among: Tensors,
+    sparsity: float,
+    rule: str,
+    pattern: Pattern | None = None,
+    floor: float = 0.0,
+    own_floor: float = 0.0,
 ) -> Tensors:
     """Masks that keep the highest scores, exactly N − round(sparsity · N) of the N weights; ties keep the first.
 
@@ -79,6 +85,7 @@ def select(
             `uniform` and `erk` keep a fixed number of weights in each layer.
         pattern: Prune weights that break this pattern first.
         floor: Fewest weights of a layer to keep, as `--masks.floor` says; one with fewer in `among` keeps those.
+        own_floor: Another floor, of the method's own; what keeps more of a layer holds.
 
     Raises:
         RunError: a score is NaN or invalid for `lamp`, `among` has too few weights, or the floor takes more than stay.
@@ -92,13 +99,18 @@ def select(
     if pattern is not None:
         first = {n: _fitting(pattern, _checked(n, flat[n], alive[n]), alive[n], shapes[n]) for n in scores}
     total, living = allocation.kept_total(shapes, sparsity), _counts(alive)
-    least = {
-        n: min(c, living[n]) for n, c in allocation.floors(shapes, floor, pattern.share if pattern else 1.0).items()
-    }
+    share = pattern.share if pattern else 1.0
+    wanted = [allocation.floors(shapes, each, share) for each in (floor, own_floor)]
+    least = {n: min(max(counts[n] for counts in wanted), living[n]) for n in scores}
     if sum(least.values()) > total:
-        raise RunError(f"--masks.floor {floor:g} keeps {sum(least.values())} weights, but only {total} are to stay")
+        which = f"--masks.floor {floor:g}" if floor >= own_floor else f"the method's floor of {own_floor:g}"
+        raise RunError(f"{which} keeps {sum(least.values())} weights, but only {total} are to stay")
     if rule in ("global", "lamp"):
-        kept = _top(flat, alive, first, total, "the model") if not floor else _floored(flat, alive, first, total, least)
+        kept = (
+            _top(flat, alive, first, total, "the model")
+            if not any(least.values())
+            else _floored(flat, alive, first, total, least)
+        )
     else:
         available = _counts(first)
         if sum(available.values()) < total:  # the pattern leaves too few

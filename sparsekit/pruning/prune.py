@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 
 from sparsekit._types import Tensors
-from sparsekit.api import PruningMethod, PruningStep, Stage
+from sparsekit.api import Probe, PruningMethod, PruningStep, Stage
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import MasksConfig
 from sparsekit.errors import RunError
@@ -29,6 +28,8 @@ def prune(
     config: MasksConfig,
     seed: int,
     gradients: Callable[..., Tensors] | None = None,
+    probe: Probe | None = None,
+    rewound: Tensors | None = None,
 ) -> tuple[State, Stage]:
     """Prune the parent for a segment.
 
@@ -41,6 +42,8 @@ def prune(
         config: The options of `--masks`.
         seed: The run's seed.
         gradients: The function for `PruningStep.gradients`; without it that raises RunError.
+        probe: What the method can find out about the network; by default nothing.
+        rewound: Parameters and buffers as `Segment.rewind` asks for them; None trains on from the parent's.
 
     Returns:
         The pruned parent, and the stage with `relative_change`, ‖W − W_p‖₂ / ‖W‖₂.
@@ -50,6 +53,16 @@ def prune(
     """
     pattern = Pattern.parse(config.pattern) if config.pattern is not None else None
     rule = config.allocation or method.allocation
+
+    def select(
+        scores: Tensors, regrow: bool = False, floor: float = 0.0, sparsity: float | None = None,
+        among: Tensors | None = None,
+    ) -> Tensors:  # fmt: skip
+        if among is None:
+            among = masks.full(parent.masks) if regrow else parent.masks
+        wanted = stage.segment.sparsity if sparsity is None else sparsity
+        return masks.select(scores, among, wanted, rule, pattern, config.floor, floor)
+
     step = PruningStep(
         stage.budget,
         stage.plan,
@@ -58,8 +71,12 @@ def prune(
         masks=parent.masks,
         extra=parent.extra,
         generator=torch.Generator().manual_seed(derive(seed, "prune", stage.index)),
-        select=partial(_select, parent.masks, stage.segment.sparsity, rule, pattern, config.floor),
+        select=select,
         gradients=gradients or _no_gradients,
+        allocation=rule,
+        pattern=config.pattern,
+        floor=config.floor,
+        **vars(probe or Probe()),
     )
     chosen = method.masks(step)
     maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
@@ -75,6 +92,9 @@ def prune(
             squares.append(_squares(weight, after[name]))
         pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
+    if rewound is not None:
+        pruned = replace(pruned, tensors=rewound, optimizer={})
+        pruned = pruned if has_dense_weights(method) else effective(method, pruned)
     norm, change = (sum(parts) for parts in zip(*squares, strict=True))
     return pruned, replace(stage, relative_change=math.sqrt(change / norm) if norm else 0.0)
 
@@ -97,18 +117,6 @@ def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
         norm += float(np.dot(weights, weights))
         change += float(np.dot(difference, difference))
     return norm, change
-
-
-def _select(
-    old: Tensors,
-    sparsity: float,
-    rule: str,
-    pattern: Pattern | None,
-    floor: float,
-    scores: Tensors,
-    regrow: bool = False,
-) -> Tensors:
-    return masks.select(scores, masks.full(old) if regrow else old, sparsity, rule, pattern, floor)
 
 
 def _no_gradients(batches: int = 1) -> Tensors:

@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsekit._types import Tensors
-from sparsekit.api import MergeStrategy, PruningMethod, Segment, Stage
+from sparsekit.api import MergeStrategy, Probe, PruningMethod, Segment, Stage
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.errors import RunError, UserError
 from sparsekit.merging.state_dicts import Fisher, Lossy, Scorer, soup
-from sparsekit.models.state import State, has_dense_weights
+from sparsekit.models.state import State, cpu_state_dict, has_dense_weights
 from sparsekit.planning.plan import check_steps, make_plan, make_stages
 from sparsekit.pruning import allocation
 from sparsekit.pruning import masks as zeros
@@ -30,6 +30,7 @@ from sparsekit.pruning.prune import prune
 from sparsekit.python.options import keyword_names, read
 from sparsekit.seeds import derive
 from sparsekit.training.masking import Masking
+from sparsekit.training.probes import notes
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """The mean training loss of a model on one batch, differentiable."""
@@ -65,6 +66,7 @@ class Pruner:
         starts: For each segment the number of steps after which it begins, with a pruning.
         steps: Optimizer steps of the whole plan.
         done: Optimizer steps taken.
+        logged: What the method and merges logged last, by name.
 
     Raises:
         UserError: an option is bad, or does not suit the model, the optimizer or a loop of one's own.
@@ -112,6 +114,8 @@ class Pruner:
         self._method, self._model, self._loss, self._batches = self._config.method, model, loss, batches
         self._masks = zeros.full({name: weight.detach().cpu() for name, weight in self._weights.items()})
         self._masking: Masking | None = None  # before the first pruning
+        self._beginnings: dict[int, Tensors] = {}
+        self.logged: dict[str, float | str] = {}
         self._begun, self._change = 0, 0.0  # segments that began; ‖W − W_p‖₂ / ‖W‖₂ of the last one's pruning
         self._fresh = _Fresh(self._optimizer)
         self._handles = [
@@ -232,7 +236,7 @@ class Pruner:
         """
         seed = derive(self._config.seed, "merge", max(self._begun - 1, 0))
         strategy = read(FitConfig, {"merge": merge}).config.merge
-        return soup(state_dicts, self._masks, strategy, seed, score, loss, fisher, parent)
+        return soup(state_dicts, self._masks, strategy, seed, score, loss, fisher, parent, self._probe(strategy))
 
     # --- its state --------------------------------------------------------------------------------
 
@@ -247,6 +251,7 @@ class Pruner:
             "begun": self._begun,
             "change": self._change,
             "masks": {name: mask.clone() for name, mask in self._masks.items()},
+            "beginnings": {index: dict(tensors) for index, tensors in self._beginnings.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,6 +266,7 @@ class Pruner:
         if {n: m.shape for n, m in found.items()} != {n: m.shape for n, m in self._masks.items()}:
             raise UserError("the pruner's state is of other prunable weights; give the same model and masks")
         self.done, self._begun, self._change = state["done"], state["begun"], state["change"]
+        self._beginnings = {index: dict(tensors) for index, tensors in state.get("beginnings", {}).items()}
         self._hold({name: found[name].to("cpu", torch.bool, copy=True) for name in self._masks})
 
     def _signature(self) -> list[list[float]]:
@@ -335,9 +341,17 @@ class Pruner:
     def _prune(self) -> None:
         """Begin the next segment."""
         segment = self._planned[self._begun]
+        index, rewind = segment.stage.index, segment.stage.segment.rewind
+        if index in (later.rewind for later in self.plan[index:]):
+            self._beginnings[index] = cpu_state_dict(self._model)
         parent = State(_on_cpu(self._weights), self._masks, target=self._config.sparsity)
-        gradients = partial(self._gradients, segment.stage)
-        pruned, stage = prune(self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients)
+        gradients, probe = partial(self._gradients, segment.stage), self._probe(self._method)
+        pruned, stage = prune(
+            self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients, probe
+        )
+        if rewind is not None:
+            self._model.load_state_dict(self._beginnings[rewind])
+            self._fresh.restore()
         self._hold(pruned.masks).mask_weights()
         for name, weight in self._weights.items():
             # what grows back starts at 0, too
@@ -354,6 +368,21 @@ class Pruner:
         self._masks = masks
         self._masking = Masking(self._method, self._weights, masks, {}, self._config.sparsity, 0.0)
         return self._masking
+
+    def _probe(self, plugin: PruningMethod | MergeStrategy) -> Probe:
+        """What a method or a merge can find out: the network, but no images, which only a run can read."""
+
+        def model(tensors: Tensors | None = None) -> nn.Module:
+            made = copy.deepcopy(self._model).eval()
+            made.load_state_dict({**made.state_dict(), **(tensors or {})})
+            return made
+
+        def images(split: str, limit: int | None = None) -> Any:
+            raise UserError(f"{type(plugin).__name__} looks at images, which Pruner has not; train with sparsekit.fit")
+
+        kind = "merge" if isinstance(plugin, MergeStrategy) else "method"
+        buffers = frozenset(name for name, _ in self._model.named_buffers())
+        return Probe(buffers=buffers, model=model, images=images, log=notes(kind, plugin, self.logged))
 
     @torch.enable_grad()
     def _gradients(self, stage: Stage, batches: int = 1) -> Tensors:

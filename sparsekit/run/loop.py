@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from sparsekit.api import Score
 from sparsekit.errors import RunError
@@ -13,6 +14,7 @@ from sparsekit.models.state import State, in_use
 from sparsekit.planning.plan import PlannedSegment
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
+from sparsekit.run import progress
 from sparsekit.run.context import RunContext
 from sparsekit.run.progress import RunProgress
 from sparsekit.training import probes
@@ -53,10 +55,14 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
     """Prune the parent, log and commit it, unless the progress comes from a checkpoint that was written after that."""
     config, stage = context.setup.config, segment.stage
     if at.change is None:
+        at = progress.with_beginning(at, stage)
+        told: dict[str, Any] = {}
         gradients = partial(probes.gradients, context.setup, at.parent, stage)
-        parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients)
+        probe = probes.probe(context.setup, at.parent, probes.notes("method", config.method, told))
+        rewound = None if stage.segment.rewind is None else at.beginnings[stage.segment.rewind]
+        parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients, probe, rewound)
         at = replace(at, parent=parent, change=stage.relative_change)
-        values = {
+        values = told | {
             "sparsity": masks.sparsity(parent.masks),
             "replicas": len(segment.replicas),
             "relative_change": stage.relative_change,
@@ -92,10 +98,11 @@ def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress
 def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
     """Merge the candidates into the next parent, and log the merge."""
     setup, stage, candidates = context.setup, segment.stage, at.candidates
-    merged, soup = merge(setup, at.parent, candidates, stage)
+    told: dict[str, Any] = {}
+    merged, soup = merge(setup, at.parent, candidates, stage, told)
     held_out = setup.score(merged, "held_out")
     scores = [candidate.score.value for candidate in candidates]
-    values = {
+    values = told | {
         "candidates": scores,
         "ingredients": list(soup.ingredients),
         "coefficients": soup.coefficients and list(soup.coefficients),

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from sparsekit._types import Tensors
-from sparsekit.api import Score
+from sparsekit.api import Score, Stage
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
 from sparsekit.pruning import masks
@@ -35,6 +35,8 @@ class RunProgress:
         tested: Test scores of the last merge's candidates, after that merge.
         snapshots: Replicas in the middle of their training, by index.
         test: Test score at the end of the previous segment.
+        beginnings: Parameters and buffers as they were when a segment began, by its index, for later segments that
+            rewind to it.
         ordered: Number of the checkpoint from which the ranks are training now; None with one rank.
     """
 
@@ -47,6 +49,7 @@ class RunProgress:
     tested: tuple[Score, ...] = ()
     snapshots: Mapping[int, ReplicaSnapshot] = field(default_factory=dict)
     test: Score | None = None
+    beginnings: Mapping[int, Tensors] = field(default_factory=dict)
     ordered: int | None = None
 
 
@@ -58,6 +61,13 @@ def first_progress(setup: Setup) -> RunProgress:
     return RunProgress(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
 
 
+def with_beginning(at: RunProgress, stage: Stage) -> RunProgress:
+    """The progress with what segments from this one on rewind to, before this one is pruned."""
+    wanted = {segment.rewind for segment in stage.plan[stage.index :]}
+    known = {**at.beginnings, stage.index: at.parent.tensors}
+    return replace(at, beginnings={index: known[index] for index in known if index in wanted})
+
+
 def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) -> str:
     """Commit a checkpoint, with `header` as further entries of its manifest, and return the manifest's name."""
     files = {"parent": checkpoints.store_once("parent", at.parent, lambda: to_file(at.parent))}
@@ -65,6 +75,9 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
         files[f"candidate {candidate.index}"] = checkpoints.described(candidate.path)
     for index, snapshot in at.snapshots.items():
         files[f"replica {index}"] = checkpoints.store_once(f"replica-{index}", snapshot, partial(_tensors, snapshot))
+    for index, tensors in at.beginnings.items():
+        stored = checkpoints.store_once(f"beginning-{index}", tensors, partial(dict, tensors))
+        files[f"beginning {index}"] = stored
     return checkpoints.commit(
         header
         | {
@@ -79,6 +92,7 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
             ],
             "tested": [_plain(score) for score in at.tested],
             "underway": [[index, s.done, s.attempt, s.averaged] for index, s in at.snapshots.items()],
+            "beginnings": list(at.beginnings),
             "ordered": at.ordered,
             "test": at.test and _plain(at.test),
         },
@@ -132,6 +146,12 @@ def _restored(
         _same_tensors(from_file(tensors, 0.0, 0.0), fresh)
         if tensors["random.cpu"].shape != torch.get_rng_state().shape or tensors["loss"].shape:
             raise Damaged(f"replica {index} has no valid random state")
+    beginnings = {}
+    for index in body.get("beginnings", []):
+        file = files[f"beginning {_count(index, segments)}"]
+        beginnings[index] = checkpoints.load(file)
+        _same_tensors(replace(fresh, tensors=beginnings[index]), fresh)
+        checkpoints.adopt(f"beginning-{index}", beginnings[index], file)
     at = RunProgress(
         segment=_count(body["segment"], segments),
         step=_count(body["step"]),
@@ -142,6 +162,7 @@ def _restored(
         tested=tuple(_score(score) for score in body["tested"]),
         snapshots=snapshots,
         test=body["test"] and _score(body["test"]),
+        beginnings=beginnings,
         ordered=None if body.get("ordered") is None else _count(body["ordered"]),
     )
 

@@ -26,14 +26,12 @@ def applies(setup: Setup, step: MaskedStep, steps: int) -> bool:
     Hooks of methods take the progress as a number of the host, fp16's scaler decides there whether to step, and of
     the optimizers only torch's fused ones read the learning rate from the device.
     """
-    hooks = step.dense or step.penalised or step.changes_gradients
     fused = type(step.optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) and all(
         group.get("fused") for group in step.optimizer.param_groups
     )
     alone = setup.team.size == 1 and not setup.config.compile and not step.scaler.is_enabled()
-    return (
-        setup.config.cuda_graphs and setup.device.type == "cuda" and alone and fused and not hooks and steps >= _FEWEST
-    )
+    on_device = setup.config.cuda_graphs and setup.device.type == "cuda" and fused
+    return on_device and alone and not step.hooked and steps >= _FEWEST
 
 
 class GraphedStep:

@@ -20,6 +20,9 @@ class Masking:
         dense: Whether the method keeps dense weights behind the masks; then only the forward pass is masked.
         penalised: Whether the method adds to the loss.
         changes_gradients: Whether the method changes gradients.
+        updates: Whether the method gives its own tensors new values.
+        generator: What hooks draw from; None without hooks.
+        replica: The replica's index in its segment; None where there are no replicas.
 
     Args:
         method: The pruning method.
@@ -47,10 +50,19 @@ class Masking:
         self.dense = has_dense_weights(method)
         self.penalised = type(method).penalty is not PruningMethod.penalty
         self.changes_gradients = type(method).gradients is not PruningMethod.gradients
+        self.updates = type(method).update is not PruningMethod.update
+        self.generator: torch.Generator | None = None
+        self.replica: int | None = None
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the method has a hook in training."""
+        return self.dense or self.penalised or self.changes_gradients or self.updates
 
     def at(self, progress: float) -> TrainingStep:
         """The `TrainingStep` for the method's hooks, at a fraction of the budget."""
-        return TrainingStep(self.weights, self.masks, self.extra, progress, self.target, self.weight_decay)
+        own = self.target, self.weight_decay, self.generator, self.replica
+        return TrainingStep(self.weights, self.masks, self.extra, progress, *own)
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         """The method's term of the loss; None if it has none."""

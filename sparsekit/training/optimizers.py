@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -16,10 +18,17 @@ _GROUP = "group"
 """Replaces the parameter's name in the names of state that an optimizer keeps per group."""
 
 
-def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, weight_decay: float) -> Optimizer:
+def build(
+    config: OptimizerConfig,
+    model: nn.Module,
+    extra: Tensors,
+    lr: float,
+    weight_decay: float,
+    undecayed: Collection[str] = (),
+) -> Optimizer:
     """A new optimizer over the model's parameters and the method's extra tensors.
 
-    Biases and norms get no weight decay, as in timm; extra tensors do.
+    Biases and norms get no weight decay, as in timm; extra tensors do, but for the `undecayed`.
 
     Raises:
         UserError: timm has no optimizer of that name, or the optimizer refuses an argument.
@@ -30,8 +39,9 @@ def build(config: OptimizerConfig, model: nn.Module, extra: Tensors, lr: float, 
         optimizer = create_optimizer_v2(
             model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
         )
-        if extra:
-            optimizer.add_param_group({"params": list(extra.values()), "weight_decay": weight_decay})
+        for decay, names in ((weight_decay, [n for n in extra if n not in undecayed]), (0.0, undecayed)):
+            if names:
+                optimizer.add_param_group({"params": [extra[name] for name in names], "weight_decay": decay})
     except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
         given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
         raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error

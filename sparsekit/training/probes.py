@@ -1,21 +1,66 @@
-"""What plugins can measure of a model on data: dense gradients, the held-out loss, Fisher information."""
+"""What plugins can find out: the network and its images, dense gradients, the held-out loss, Fisher information."""
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sparsekit._types import Tensors
-from sparsekit.api import Stage, TrainingStep
-from sparsekit.models.state import State
+from sparsekit.api import Probe, Stage, TrainingStep
+from sparsekit.errors import RunError
+from sparsekit.models.state import State, effective
 from sparsekit.seeds import derive
 from sparsekit.training.setup import Setup
 
 LOSS_IMAGES = 1_000
 _FISHER_BATCH = 32
+
+
+def probe(setup: Setup, state: State, log: Callable[[str, float | str], None]) -> Probe:
+    """What a step offers of a state's network and of the data."""
+    return Probe(
+        buffers=frozenset(dict(setup.model.named_buffers())),
+        model=lambda tensors=None: network(setup, state.renamed({**state.named(), **(tensors or {})})),
+        images=partial(images, setup),
+        log=log,
+    )
+
+
+def network(setup: Setup, state: State) -> nn.Module:
+    """A new copy of the network with a state's effective weights, in evaluation mode."""
+    made = copy.deepcopy(setup.model).eval()
+    made.load_state_dict(effective(setup.method, state).tensors)
+    return made
+
+
+def images(setup: Setup, split: str, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of inputs and targets without augmentation; raises ValueError for any split but these two."""
+    if split == "train":
+        return iter(setup.data.evaluation_batches("train", limit=limit))
+    if split == "held_out":
+        return iter(setup.data.evaluation_batches("held_out", limit=limit))
+    raise ValueError(f"images({split!r}): give 'train' or 'held_out'")
+
+
+def notes(kind: str, plugin: object, row: dict[str, float | str]) -> Callable[[str, float | str], None]:
+    """A `Probe.log` that puts what a plugin tells into a row, as `KIND.NAME`; raises RunError for what has no place."""
+
+    def log(name: str, value: float | str) -> None:
+        told = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if not isinstance(told, (int, float, str)) or (isinstance(told, float) and not math.isfinite(told)):
+            raise RunError(
+                f"{kind} {type(plugin).__name__}: log({name!r}) got {value!r}; give a finite number or a text"
+            )
+        row[f"{kind}.{name}"] = told
+
+    return log
 
 
 def gradients(setup: Setup, state: State, stage: Stage, batches: int = 1) -> Tensors:

@@ -98,12 +98,20 @@ class Training:
         self.lr = 0.0
         self.subset = setup.data.subset(replica.subsample, self.seed) if replica.subsample < 1.0 else None
         model.load_state_dict(parent.tensors)
-        self.extra = {name: t.to(setup.device, copy=True).requires_grad_() for name, t in parent.extra.items()}
-        self.optimizer = optimizers.build(config.optimizer, model, self.extra, replica.lr, replica.weight_decay)
+        method = setup.method
+        self.extra = {
+            name: t.to(setup.device, copy=True).requires_grad_(method.extra_trained(name))
+            for name, t in parent.extra.items()
+        }
+        trained = {name: t for name, t in self.extra.items() if t.requires_grad}
+        undecayed = [name for name in trained if not method.extra_decays(name)]
+        self.optimizer = optimizers.build(config.optimizer, model, trained, replica.lr, replica.weight_decay, undecayed)
         self.names = optimizers.names_of(self.optimizer, model, self.extra)
         if parent.optimizer and not self.schedule.restarts:
             optimizers.restore(self.optimizer, self.names, parent.optimizer)
         self.take_step = MaskedStep(setup, model, parent, self.extra, self.optimizer, replica.weight_decay)
+        if self.take_step.hooked:
+            self.take_step.generator, self.take_step.replica = torch.Generator(setup.device), replica.index
         recorded = alone and graph.applies(setup, self.take_step, self.steps)
         self.graphed = GraphedStep(self.take_step) if recorded else None
         self.average_from = averaged_from(setup, stage)
@@ -121,7 +129,9 @@ class Training:
         self.after((self.graphed or self.take_step)(images, labels, self.before()))
 
     def before(self) -> float:
-        """Set the learning rate of the next step, and return the fraction of the budget at the middle of that step."""
+        """Set the next step's learning rate and seed, and return the fraction of the budget at its middle."""
+        if self.take_step.generator is not None:
+            self.take_step.generator.manual_seed(derive(self.seed, "step", self.done))
         middle, stage = (self.done + 0.5) / self.steps, self.stage
         self.lr = self.replica.lr * self.schedule(middle)
         for group in self.optimizer.param_groups:

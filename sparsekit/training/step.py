@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from sparsekit._types import Tensors
 from sparsekit.api import TrainingStep
+from sparsekit.errors import RunError
 from sparsekit.models.state import State
 from sparsekit.training import optimizers
 from sparsekit.training.masking import Masking
@@ -41,6 +42,7 @@ class MaskedStep(Masking):
 
     Attributes:
         model: The model that is trained.
+        used: The weights that replaced the model's own in the last forward pass.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MaskedStep(Masking):
         self.forward = setup.forward if setup.team.size == 1 else setup.team.forward(model, setup.forward)
         # fp16 gradients underflow; for other types the scaler does nothing
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.dtype == torch.float16)
+        self.used: Tensors = {}
 
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         step = self.at(progress)
@@ -68,7 +71,12 @@ class MaskedStep(Masking):
 
     def effective(self, step: TrainingStep) -> Tensors:
         """The weights that replace the model's own in the forward pass; empty if the model's own are masked."""
-        return self.method.effective(step) if self.dense else {}
+        # a penalty's gradient is not the loss's: only weights of their own keep both apart
+        if self.dense or (self.updates and self.penalised):
+            self.used = self.method.effective(step)
+        for tensor in self.used.values() if self.updates else ():
+            tensor.retain_grad()
+        return self.used
 
     def objective(self, loss: Tensor, step: TrainingStep) -> Tensor:
         """The loss to differentiate: with the method's penalty, and scaled for fp16."""
@@ -79,6 +87,7 @@ class MaskedStep(Masking):
         """Mask and clip the gradients, step the optimizer, and mask the weights."""
         clip_norm = self.setup.config.optimizer.clip_norm
         self.scaler.unscale_(self.optimizer)
+        updated = self._updated(step) if self.updates else {}
         self.prepare_gradients(step)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, clip_norm)
@@ -87,3 +96,34 @@ class MaskedStep(Masking):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.mask_weights()
+        for name, value in updated.items():
+            self.extra[name].copy_(value)
+
+    @torch.no_grad()
+    def _updated(self, step: TrainingStep) -> Tensors:
+        """The values that the method gives to its own tensors; the old ones where fp16's gradients overflowed.
+
+        Raises:
+            RunError: a value belongs to no tensor that the method itself changes, or has another shape.
+        """
+        gradients = {name: t.grad for name, t in (self.used or self.weights).items() if t.grad is not None}
+        if self.used:
+            if self.setup.team.size > 1:
+                self.setup.team.average([*gradients.values()])
+            if self.scaler.is_enabled():
+                scale = self.scaler.scale(torch.ones((), device=self.setup.device))
+                gradients = {name: gradient / scale for name, gradient in gradients.items()}
+        found = self.method.update(step, gradients)
+        where = f"method {type(self.method).__name__}: update()"
+        for name, value in found.items():
+            if name not in self.extra or self.extra[name].requires_grad:
+                raise RunError(
+                    f"{where} gives {name!r}, which is no tensor of extra() that extra_trained() leaves to it"
+                )
+            if value.shape != self.extra[name].shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(self.extra[name].shape)}"
+                raise RunError(f"{where} gives {name!r} the shape {shapes}")
+        if self.scaler.is_enabled():
+            fine = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all()
+            found = {name: torch.where(fine, value, self.extra[name]) for name, value in found.items()}
+        return found
