@@ -1,7 +1,8 @@
-"""The contract kit: tests that a plugin's class or function keeps the contract of its kind.
+"""The contract kit: tests that a plugin's class or function keeps the contract of its kind, and a run for your own.
 
 Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the
 plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds.
+`run(MyMethod(), "uniform").segments[1].masks` is for what you want to know of a run yourself.
 """
 
 from __future__ import annotations
@@ -14,8 +15,20 @@ from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
+from sparsekit.testing.trial import Trial, TrialSegment, run
 
-__all__ = ["ContractError", "Outcome", "check_dataset", "check_merge", "check_method", "check_rules", "check_task"]
+__all__ = [
+    "ContractError",
+    "Outcome",
+    "Trial",
+    "TrialSegment",
+    "check_dataset",
+    "check_merge",
+    "check_method",
+    "check_rules",
+    "check_task",
+    "run",
+]
 
 
 def check_method(cls: type[PruningMethod], /, **options: Any) -> None:
