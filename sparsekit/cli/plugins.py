@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from sparsekit.cli.common import Parser, warn_of_plugins
+from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.plugins import listing
 from sparsekit.plugins.registry import ALL_GROUPS, GROUPS, Kind, discover
@@ -14,12 +15,15 @@ from sparsekit.plugins.registry import ALL_GROUPS, GROUPS, Kind, discover
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code. Raises UserError where the arguments are wrong."""
     warn_of_plugins()
-    options = _parser().parse_args(list(arguments))
+    arguments, own = _apart(arguments)
+    options = _parser().parse_args(arguments)
+    if own and options.command != "check":
+        raise UserError(f"{own[0]}: plugins {options.command} takes no options of a plugin; plugins check does")
     kinds: list[Kind] = [options.kind] if options.kind else list(ALL_GROUPS)
     if options.command == "check":
         from sparsekit.testing.command import check
 
-        return check(options.name, kinds)
+        return check(options.name, kinds, own)
     if options.command == "new":
         from sparsekit.plugins.scaffold import create
 
@@ -31,6 +35,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own arguments; and a plugin's options, such as `--method.start 0.2`, with their values."""
+    command, own, left = list[str](), list[str](), list(arguments)
+    while left:
+        argument = left.pop(0)
+        found = own if argument.startswith("--") and "." in argument.partition("=")[0] else command
+        found.append(argument)
+        if found is own and "=" not in argument and left and not left[0].startswith("--"):
+            found.append(left.pop(0))
+    return command, own
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="sparsekit plugins", description="Pruning methods, merge strategies, tasks, data sets and models."
@@ -39,8 +55,12 @@ def _parser() -> Parser:
     lister = commands.add_parser("list", help="what is installed")
     lister.add_argument("--kind", choices=list(ALL_GROUPS), help="of one kind only")
     lister.add_argument("--json", action="store_true", help="print JSON rows")
-    checker = commands.add_parser("check", help="hold an installed plugin against the contract")
-    checker.add_argument("name", metavar="NAME", help="what --method, --merge, --task or --data.name calls it")
+    checker = commands.add_parser(
+        "check",
+        help="hold a plugin against the contract",
+        epilog="The plugin is made with its options, where given, as those of fit: --method.NAME VALUE.",
+    )
+    checker.add_argument("name", metavar="NAME", help="what its option, such as --method, calls it, or module:Class")
     checker.add_argument("--kind", choices=list(ALL_GROUPS), help="where two kinds share the name")
     maker = commands.add_parser("new", help="write a package with a plugin of your own")
     maker.add_argument("name", metavar="NAME", help="what --method, --merge or --task is to call it")
