@@ -65,6 +65,19 @@ class OnePrune(PruningMethod):
         return (Segment(0.0, self.dense), Segment(budget.sparsity, budget.epochs - self.dense))
 
 
+class Rewinding(PruningMethod):
+    """Two epochs of dense training, then two rounds that prune and go back to the end of the first epoch."""
+
+    def plan(self, budget: Budget) -> tuple[Segment, ...]:
+        epochs = (budget.epochs - 2.0) / 2
+        half = 1 - (1 - budget.sparsity) ** 0.5
+        rounds = Segment(half, epochs, rewind=1), Segment(budget.sparsity, epochs, rewind=1)
+        return (Segment(0.0, 1.0), Segment(0.0, 1.0), *rounds)
+
+    def learning_rate(self, stage: Stage) -> Schedule:
+        return Schedule(stage.budget.rate)
+
+
 def tiny_config(
     method: PruningMethod | None = None,
     merge: MergeStrategy | None = None,

@@ -33,7 +33,11 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table()
     for title in ("segment", "start", "epochs", "sparsity", "learning rate", "replicas", "merge"):
         table.add_column(title, justify="left" if title in ("learning rate", "merge") else "right")
+    rewinds = any(row.get("rewind") is not None for row in rows)
+    if rewinds:
+        table.add_column("weights of")
     for row in rows:
+        back = row.get("rewind")
         table.add_row(
             str(row["segment"]),
             f"{row['start_epoch']:.4g}",
@@ -42,6 +46,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["lr"] or "–",
             str(row["replicas"]),
             row["merge"] or "–",
+            *([f"epoch {rows[back]['start_epoch']:.4g}" if back is not None else "–"] if rewinds else []),
         )
     return table
 

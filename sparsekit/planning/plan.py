@@ -55,6 +55,7 @@ class PlanRow:
         lr_last: Lowest and highest rate at its end.
         replicas: Number of replicas.
         lr_points: Lowest and highest rate at evenly spaced points from its start to its end.
+        rewind: Index of the segment whose beginning the weights return to; None where they train on.
     """
 
     segment: int
@@ -65,6 +66,7 @@ class PlanRow:
     lr_last: tuple[float, float]
     replicas: int
     lr_points: tuple[tuple[float, float], ...] = ()
+    rewind: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
         lr_last=_range(lr * schedule(1.0) for schedule in bounds),
         replicas=max(len(planned.replicas), 1),
         lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
+        rewind=stage.segment.rewind,
     )
 
 

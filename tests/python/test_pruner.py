@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from plugin_classes import Pulled, Thresholds, Twice
 from safetensors.torch import load_file
-from tiny import assert_equal, differ, masked_are_zero, optimizer, tiny_config
+from tiny import Rewinding, assert_equal, differ, masked_are_zero, optimizer, tiny_config
 from torch import Tensor, nn
 
 import sparsekit
@@ -141,6 +141,30 @@ def test_a_loop_by_hand_ends_with_the_schedulers_bits(method: PruningMethod, opt
 
 
 @pytest.mark.slow
+def test_a_plan_may_rewind() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = Pruner(model, sgd, method=Rewinding(), sparsity=0.75, epochs=6, steps_per_epoch=2)
+    beginning: Tensors = {}
+    inputs, targets = torch.randn(16, 8), torch.arange(16) % 2
+    for number in range(pruner.steps):
+        if number == pruner.starts[1]:
+            beginning = {name: t.clone() for name, t in model.state_dict().items()}
+        if number == pruner.starts[2] + 1:  # a state in the middle knows where to go back to
+            pruner.load_state_dict(copy.deepcopy(pruner.state_dict()))
+        pruner.prune_if_due()
+        if number in pruner.starts[2:]:
+            for name, tensor in model.state_dict().items():
+                expected = beginning[name] * pruner.masks[name] if name in pruner.masks else beginning[name]
+                assert torch.equal(tensor, expected), name
+            assert not sgd.state
+        sgd.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        sgd.step()
+    pruner.finish()
+
+
 def test_penalties_and_changed_gradients_are_the_schedulers(tmp_path: Path) -> None:
     """Not bit for bit: the scheduler differentiates loss and penalty in one sum."""
     replicas = ReplicasConfig(1, start=0.0, batchnorm="average")

@@ -58,6 +58,7 @@ CASES = {
     "dpf greedy": ["--method", "dpf", "--method.interval", "0.2", "--merge", "greedy"],
     "bimp subsample": ["--method", "bimp", "--replicas.vary", "subsample", "--masks.allocation", "erk"],
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
+    "rewinding": ["--method", "tiny:Rewinding"],
 }
 INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]
 
