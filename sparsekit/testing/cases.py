@@ -37,6 +37,10 @@ class PluginCase(Generic[P]):
         except Exception as error:
             raise Skipped("no instance can be made, see is_well_formed") from error
 
+    def probe(self, instance: P) -> None:
+        """Try what an instance with odd options does, cheaply; raises whatever goes wrong, Broken for bad values."""
+        raise NotImplementedError
+
     def try_once(self, what: str, rule: str) -> None:
         """Raise Skipped where this was called before. A cached property that calls it fails for one rule only."""
         if what in self._tried:
