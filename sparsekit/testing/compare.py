@@ -104,8 +104,14 @@ def process_settings() -> Iterator[list[str]]:
     hooks = [value for name, value in vars(module).items() if name.startswith("_global_") and isinstance(value, dict)]
     before = _settings(hooks)
     held = [dict(each) for each in hooks]
-    yield found
-    found += [name for name, value in _settings(hooks).items() if value != before[name]]
+    try:
+        yield found
+    finally:
+        found += [name for name, value in _settings(hooks).items() if value != before[name]]
+        _put_back(before, hooks, held)
+
+
+def _put_back(before: dict[str, Any], hooks: list[dict[Any, Any]], held: list[dict[Any, Any]]) -> None:
     torch.set_grad_enabled(before["torch.set_grad_enabled"])
     torch.set_default_dtype(before["torch.set_default_dtype"])
     torch.use_deterministic_algorithms(before["torch.use_deterministic_algorithms"])

@@ -38,14 +38,16 @@ class Placed(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> Placed:
         """A tensor like `held`, which has the values."""
-        made: Placed = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Placed = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device=_GPU
         )
         made.held = held
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Compute on the CPU; raises WrongDevice where a GPU would not."""
         return _computed(func, args, kwargs or {})
 
@@ -53,11 +55,11 @@ class Placed(Tensor):
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
     """Within it, new tensors for `device=weight.device` say that they lie on the GPU, too."""
-    with _Operations(), _Literals():
+    with _Operations(), _Literals():  # type: ignore[no-untyped-call]
         yield
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _computed(func, args, kwargs or {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from copy import deepcopy
@@ -58,10 +59,8 @@ def differs_between_processes(kind: str, cls: type[Any], options: dict[str, Any]
 
     What differs under other names may follow from the names themselves, as a seed that is made of one does.
     """
-    try:
-        if reduce(getattr, cls.__qualname__.split("."), importlib.import_module(cls.__module__)) is not cls:
-            return True
-    except (ImportError, AttributeError):
+    module: Any = importlib.import_module(cls.__module__)
+    if reduce(lambda owner, name: getattr(owner, name, None), cls.__qualname__.split("."), module) is not cls:
         return True
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from importlib import import_module; from functools import reduce; "
@@ -69,16 +68,9 @@ def differs_between_processes(kind: str, cls: type[Any], options: dict[str, Any]
         f"cls = reduce(getattr, {cls.__qualname__!r}.split('.'), import_module({cls.__module__!r})); "
         f"print(Case(cls, {options!r}).digest())"
     )
-    found = set()
+    outputs = set()
     for seed in ("1", "2", "3"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(PYTHONHASHSEED=seed)
-        )
-        found.add(done.stdout.strip() or done.stderr)
-    return len(found) > 1
-
-
-def _environment(**changes: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, **changes, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        outputs.add(done.stdout.strip() or done.stderr)
+    return len(outputs) > 1

@@ -67,13 +67,16 @@ def outcomes(rules: Iterable[Callable[[Case], None]], case: Case) -> Iterator[Ou
 
     A rule that fails after one that it follows from (`after`) is skipped: its cause is told already.
     """
+    from sparsekit.testing.compare import process_settings  # only now: it imports torch
+
     causes: dict[str, str] = {}
     rules = list(rules)
     follows: dict[str, tuple[str, ...]] = {rule.__name__: getattr(rule, "after", ()) for rule in rules}
     for rule in rules:
         name, requirement = rule.__name__, " ".join((inspect.getdoc(rule) or "").split())
         try:
-            rule(case)
+            with process_settings():
+                rule(case)
         except Skipped as error:
             yield Outcome(name, requirement, "skipped", str(error))
             continue

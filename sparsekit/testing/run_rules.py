@@ -17,8 +17,8 @@ from sparsekit.testing.rules import Broken, after, describe, need, rules_of
 
 
 @after(
-    "plans_add_up", "learning_rates_are_usable", "prunes_exactly", "prunes_repeatably", "leaves_its_inputs_alone",
-    "hooks_follow_from_the_step", "hashes_decide_nothing",
+    "keeps_its_options", "plans_add_up", "learning_rates_are_usable", "prunes_exactly", "prunes_repeatably",
+    "leaves_its_inputs_alone", "hooks_follow_from_the_step", "hashes_decide_nothing",
 )  # fmt: skip
 def ends_well(case: MethodCase) -> None:
     """A run of six epochs with two replicas ends, and its model is finite."""
@@ -122,9 +122,9 @@ def stacks(case: MethodCase) -> None:
 @after("ends_well", "works_at_the_extremes")
 def trains_with_adamw(case: MethodCase) -> None:
     """A run with AdamW and its weight decay ends with a finite model in which masked weights are 0 and not all are."""
-    optimizer = OptimizerConfig("adamw", lr=0.01, weight_decay=0.05)
+    method, optimizer = case.make(), OptimizerConfig("adamw", lr=0.01, weight_decay=0.05)
     try:
-        run = problem.run(case.make(), Uniform(), optimizer=optimizer, replicas=ReplicasConfig(count=1))
+        run = problem.run(method, Uniform(), optimizer=optimizer, replicas=ReplicasConfig(count=1))
     except Exception as error:
         raise Broken(f"with --optimizer.name adamw: {describe(error)}") from error
     _check_finite(run)
