@@ -175,6 +175,8 @@ class Probe:
         images: `images(split, limit=None)` yields batches of inputs and targets of the split `train` or `held_out` on
             the run's device, without augmentation, the same at each call; of so many examples at most. Raises
             ValueError for another split: nobody sees the test split.
+        criterion: `criterion(outputs, targets)` is the task's mean loss of a batch, 0-dim and differentiable, without
+            label smoothing and distillation.
         log: `log(name, value)` writes a finite number or a text into the step's row of `metrics.jsonl`: of a pruning
             method into the row `segment` as `method.NAME`, of a merge into the row `merge` as `merge.NAME`.
     """
@@ -182,6 +184,7 @@ class Probe:
     buffers: frozenset[str] = frozenset()
     model: Callable[..., Any] = _absent
     images: Callable[..., Iterator[tuple[Tensor, Tensor]]] = _absent
+    criterion: Callable[[Tensor, Tensor], Tensor] = _absent
     log: Callable[[str, float | str], None] = _absent
 
 

@@ -132,6 +132,7 @@ class FinishedMergeContext:
             masks=self.masks,
             buffers=buffers,
             model=model,
+            criterion=lambda outputs, targets: probes.criterion(self.with_data, outputs, targets),
             images=lambda split, limit=None: probes.images(self.with_data, split, limit),
             log=probes.notes("merge", strategy, self.told),
         )

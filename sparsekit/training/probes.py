@@ -29,6 +29,7 @@ def probe(setup: Setup, state: State, log: Callable[[str, float | str], None]) -
         buffers=frozenset(dict(setup.model.named_buffers())),
         model=lambda tensors=None: network(setup, state.renamed({**state.named(), **(tensors or {})})),
         images=partial(images, setup),
+        criterion=partial(criterion, setup),
         log=log,
     )
 
@@ -47,6 +48,11 @@ def images(setup: Setup, split: str, limit: int | None = None) -> Iterator[tuple
     if split == "held_out":
         return iter(setup.data.evaluation_batches("held_out", limit=limit))
     raise ValueError(f"images({split!r}): give 'train' or 'held_out'")
+
+
+def criterion(setup: Setup, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The task's mean loss of a batch, as it is scored."""
+    return setup.task.loss(outputs.float(), targets)
 
 
 def notes(kind: str, plugin: object, row: dict[str, float | str]) -> Callable[[str, float | str], None]:

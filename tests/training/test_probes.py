@@ -31,6 +31,9 @@ def test_the_network_is_a_copy_with_the_effective_weights() -> None:
         model.conv1.weight.zero_()
     assert setup.score(parent, "held_out") == found
     assert not calls
+    inputs, targets = next(iter(seen.images("held_out", 20)))
+    expected = torch.nn.functional.cross_entropy(seen.model()(inputs), targets)
+    assert torch.allclose(seen.criterion(seen.model()(inputs), targets), expected)
     other = seen.model({"conv1.weight": torch.ones_like(parent.tensors["conv1.weight"])})
     mask = parent.masks["conv1.weight"]
     assert torch.equal(other.conv1.weight.detach(), mask.float())  # masked, as in a run
