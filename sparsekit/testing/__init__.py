@@ -2,7 +2,8 @@
 
 Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)` or `check_dataset(my_data)` from the
 plugin's own tests. All but the last drive the class through real runs of a tiny model, which takes some seconds.
-`run(MyMethod(), "uniform").segments[1].masks` is for what you want to know of a run yourself.
+`run(MyMethod(), "uniform").segments[1].masks` is for what you want to know of a run yourself,
+`pruning_step(weights, plan)` for masks worked by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from sparsekit._types import Tensor
 from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
+from sparsekit.testing.by_hand import pruning_step
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
 from sparsekit.testing.trial import Trial, TrialSegment, run
 
@@ -27,6 +29,7 @@ __all__ = [
     "check_method",
     "check_rules",
     "check_task",
+    "pruning_step",
     "run",
 ]
 
