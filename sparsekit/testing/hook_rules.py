@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from sparsekit._types import Tensor, Tensors
-from sparsekit.api import TrainingStep
+from sparsekit._types import Tensors
 from sparsekit.models.state import has_dense_weights
 from sparsekit.testing.compare import (
     clones,
@@ -22,7 +21,7 @@ from sparsekit.testing.compare import (
     process_settings,
     revived,
 )
-from sparsekit.testing.method_case import MethodCase, named
+from sparsekit.testing.method_case import MethodCase, check_alike, check_gradients, named
 from sparsekit.testing.placed import Placed, WrongDevice, as_on_gpu, placed
 from sparsekit.testing.renamed import NAMES, differs_between_processes
 from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
@@ -59,29 +58,6 @@ def leaves_its_inputs_alone(case: MethodCase) -> None:
 
 
 @after("extra_tensors_are_sound", "prunes_repeatably")
-def effective_weights_are_sound(case: MethodCase) -> None:
-    """effective() gives each prunable weight its shape and type, finite, exactly 0 where masked, and a finite gradient
-    for the weights or the extra tensors, at any time of the run; it works outside of training, too, where
-    `step.generator` and `step.replica` are None.
-    """
-    method = case.make()
-    for step in case.training_steps(method):
-        where, got = f"effective() at progress {step.progress:g}", method.effective(step)
-        odd = [name for name in [*got, *step.weights] if (name in got) != (name in step.weights)]
-        need(not odd, f"{where}: {odd[:1]} is missing or too many; give each of step.weights")
-        _check_alike(where, got, step.weights)
-        alive = revived(got, step.masks)
-        need(not alive, f"{where}: {alive} are not 0; multiply by step.masks")
-        total = torch.stack([weight.square().sum() for weight in got.values()]).sum()
-        need(total.requires_grad, f"{where}: no gradient reaches the weights; is something detached?")
-        _check_gradients(where, total, step)
-        try:
-            method.effective(replace(step, generator=None, replica=None, weight_decay=0.0))
-        except Exception as error:
-            raise Broken(f"effective() outside of training, where step.generator is None: {describe(error)}") from error
-
-
-@after("extra_tensors_are_sound", "prunes_repeatably")
 def penalties_are_scalars(case: MethodCase) -> None:
     """penalty() is None or a finite scalar tensor with a finite gradient, at any time of the run; what has no gradient
     changes the loss that is logged, and trains nothing.
@@ -95,7 +71,7 @@ def penalties_are_scalars(case: MethodCase) -> None:
         need(isinstance(value, torch.Tensor) and value.dim() == 0, f"{where} is {value!r}, not a 0-dim tensor")
         need(bool(torch.isfinite(value)), f"{where} is {value.item()}")
         if value.requires_grad:
-            moves |= _check_gradients(where, value, step)
+            moves |= check_gradients(where, value, step)
         if value.item():
             idle = f"{where} is {value.item():.4g}"
             need(value.requires_grad, f"{idle} and has no gradient; compute it from step.weights, without detach()")
@@ -114,7 +90,7 @@ def gradients_fit(case: MethodCase) -> None:
         where = f"gradients() at progress {step.progress:g}"
         for name in got:
             need(name in step.weights, f"{where}: {name} is no prunable weight; give names of step.weights")
-        _check_alike(where, got, step.weights)
+        check_alike(where, got, step.weights)
         alive = "" if dense else revived(got, {name: step.masks[name] for name in got})
         need(not alive, f"{where}: the gradients of {alive} are not 0; multiply by step.masks")
 
@@ -189,7 +165,7 @@ def hooks_stay_on_the_device(case: MethodCase) -> None:
                     need(not on_cpu, f"{hook}() gives {name} on the CPU; make it with device=weight.device")
 
 
-@after("prunes_repeatably", "hooks_follow_from_the_step")
+@after("prunes_repeatably", "leaves_its_inputs_alone", "hooks_follow_from_the_step")
 def hashes_decide_nothing(case: MethodCase) -> None:
     """Masks and hooks do not depend on how Python hashes names, which differs from process to process: of a set of
     names the order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first letters.
@@ -207,25 +183,6 @@ def hashes_decide_nothing(case: MethodCase) -> None:
                     "through step.weights or sorted(names) instead of a set, and do not use hash()"
                 )
         first = first or found
-
-
-def _check_alike(where: str, got: Tensors, weights: Tensors) -> None:
-    """Raise Broken unless tensors are finite and have the shapes and types of the weights of the same names."""
-    for name, tensor in got.items():
-        alike = tensor.shape == weights[name].shape and tensor.dtype == weights[name].dtype
-        need(alike, f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}; keep the weight's type and shape")
-    name = not_finite(got)
-    need(not name, f"{where}: {name} is not finite")
-
-
-def _check_gradients(where: str, value: Tensor, step: TrainingStep) -> bool:
-    """Whether a scalar has a gradient other than 0; raises Broken unless it is finite."""
-    leaves = {name: t for name, t in {**step.weights, **step.extra}.items() if t.requires_grad}
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
-    name = not_finite(gradients)
-    need(not name, f"{where}: the gradient of {name} is not finite")
-    return any(bool(gradient.any()) for gradient in gradients.values())
 
 
 HOOK_RULES = rules_of(globals())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sparsekit._types import Tensors
+from sparsekit._types import Tensor, Tensors
 from sparsekit.api import Budget, PruningMethod, Segment, Stage, TrainingStep
 from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.errors import RunError
@@ -216,6 +216,25 @@ def _called(hook: Callable[..., Any], step: TrainingStep, gradients: Tensors | N
         return hook(step)
     with torch.no_grad():
         return hook(step, {name: tensor.clone() for name, tensor in gradients.items()})
+
+
+def check_alike(where: str, got: Tensors, weights: Tensors) -> None:
+    """Raise Broken unless tensors are finite and have the shapes and types of the weights of the same names."""
+    for name, tensor in got.items():
+        alike = tensor.shape == weights[name].shape and tensor.dtype == weights[name].dtype
+        need(alike, f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}; keep the weight's type and shape")
+    name = not_finite(got)
+    need(not name, f"{where}: {name} is not finite")
+
+
+def check_gradients(where: str, value: Tensor, step: TrainingStep) -> bool:
+    """Whether a scalar has a gradient other than 0; raises Broken unless it is finite."""
+    leaves = {name: t for name, t in {**step.weights, **step.extra}.items() if t.requires_grad}
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    name = not_finite(gradients)
+    need(not name, f"{where}: the gradient of {name} is not finite")
+    return any(bool(gradient.any()) for gradient in gradients.values())
 
 
 def budget(epochs: float, sparsity: float, schedule: str = "cosine") -> Budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -12,9 +13,9 @@ from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.errors import RunError, UserError
 from sparsekit.planning.plan import check_plan, check_rising
 from sparsekit.testing.cases import COMMON_RULES
-from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds
+from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, revived
 from sparsekit.testing.hook_rules import HOOK_RULES
-from sparsekit.testing.method_case import MethodCase, budget, plan_of
+from sparsekit.testing.method_case import MethodCase, budget, check_alike, check_gradients, plan_of
 from sparsekit.testing.option_rules import OPTION_RULES
 from sparsekit.testing.rules import Broken, after, describe, need, rules_of
 from sparsekit.testing.run_rules import RUN_RULES
@@ -115,6 +116,29 @@ def extra_tensors_are_sound(case: MethodCase) -> None:
     need(not name, f"extra()[{name!r}] differs when asked again with the same weights; seed a torch.Generator")
 
 
+@after("extra_tensors_are_sound")
+def effective_weights_are_sound(case: MethodCase) -> None:
+    """effective() gives each prunable weight its shape and type, finite, exactly 0 where masked, and a finite gradient
+    for the weights or the extra tensors, at any time of the run; it works outside of training, too, where
+    `step.generator` and `step.replica` are None.
+    """
+    method = case.make()
+    for step in case.training_steps(method):
+        where, got = f"effective() at progress {step.progress:g}", method.effective(step)
+        odd = [name for name in [*got, *step.weights] if (name in got) != (name in step.weights)]
+        need(not odd, f"{where}: {odd[:1]} is missing or too many; give each of step.weights")
+        check_alike(where, got, step.weights)
+        alive = revived(got, step.masks)
+        need(not alive, f"{where}: {alive} are not 0; multiply by step.masks")
+        total = torch.stack([weight.square().sum() for weight in got.values()]).sum()
+        need(total.requires_grad, f"{where}: no gradient reaches the weights; is something detached?")
+        check_gradients(where, total, step)
+        try:
+            method.effective(replace(step, generator=None, replica=None, weight_decay=0.0))
+        except Exception as error:
+            raise Broken(f"effective() outside of training, where step.generator is None: {describe(error)}") from error
+
+
 # --- pruning -----------------------------------------------------------------------------------------
 
 
@@ -131,7 +155,7 @@ def draws_from_the_steps_generator(case: MethodCase) -> None:
         raise Broken(f"{hook}() draws from {which}; {fix}")
 
 
-@after("plans_add_up", "plans_are_repeatable", "extra_tensors_are_sound")
+@after("plans_add_up", "plans_are_repeatable", "extra_tensors_are_sound", "effective_weights_are_sound")
 def prunes_exactly(case: MethodCase) -> None:
     """masks() gives a bool mask for each prunable weight, with exactly round(sparsity · N) of N weights masked, at
     every segment and any target: 0, 0.5, 0.9, 0.99 and all but one weight.
