@@ -147,6 +147,7 @@ def draws_from_the_steps_generator(case: MethodCase) -> None:
     """extra(), scores() and masks() draw no random number but from `step.generator`: a run must repeat, whatever else
     was drawn before.
     """
+    case.make()
     seen: list[tuple[str, str]] = []
     with suppress(Exception):  # which the next rules report
         list(case.prunings(0.9, case.watched(seen)))
