@@ -229,7 +229,8 @@ def check_alike(where: str, got: Tensors, weights: Tensors) -> None:
 
 def check_gradients(where: str, value: Tensor, step: TrainingStep) -> bool:
     """Whether a scalar has a gradient other than 0; raises Broken unless it is finite."""
-    leaves = {name: t for name, t in {**step.weights, **step.extra}.items() if t.requires_grad}
+    own = {f"extra {name}": tensor for name, tensor in step.extra.items()}
+    leaves = {name: t for name, t in {**step.weights, **own}.items() if t.requires_grad}
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
     name = not_finite(gradients)
