@@ -11,8 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsekit"
 FLOORS = [
     "__main__",
-    "cli python",
-    "sweep testing",
+    "cli",
+    "testing",
+    "python",
+    "sweep",
     "launch",
     "executors",
     "run",

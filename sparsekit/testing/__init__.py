@@ -1,8 +1,10 @@
-"""The contract kit: tests that a plugin's class or function keeps the contract of its kind.
+"""The contract kit: tests that a plugin's class or function keeps the contract of its kind, and a run for your own.
 
 Call `check_method(MyMethod)`, `check_merge(MyMerge)`, `check_task(MyTask)`, `check_dataset(my_data)`,
 `check_allocation(mine)`, `check_schedule(mine)` or `check_format(FORMAT)` from the plugin's own tests. The first three
 drive the class through real runs of a tiny model, which takes some seconds.
+`run(MyMethod(), "uniform").segments[1].masks` is for what you want to know of a run yourself,
+`pruning_step(weights, plan)` for masks worked by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from sparsekit._types import Tensor
 from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.data.examples import Data
 from sparsekit.plugins.registry import Kind
+from sparsekit.testing.by_hand import pruning_step
 from sparsekit.testing.rules import ContractError, Outcome, outcomes
+from sparsekit.testing.trial import Trial, TrialSegment, run
 
 if TYPE_CHECKING:
     from sparsekit.exporting.formats import Format
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ContractError",
     "Outcome",
+    "Trial",
+    "TrialSegment",
     "check_allocation",
     "check_dataset",
     "check_format",
@@ -30,6 +36,8 @@ __all__ = [
     "check_rules",
     "check_schedule",
     "check_task",
+    "pruning_step",
+    "run",
 ]
 
 

@@ -34,9 +34,15 @@ class PluginCase(Generic[P]):
         try:
             if not issubclass(self.cls, BASES[self.kind]):
                 raise TypeError(f"{self.cls.__name__} is no {self.kind}")
+            if self.kind == "method" and getattr(self.cls, "allocation", "") not in ALLOCATIONS:
+                raise ValueError(f"{self.cls.__name__}.allocation is unknown")
             return self.cls(**self.options)
         except Exception as error:
             raise Skipped("no instance can be made, see is_well_formed") from error
+
+    def probe(self, instance: P) -> None:
+        """Try what an instance with odd options does, cheaply; raises whatever goes wrong, Broken for bad values."""
+        raise NotImplementedError
 
     def try_once(self, what: str, rule: str) -> None:
         """Raise Skipped where this was called before. A cached property that calls it fails for one rule only."""
@@ -77,6 +83,8 @@ def keeps_its_options(case: PluginCase[Any]) -> None:
     instance = case.make()
     if type(instance).__init__ is object.__init__:
         return
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(case.cls).parameters.values()):
+        raise Skipped("its options have no names, see is_well_formed")
     values = defaults(case.cls) | case.options
     for name in inspect.signature(case.cls).parameters:
         need(hasattr(instance, name), f"there is no self.{name}")

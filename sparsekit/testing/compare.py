@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules import module
 
 from sparsekit._types import Tensors
 
@@ -76,3 +77,53 @@ def global_seeds(seed: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+@contextmanager
+def global_draws() -> Iterator[list[str]]:
+    """Which of the global generators are drawn from within it, by name; known at its end."""
+    found: list[str] = []
+    before = _global_states()
+    yield found
+    found += [name for name, state in _global_states().items() if state != before[name]]
+
+
+def _global_states() -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "Python's random": random.getstate(),
+        "numpy.random": repr(numpy["state"]["key"].tobytes()) + str(numpy["state"]["pos"]),
+        "torch's global generator": torch.get_rng_state().numpy().tobytes(),
+    }
+
+
+@contextmanager
+def process_settings() -> Iterator[list[str]]:
+    """Which of torch's settings for the whole process are changed within it, by name; they are put back at its end."""
+    found: list[str] = []
+    hooks = [value for name, value in vars(module).items() if name.startswith("_global_") and isinstance(value, dict)]
+    before = _settings(hooks)
+    held = [dict(each) for each in hooks]
+    try:
+        yield found
+    finally:
+        found += [name for name, value in _settings(hooks).items() if value != before[name]]
+        _put_back(before, hooks, held)
+
+
+def _put_back(before: dict[str, Any], hooks: list[dict[Any, Any]], held: list[dict[Any, Any]]) -> None:
+    torch.set_grad_enabled(before["torch.set_grad_enabled"])
+    torch.set_default_dtype(before["torch.set_default_dtype"])
+    torch.use_deterministic_algorithms(before["torch.use_deterministic_algorithms"])
+    for each, kept in zip(hooks, held, strict=True):
+        each.clear()
+        each.update(kept)
+
+
+def _settings(hooks: list[dict[Any, Any]]) -> dict[str, Any]:
+    return {
+        "torch.set_grad_enabled": torch.is_grad_enabled(),
+        "torch.set_default_dtype": torch.get_default_dtype(),
+        "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "the hooks of all modules": [list(each) for each in hooks],
+    }

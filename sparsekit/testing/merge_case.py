@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,9 +27,9 @@ from sparsekit.run import loop
 from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
-from sparsekit.testing.compare import clones, difference
-from sparsekit.testing.rules import Broken, describe
-from sparsekit.training.prepare import prepare
+from sparsekit.testing.compare import clones, difference, process_settings
+from sparsekit.testing.renamed import renamed_setup, renamed_state, shorter
+from sparsekit.testing.rules import Broken, describe, need
 from sparsekit.training.setup import Setup
 
 
@@ -60,7 +61,7 @@ class TrainedSegment:
 def trained_segment() -> TrainedSegment:
     """Train three replicas from a parent of sparsity 0.8. Merges get copies, so that once a process is enough."""
     config = problem.config(_PrunesOnce(), Uniform(), sparsity=0.8, replicas=ReplicasConfig(count=3, start=0.0))
-    setup = prepare(config)
+    setup = problem.prepare(config)
     first, second = setup.plan
     with problem.job(setup) as context:
         segment, at = loop.prune_parent(context, first, first_progress(setup))
@@ -101,17 +102,24 @@ class MergeCase(PluginCase[MergeStrategy]):
     def merge(
         self, states: Sequence[State] | None = None, scores: Sequence[Score] | None = None,
         indices: Sequence[int] = (0, 1, 2), merge: MergeStrategy | None = None, parent: State | None = None,
+        name: str = "",
     ) -> Merged:  # fmt: skip
         """Merge as a run does: by default the trained replicas, by a new instance, and no more than it takes.
+
+        The network is called `name` inside another, if that is given; the soup has the names of the network itself.
 
         Raises:
             RunError: the soup breaks the contract.
         """
         trained, merge, splits = self.trained, merge or self.make(), set[str]()
         setup = replace(trained.setup, config=replace(trained.setup.config, merge=merge))
-        before = (parent or trained.parent).named()
-        after = (parent or trained.parent).renamed(clones(before))
-        rows = list(zip(indices, states or trained.replicas, scores or trained.scores, strict=False))
+        parent, states = parent or trained.parent, states or trained.replicas
+        if name:
+            setup, parent = renamed_setup(setup, name), renamed_state(parent, name)
+            states = [renamed_state(state, name) for state in states]
+        before = parent.named()
+        after = parent.renamed(clones(before))
+        rows = list(zip(indices, states, scores or trained.scores, strict=False))
         original = ImageData.evaluation_batches
 
         def noting(data: ImageData, split: Any, limit: int | None = None) -> Any:
@@ -124,14 +132,31 @@ class MergeCase(PluginCase[MergeStrategy]):
                 for index, state, score in rows[: merge.max_replicas]
             ]
             order, files = list(candidates), [c.path.read_bytes() for c in candidates]
-            with patch.object(ImageData, "evaluation_batches", noting):
+            with patch.object(ImageData, "evaluation_batches", noting), process_settings() as changed:
                 _, soup = merging.merge(setup, after, candidates, trained.stage)
             touched = difference(before, after.named())
             if candidates != order:
                 touched = "the order of the candidates"
             elif files != [c.path.read_bytes() for c in candidates]:
                 touched = "a candidate's file"
+            elif changed:
+                touched = f"{', '.join(changed)} for the whole process"
+        if name and isinstance(soup, Soup):
+            soup = replace(soup, tensors=shorter(soup.tensors, name))
         return Merged(tuple(c.index for c in order), soup, frozenset(splits), touched)
+
+    def altered(self, **members: Any) -> MergeStrategy:
+        """An instance of a subclass with these members."""
+        made: MergeStrategy = type(self.cls.__name__, (self.cls,), members)(**self.options)
+        return made
+
+    def digest(self) -> str:
+        """A digest of what the class makes of the trained replicas."""
+        soup, found = self.merge().soup, hashlib.sha256()
+        found.update(repr((soup.coefficients, soup.ingredients)).encode())
+        for name in sorted(soup.tensors):
+            found.update(name.encode() + soup.tensors[name].numpy().tobytes())
+        return found.hexdigest()
 
     @cached_property
     def usual(self) -> Merged:
@@ -139,6 +164,11 @@ class MergeCase(PluginCase[MergeStrategy]):
         merge = self.make()
         self.try_once("merging three trained replicas", "soups_are_whole")
         return self.merge(merge=merge)
+
+    def probe(self, instance: MergeStrategy) -> None:
+        start = instance.average_from
+        need(start is None or 0.0 <= start < 1.0, f"average_from is {start!r}")
+        self.merge(merge=instance)
 
     def try_merge(self, what: str, **given: Any) -> Merged:
         """Merge, and raise Broken that names `what` is merged where that fails; `given` as for `merge`."""

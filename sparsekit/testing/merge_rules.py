@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from sparsekit._types import Tensor, Tensors
-from sparsekit.api import Score, Soup
+from sparsekit.api import MergeStep, Score, Soup
 from sparsekit.errors import RunError
 from sparsekit.methods.dpf import DPF
 from sparsekit.methods.gmp import GMP
 from sparsekit.models.state import State
 from sparsekit.testing import problem
 from sparsekit.testing.cases import COMMON_RULES
-from sparsekit.testing.compare import difference, first_change, frozen, global_seeds, not_finite, revived
+from sparsekit.testing.compare import (
+    difference,
+    first_change,
+    frozen,
+    global_draws,
+    global_seeds,
+    not_finite,
+    revived,
+)
 from sparsekit.testing.merge_case import MergeCase
-from sparsekit.testing.rules import Broken, describe, need, rules_of
+from sparsekit.testing.option_rules import OPTION_RULES
+from sparsekit.testing.renamed import NAMES, differs_between_processes
+from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 # --- one merge of trained replicas -------------------------------------------------------------------
 
@@ -32,12 +43,14 @@ def soups_are_whole(case: MergeCase) -> None:
     need(math.isfinite(loss), f"the soup's held-out loss is {loss}; is a running variance below 0?")
 
 
+@after("soups_are_whole")
 def zeros_stay(case: MergeCase) -> None:
     """What is 0 in the parent and in every candidate is 0 in the soup, before the core masks it again."""
     alive = revived(case.usual.soup.tensors, case.trained.parent.masks)
     need(not alive, f"{alive}, which are 0 in all candidates, are not 0 in the soup")
 
 
+@after("soups_are_whole")
 def shares_sum_up(case: MergeCase) -> None:
     """Coefficients, if a soup has any, are finite, one a candidate, sum up to 1, and name the ingredients: those whose
     coefficient is not 0.
@@ -52,6 +65,7 @@ def shares_sum_up(case: MergeCase) -> None:
     need(sorted(soup.ingredients) == used, f"ingredients {soup.ingredients} for coefficients {shares}")
 
 
+@after("soups_are_whole")
 def ingredients_are_replicas(case: MergeCase) -> None:
     """`ingredients` lists the `index` of each candidate that was used, once; replicas that failed leave gaps."""
     for merged in (case.usual, case.try_merge("replicas 1 and 4", indices=(1, 4))):
@@ -60,16 +74,43 @@ def ingredients_are_replicas(case: MergeCase) -> None:
         need(fine, f"ingredients {got} of the candidates with the indices {list(merged.indices)}")
 
 
+@after("soups_are_whole")
 def sees_no_test_images(case: MergeCase) -> None:
     """A merge chooses by the held-out split; it never looks at the test split."""
     need("test" not in case.usual.splits, "it evaluated on the test split")
 
 
+@after("soups_are_whole")
 def leaves_its_inputs_alone(case: MergeCase) -> None:
     """Neither the parent, nor the list of candidates, nor their files are changed."""
     need(not case.usual.touched, f"merge() changed {case.usual.touched} in place")
 
 
+@after("soups_are_whole")
+def draws_from_the_steps_generator(case: MergeCase) -> None:
+    """merge() and coefficients() draw no random number but from `step.generator`: a run must repeat, whatever else was
+    drawn before.
+    """
+    seen: list[tuple[str, str]] = []
+
+    def noting(hook: str) -> Any:
+        original = getattr(case.cls, hook)
+
+        def watching(merge: Any, *given: Any) -> Any:
+            with global_draws() as drawn:
+                found = original(merge, *given)
+            seen.extend((hook, which) for which in drawn)
+            return found
+
+        return watching
+
+    own = [hook for hook in ("coefficients", "merge") if hasattr(case.cls, hook)]
+    case.try_merge("three trained replicas", merge=case.altered(**{hook: noting(hook) for hook in own}))
+    for hook, which in seen:
+        raise Broken(f"{hook}() draws from {which}; draw from step.generator")
+
+
+@after("soups_are_whole", "draws_from_the_steps_generator", "leaves_its_inputs_alone")
 def merges_repeatably(case: MergeCase) -> None:
     """The same candidates and generator seed give the same bits: nothing is drawn but from `step.generator`, nothing
     kept in the instance.
@@ -90,6 +131,7 @@ def merges_repeatably(case: MergeCase) -> None:
 # --- special candidates ------------------------------------------------------------------------------
 
 
+@after("soups_are_whole", "zeros_stay", "merges_repeatably")
 def equal_candidates_agree(case: MergeCase) -> None:
     """Where all candidates are the parent, unchanged, so is the soup. A mixture (a soup with coefficients) of equal
     candidates is that candidate.
@@ -103,6 +145,7 @@ def equal_candidates_agree(case: MergeCase) -> None:
             need(not name, f"three times {what} made another {name}")
 
 
+@after("equal_candidates_agree")
 def one_candidate_comes_back(case: MergeCase) -> None:
     """With one candidate there is nothing to merge: it comes back as it is."""
     soup = case.try_merge("one candidate", indices=(0,)).soup
@@ -111,6 +154,42 @@ def one_candidate_comes_back(case: MergeCase) -> None:
     need(tuple(soup.ingredients) == (0,), f"one candidate gave the ingredients {tuple(soup.ingredients)}")
 
 
+@after("equal_candidates_agree", "one_candidate_comes_back", "leaves_its_inputs_alone")
+def merges_finished_models(case: MergeCase) -> None:
+    """`sparsekit merge` has no segment: with `step.stage` None, three candidates are merged, and one comes back."""
+
+    def outside(merge: Any, candidates: Any, step: MergeStep) -> Soup:
+        soup: Soup = case.cls.merge(merge, candidates, replace(step, stage=None))
+        return soup
+
+    for indices in ((0, 1, 2), (0,)):
+        what = f"{len(indices)} finished models, where step.stage is None"
+        soup = case.try_merge(what, indices=indices, merge=case.altered(merge=outside)).soup
+    name = _far(soup.tensors, case.trained.replicas[0].named())
+    need(not name, f"{what}: it came back with another {name}")
+
+
+@after("soups_are_whole", "merges_repeatably")
+def hashes_decide_nothing(case: MergeCase) -> None:
+    """The soup does not depend on how Python hashes names, which differs from process to process: of a set of names the
+    order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first letters.
+    """
+    case.make()
+    try:  # two will do: of so many names a set has another order, surely
+        first, second = (case.merge(name=name).soup for name in NAMES[:2])
+    except Exception as error:  # as where it names a layer itself
+        raise Skipped(f"it cannot be tried under other names: {describe(error)}") from error
+    differs = difference(first.tensors, second.tensors)
+    if first.coefficients != second.coefficients:
+        differs = "set of coefficients"
+    if differs and differs_between_processes("merge", case.cls, case.options):
+        raise Broken(
+            f"merge() depends on hashes of names: it gave another {differs} under names in the same order; go through "
+            "candidate.names() or sorted(names) instead of a set, and do not use hash()"
+        )
+
+
+@after("soups_are_whole")
 def integers_are_not_averaged(case: MergeCase) -> None:
     """Integer tensors, such as BatchNorm's counters, are one candidate's, whole."""
     counts = (10, 21, 35)
@@ -125,6 +204,7 @@ def integers_are_not_averaged(case: MergeCase) -> None:
             need(whole, f"{name} is {tensor.item()} ({tensor.dtype}), of candidates with {counts}")
 
 
+@after("soups_are_whole")
 def handles_any_scores(case: MergeCase) -> None:
     """Equal scores, infinite losses and accuracies of 0 make a finite soup or raise RunError; never NaN."""
     dead = Score(0.0, math.inf)
@@ -144,6 +224,7 @@ def handles_any_scores(case: MergeCase) -> None:
         need(not name, f"{what}: {name} of the soup is not finite")
 
 
+@after("soups_are_whole", "zeros_stay")
 def works_at_the_extremes(case: MergeCase) -> None:
     """Candidates without a zero, and candidates with a single weight left, are merged too."""
     states = (case.trained.parent, *case.trained.replicas)
@@ -158,6 +239,7 @@ def works_at_the_extremes(case: MergeCase) -> None:
 # --- whole runs --------------------------------------------------------------------------------------
 
 
+@after("soups_are_whole", "zeros_stay", "ingredients_are_replicas", "works_at_the_extremes")
 def ends_well(case: MergeCase) -> None:
     """A run with `gmp`, and one with `dpf`, which keeps dense weights behind its masks, end with a finite model."""
     for method in (GMP(interval=0.3), DPF(interval=0.3)):
@@ -190,4 +272,4 @@ def _with_masks(state: State, kept: int | None) -> State:
     return replace(state.with_weights(weights), masks=masks, optimizer={})
 
 
-MERGE_RULES = (*COMMON_RULES, *rules_of(globals()))
+MERGE_RULES = (*COMMON_RULES, *rules_of(globals()), *OPTION_RULES)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from sparsekit._types import Tensors
+from sparsekit._types import Tensor, Tensors
 from sparsekit.api import Budget, PruningMethod, Segment, Stage, TrainingStep
 from sparsekit.config.options import MasksConfig, OptimizerConfig
+from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
 from sparsekit.models.state import State, has_dense_weights
-from sparsekit.planning.plan import decay_shape
+from sparsekit.planning.plan import check_plan, decay_shape
 from sparsekit.plugins.registry import Kind
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
 from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
-from sparsekit.testing.compare import clones, difference, frozen
+from sparsekit.testing.compare import clones, difference, frozen, global_draws, not_finite
 from sparsekit.testing.problem import Run
+from sparsekit.testing.renamed import renamed_setup, shorter
 from sparsekit.testing.rules import need
-from sparsekit.training.prepare import prepare
+from sparsekit.training import probes
 from sparsekit.training.setup import Setup
 
 
@@ -48,7 +52,7 @@ class MethodCase(PluginCase[PruningMethod]):
     @cached_property
     def setup(self) -> Setup:
         """A prepared run of `gmp`, for its model."""
-        return prepare(problem.config(GMP(), Uniform()))
+        return problem.prepare(problem.config(GMP(), Uniform()))
 
     @property
     def weight_count(self) -> int:
@@ -60,31 +64,50 @@ class MethodCase(PluginCase[PruningMethod]):
         """Final sparsities to try; the last leaves one weight of all."""
         return 0.0, 0.5, 0.9, 0.99, 1.0 - 1.0 / self.weight_count
 
-    def start(self, method: PruningMethod) -> State:
-        """The first parent of a run."""
-        return first_progress(replace(self.setup, config=replace(self.setup.config, method=method))).parent
+    def defines(self, hook: str) -> bool:
+        """Whether the class has a hook of its own."""
+        return getattr(self.cls, hook) is not getattr(PruningMethod, hook)
+
+    def start(self, method: PruningMethod, name: str = "") -> State:
+        """The first parent of a run; of a network called `name` inside another."""
+        return first_progress(self._setup(method, name)).parent
+
+    def _setup(self, method: PruningMethod, name: str = "") -> Setup:
+        setup = replace(self.setup, config=replace(self.setup.config, method=method))
+        return renamed_setup(setup, name) if name else setup
 
     def prunings(
         self, sparsity: float, method: PruningMethod | None = None, weights: Tensors | None = None,
-        gradients: Tensors | None = None,
+        gradients: Tensors | None = None, name: str = "", most: int | None = None,
     ) -> Iterator[Pruning]:  # fmt: skip
-        """Every pruning of a plan of 30 epochs, by a new instance unless `method` is given.
+        """The prunings of a plan of 30 epochs, `most` of them at most, by a new instance unless `method` is given.
 
         Small random changes stand in for the training in between. `weights` and `gradients`, if given, replace the
         first parent's weights and the gradients that a step can ask for; nothing changes between the prunings then.
+        The network is called `name` inside another, if that is given.
         """
         method = method or self.make()
+        setup = self._setup(method, name)
         given = budget(30.0, sparsity)
         plan = plan_of(method, given) or ()
-        parent = self.start(method).with_weights(weights or {})
-        for index in range(len(plan)):
+        parent = self.start(method, name).with_weights(weights or {})
+        beginnings: list[Tensors] = []
+        for index in range(len(plan))[:most]:
 
             def slope(batches: int = 1, parent: State = parent, index: int = index) -> Tensors:
+                if not isinstance(batches, int) or batches < 1:
+                    raise RunError(f"step.gradients({batches!r}): give a whole number, 1 or more")
                 generator = torch.Generator().manual_seed(1000 * index + batches)
                 return gradients or {n: torch.randn(w.shape, generator=generator) for n, w in parent.weights.items()}
 
             before = clones(parent.named()), clones(parent.masks)
-            child, stage = prune(method, parent, Stage(given, plan, index), MasksConfig(), 0, slope)
+            beginnings.append(parent.tensors)
+            rewind = plan[index].rewind
+            probe = probes.probe(setup, parent, probes.notes("method", method, {}))
+            child, stage = prune(
+                method, parent, Stage(given, plan, index), MasksConfig(), 0, slope, probe,
+                None if rewind is None else beginnings[rewind],
+            )  # fmt: skip
             yield Pruning(stage, child, difference(before[0], parent.named()) or difference(before[1], parent.masks))
             parent = child if weights or gradients else _moved(child, index, has_dense_weights(method))
 
@@ -96,9 +119,30 @@ class MethodCase(PluginCase[PruningMethod]):
         self.before_run = frozen(vars(method))
         return problem.run(method, Uniform())
 
-    def training_steps(self, method: PruningMethod) -> Iterator[TrainingStep]:
-        """Steps from the start of a run to its end, unpruned and half pruned; their tensors need gradients."""
-        state = self.start(method)
+    def watched(self, seen: list[tuple[str, str]]) -> PruningMethod:
+        """An instance that notes which of its hooks in pruning draws from which global generator."""
+
+        def noting(hook: str) -> Any:
+            original = getattr(self.cls, hook)
+
+            def watching(method: Any, *given: Any) -> Any:
+                with global_draws() as drawn:
+                    found = original(method, *given)
+                seen.extend((hook, which) for which in drawn)
+                return found
+
+            return watching
+
+        hooks = {hook: noting(hook) for hook in ("extra", "scores", "masks") if self.defines(hook)}
+        made: PruningMethod = type(self.cls.__name__, (self.cls,), hooks)(**self.options)
+        return made
+
+    def training_steps(self, method: PruningMethod, name: str = "") -> Iterator[TrainingStep]:
+        """Steps from the start of a run to its end, unpruned and half pruned; what is trained needs gradients.
+
+        The network is called `name` inside another, if that is given.
+        """
+        state = self.start(method, name)
         whole = masks.full(state.weights)
         half = {name: torch.arange(w.numel()).reshape(w.shape) % 2 for name, w in state.weights.items()}
         for progress, kept in ((0.0, whole), (0.01, half), (0.5, half), (1.0, half)):
@@ -106,11 +150,92 @@ class MethodCase(PluginCase[PruningMethod]):
             yield TrainingStep(
                 {name: (w * behind[name]).requires_grad_() for name, w in state.weights.items()},
                 {name: mask.to(state.weights[name].dtype) for name, mask in kept.items()},
-                {name: t.clone().requires_grad_() for name, t in state.extra.items()},
+                {name: t.clone().requires_grad_(method.extra_trained(name)) for name, t in state.extra.items()},
                 progress,
                 target=0.9,
                 weight_decay=5e-4,
+                generator=torch.Generator().manual_seed(0),
+                replica=0,
             )
+
+    def hooks(self, method: PruningMethod, step: TrainingStep) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The hooks in training that the class defines, and a call of each as a step makes it."""
+        generator = torch.Generator().manual_seed(0)
+        noise = {name: torch.randn(w.shape, generator=generator) for name, w in step.weights.items()}
+        noise = {name: noise[name].to(w.device) for name, w in step.weights.items()}
+        kept = noise if has_dense_weights(method) else {name: g * step.masks[name] for name, g in noise.items()}
+        for hook, given in (("effective", None), ("penalty", None), ("gradients", kept), ("update", noise)):
+            if self.defines(hook):
+                yield hook, partial(_called, getattr(method, hook), step, given)
+
+    def probe(self, instance: PruningMethod) -> None:
+        for epochs in (6.0, 30.0):
+            given = budget(epochs, 0.9)
+            if (plan := plan_of(instance, given)) is None:
+                return
+            check_plan("plan()", plan, given)
+            for index in {0, len(plan) // 2, len(plan) - 1}:
+                rate = instance.learning_rate(Stage(given, plan, index, 0.5))(0.5)
+                need(math.isfinite(rate) and rate >= 0.0, f"learning_rate() gives {rate!r}")
+        list(self.prunings(0.9, instance, most=3))
+        for step in self.training_steps(instance):
+            for hook, call in self.hooks(instance, step):
+                name = not_finite(named(call()))
+                need(not name, f"{hook}() at progress {step.progress:g} is not finite")
+
+    def digest(self) -> str:
+        """A digest of all that the class chooses: masks, own tensors, and what its hooks in training give."""
+        method, found = self.make(), hashlib.sha256()
+        for what, tensors in self.choices(method):
+            for name in sorted(tensors):
+                found.update(f"{what} {name}".encode() + tensors[name].detach().numpy().tobytes())
+        return found.hexdigest()
+
+    def choices(self, method: PruningMethod, name: str = "") -> Iterator[tuple[str, Tensors]]:
+        """All that a method chooses, by what chooses it; in a network called `name` inside another, if that is given.
+
+        The tensors have the names of the network itself.
+        """
+        yield "extra()", shorter(self.start(method, name).extra, name)
+        for pruning in self.prunings(0.9, method, name=name):
+            yield "masks()" if self.defines("masks") else "scores()", shorter(pruning.child.masks, name)
+        for step in self.training_steps(method, name):
+            for hook, call in self.hooks(method, step):
+                yield f"{hook}()", shorter(named(call()), name)
+
+
+def named(found: Any) -> Tensors:
+    """What a hook gave, as tensors by name."""
+    if found is None:
+        return {}
+    return {"it": found} if isinstance(found, torch.Tensor) else dict(found)
+
+
+def _called(hook: Callable[..., Any], step: TrainingStep, gradients: Tensors | None) -> Any:
+    if gradients is None:
+        return hook(step)
+    with torch.no_grad():
+        return hook(step, {name: tensor.clone() for name, tensor in gradients.items()})
+
+
+def check_alike(where: str, got: Tensors, weights: Tensors) -> None:
+    """Raise Broken unless tensors are finite and have the shapes and types of the weights of the same names."""
+    for name, tensor in got.items():
+        alike = tensor.shape == weights[name].shape and tensor.dtype == weights[name].dtype
+        need(alike, f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}; keep the weight's type and shape")
+    name = not_finite(got)
+    need(not name, f"{where}: {name} is not finite")
+
+
+def check_gradients(where: str, value: Tensor, step: TrainingStep) -> bool:
+    """Whether a scalar has a gradient other than 0; raises Broken unless it is finite."""
+    own = {f"extra {name}": tensor for name, tensor in step.extra.items()}
+    leaves = {name: t for name, t in {**step.weights, **own}.items() if t.requires_grad}
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    name = not_finite(gradients)
+    need(not name, f"{where}: the gradient of {name} is not finite")
+    return any(bool(gradient.any()) for gradient in gradients.values())
 
 
 def budget(epochs: float, sparsity: float, schedule: str = "cosine") -> Budget:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
-from sparsekit._types import Tensor, Tensors
-from sparsekit.api import PruningMethod, Schedule, Stage, TrainingStep
+from sparsekit._types import Tensors
+from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.errors import RunError, UserError
-from sparsekit.models.state import has_dense_weights
 from sparsekit.planning.plan import check_plan, check_rising
 from sparsekit.testing.cases import COMMON_RULES
-from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, not_finite, revived
-from sparsekit.testing.method_case import MethodCase, budget, plan_of
-from sparsekit.testing.rules import Broken, describe, need, rules_of
+from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, revived
+from sparsekit.testing.hook_rules import HOOK_RULES
+from sparsekit.testing.method_case import MethodCase, budget, check_alike, check_gradients, plan_of
+from sparsekit.testing.option_rules import OPTION_RULES
+from sparsekit.testing.rules import Broken, after, describe, need, rules_of
 from sparsekit.testing.run_rules import RUN_RULES
 
 EPOCHS = (6.0, 7.0, 30.0, 90.0)
@@ -44,6 +47,7 @@ def plans_add_up(case: MethodCase) -> None:
     need(planned > 0, f"every budget was refused, from {EPOCHS[0]:g} to {EPOCHS[-1]:g} epochs, at any sparsity")
 
 
+@after("plans_add_up")
 def plans_are_repeatable(case: MethodCase) -> None:
     """plan() depends on the options and the budget alone: any instance gives the same plan, however often and in
     whatever order it is called, and is not changed by it.
@@ -61,6 +65,7 @@ def plans_are_repeatable(case: MethodCase) -> None:
     need(fresh == plans[0], f"another instance with the same options planned {fresh} instead of {plans[0]}")
 
 
+@after("plans_add_up", "plans_are_repeatable")
 def learning_rates_are_usable(case: MethodCase) -> None:
     """learning_rate() gives a Schedule for every segment, from its Stage alone, weights unseen; the multiplier is
     finite and 0 or more at any done fraction and any relative change of the weights, from 0 to infinity.
@@ -87,9 +92,71 @@ def _rates(method: PruningMethod, stage: Stage, where: str) -> list[float]:
     return rates
 
 
+# --- the method's own tensors -------------------------------------------------------------------------
+
+
+def extra_tensors_are_sound(case: MethodCase) -> None:
+    """extra() names finite floating-point tensors of its own, sharing no memory with the weights or one another, and
+    gives the same for the same weights.
+    """
+    method = case.make()
+    weights = case.start(case.make()).weights
+    extra = method.extra(weights)
+    need(isinstance(extra, dict), f"extra() returned {type(extra).__name__}, not a dict of tensors by name")
+    memory = {w.untyped_storage().data_ptr(): f"weight {name}" for name, w in weights.items()}
+    for name, tensor in extra.items():
+        need(isinstance(name, str) and bool(name), f"extra() names a tensor {name!r}")
+        need(isinstance(tensor, torch.Tensor), f"extra()[{name!r}] is {type(tensor).__name__}, not a tensor")
+        need(tensor.is_floating_point(), f"extra()[{name!r}] is {tensor.dtype}; it is trained and averaged: use floats")
+        need(bool(torch.isfinite(tensor).all()), f"extra()[{name!r}] is not finite")
+        owner = memory.setdefault(tensor.untyped_storage().data_ptr(), name)
+        need(owner == name, f"extra()[{name!r}] shares its memory with {owner}; clone it")
+    with global_seeds(1):
+        name = difference(extra, method.extra(clones(weights)))
+    need(not name, f"extra()[{name!r}] differs when asked again with the same weights; seed a torch.Generator")
+
+
+@after("extra_tensors_are_sound")
+def effective_weights_are_sound(case: MethodCase) -> None:
+    """effective() gives each prunable weight its shape and type, finite, exactly 0 where masked, and a finite gradient
+    for the weights or the extra tensors, at any time of the run; it works outside of training, too, where
+    `step.generator` and `step.replica` are None.
+    """
+    method = case.make()
+    for step in case.training_steps(method):
+        where, got = f"effective() at progress {step.progress:g}", method.effective(step)
+        odd = [name for name in [*got, *step.weights] if (name in got) != (name in step.weights)]
+        need(not odd, f"{where}: {odd[:1]} is missing or too many; give each of step.weights")
+        check_alike(where, got, step.weights)
+        alive = revived(got, step.masks)
+        need(not alive, f"{where}: {alive} are not 0; multiply by step.masks")
+        total = torch.stack([weight.square().sum() for weight in got.values()]).sum()
+        need(total.requires_grad, f"{where}: no gradient reaches the weights; is something detached?")
+        check_gradients(where, total, step)
+        try:
+            method.effective(replace(step, generator=None, replica=None, weight_decay=0.0))
+        except Exception as error:
+            raise Broken(f"effective() outside of training, where step.generator is None: {describe(error)}") from error
+
+
 # --- pruning -----------------------------------------------------------------------------------------
 
 
+@after("plans_add_up", "plans_are_repeatable", "extra_tensors_are_sound")
+def draws_from_the_steps_generator(case: MethodCase) -> None:
+    """extra(), scores() and masks() draw no random number but from `step.generator`: a run must repeat, whatever else
+    was drawn before.
+    """
+    case.make()
+    seen: list[tuple[str, str]] = []
+    with suppress(Exception):  # which the next rules report
+        list(case.prunings(0.9, case.watched(seen)))
+    for hook, which in seen:
+        fix = "seed a torch.Generator of its own" if hook == "extra" else "draw from step.generator"
+        raise Broken(f"{hook}() draws from {which}; {fix}")
+
+
+@after("plans_add_up", "plans_are_repeatable", "extra_tensors_are_sound", "effective_weights_are_sound")
 def prunes_exactly(case: MethodCase) -> None:
     """masks() gives a bool mask for each prunable weight, with exactly round(sparsity · N) of N weights masked, at
     every segment and any target: 0, 0.5, 0.9, 0.99 and all but one weight.
@@ -98,12 +165,14 @@ def prunes_exactly(case: MethodCase) -> None:
         _check_counts(case, sparsity, f"to sparsity {sparsity:g}")
 
 
+@after("prunes_exactly")
 def handles_ties(case: MethodCase) -> None:
     """Equal weights, and equal gradients, still give exact counts."""
     ones = {name: torch.ones_like(w) for name, w in case.start(case.make()).weights.items()}
     _check_counts(case, 0.9, "all weights equal", ones)
 
 
+@after("prunes_exactly")
 def handles_non_finite(case: MethodCase) -> None:
     """Where a weight or a gradient is NaN or infinite, masks() is exact all the same or raises RunError."""
     weights = case.start(case.make()).weights
@@ -122,6 +191,7 @@ def handles_non_finite(case: MethodCase) -> None:
                 raise Broken(f"two {what} {value}: {describe(error)}") from error
 
 
+@after("prunes_exactly", "draws_from_the_steps_generator")
 def prunes_repeatably(case: MethodCase) -> None:
     """masks() follows from the step alone: nothing is drawn but from `step.generator`, nothing kept in the instance."""
     method = case.make()
@@ -148,111 +218,4 @@ def _check_counts(case: MethodCase, sparsity: float, what: str, equal: Tensors |
         raise Broken(f"{what}: {error}") from error
 
 
-# --- training ----------------------------------------------------------------------------------------
-
-
-def leaves_its_inputs_alone(case: MethodCase) -> None:
-    """No tensor that a step carries is changed in place, whether in pruning or in training."""
-    method = case.make()
-    for pruning in case.prunings(0.9, method):
-        need(not pruning.touched, f"pruning changed the step's {pruning.touched!r} in place")
-    for step in case.training_steps(method):
-        ones = {name: torch.ones_like(w) * step.masks[name] for name, w in step.weights.items()}
-        held = {"weights": step.weights, "masks": step.masks, "extra": step.extra}
-        before = {part: clones(tensors) for part, tensors in held.items()}
-        for hook in ("effective", "penalty", "gradients"):
-            with torch.no_grad():
-                getattr(method, hook)(step, *([ones] if hook == "gradients" else []))
-            for part, tensors in held.items():
-                name = difference(before[part], tensors)
-                need(not name, f"{hook}() changed step.{part}[{name!r}] in place")
-
-
-def extra_tensors_are_sound(case: MethodCase) -> None:
-    """extra() names finite floating-point tensors of its own, sharing no memory with the weights or one another, and
-    gives the same for the same weights.
-    """
-    method = case.make()
-    weights = case.start(case.make()).weights
-    extra = method.extra(weights)
-    need(isinstance(extra, dict), f"extra() returned {type(extra).__name__}, not a dict of tensors by name")
-    memory = {w.untyped_storage().data_ptr(): f"weight {name}" for name, w in weights.items()}
-    for name, tensor in extra.items():
-        need(isinstance(name, str) and bool(name), f"extra() names a tensor {name!r}")
-        need(isinstance(tensor, torch.Tensor), f"extra()[{name!r}] is {type(tensor).__name__}, not a tensor")
-        need(tensor.is_floating_point(), f"extra()[{name!r}] is {tensor.dtype}; it is trained and averaged: use floats")
-        need(bool(torch.isfinite(tensor).all()), f"extra()[{name!r}] is not finite")
-        owner = memory.setdefault(tensor.untyped_storage().data_ptr(), name)
-        need(owner == name, f"extra()[{name!r}] shares its memory with {owner}; clone it")
-    with global_seeds(1):
-        name = difference(extra, method.extra(clones(weights)))
-    need(not name, f"extra()[{name!r}] differs when asked again with the same weights")
-
-
-def effective_weights_are_sound(case: MethodCase) -> None:
-    """effective() gives each prunable weight its shape and type, finite, exactly 0 where masked, and a finite gradient
-    for the weights or the extra tensors, at any time of the run.
-    """
-    method = case.make()
-    for step in case.training_steps(method):
-        where, got = f"effective() at progress {step.progress:g}", method.effective(step)
-        odd = [name for name in [*got, *step.weights] if (name in got) != (name in step.weights)]
-        need(not odd, f"{where}: {odd[:1]} is missing or too many")
-        _check_alike(where, got, step.weights)
-        alive = revived(got, step.masks)
-        need(not alive, f"{where}: {alive} are not 0")
-        total = torch.stack([weight.square().sum() for weight in got.values()]).sum()
-        need(total.requires_grad, f"{where}: no gradient reaches the weights; is something detached?")
-        _check_gradients(where, total, step)
-
-
-def penalties_are_scalars(case: MethodCase) -> None:
-    """penalty() is None or a finite scalar tensor with a finite gradient, at any time of the run."""
-    method = case.make()
-    for step in case.training_steps(method):
-        where, value = f"penalty() at progress {step.progress:g}", method.penalty(step)
-        if value is not None:
-            need(isinstance(value, torch.Tensor) and value.dim() == 0, f"{where} is {value!r}, not a 0-dim tensor")
-            need(bool(torch.isfinite(value)), f"{where} is {value.item()}")
-            if value.requires_grad:
-                _check_gradients(where, value, step)
-
-
-def gradients_fit(case: MethodCase) -> None:
-    """gradients() gives prunable weights finite gradients of their shape and type, and, where no dense weights are kept
-    behind the mask, 0 for those that are masked.
-    """
-    method = case.make()
-    dense = has_dense_weights(method)
-    for step in case.training_steps(method):
-        generator = torch.Generator().manual_seed(0)
-        noise = {name: torch.randn(w.shape, generator=generator) for name, w in step.weights.items()}
-        given = {name: g if dense else g * step.masks[name] for name, g in noise.items()}
-        with torch.no_grad():
-            got = method.gradients(step, clones(given))
-        where = f"gradients() at progress {step.progress:g}"
-        for name in got:
-            need(name in step.weights, f"{where}: {name} is no prunable weight")
-        _check_alike(where, got, step.weights)
-        alive = "" if dense else revived(got, {name: step.masks[name] for name in got})
-        need(not alive, f"{where}: the gradients of {alive} are not 0")
-
-
-def _check_alike(where: str, got: Tensors, weights: Tensors) -> None:
-    """Raise Broken unless tensors are finite and have the shapes and types of the weights of the same names."""
-    for name, tensor in got.items():
-        alike = tensor.shape == weights[name].shape and tensor.dtype == weights[name].dtype
-        need(alike, f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}")
-    name = not_finite(got)
-    need(not name, f"{where}: {name} is not finite")
-
-
-def _check_gradients(where: str, value: Tensor, step: TrainingStep) -> None:
-    """Raise Broken unless the gradients of a scalar are finite."""
-    leaves = {**step.weights, **step.extra}
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    name = not_finite({name: g for name, g in zip(leaves, found, strict=True) if g is not None})
-    need(not name, f"{where}: the gradient of {name} is not finite")
-
-
-METHOD_RULES = (*COMMON_RULES, *rules_of(globals()), *RUN_RULES)
+METHOD_RULES = (*COMMON_RULES, *rules_of(globals()), *HOOK_RULES, *OPTION_RULES, *RUN_RULES)

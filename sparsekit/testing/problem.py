@@ -1,11 +1,12 @@
-"""The problem on which plugins are tried: a tiny ResNet on digits of 8×8 pixels, in real runs of six epochs."""
+"""The problem on which plugins are tried: a tiny network on digits of 8×8 pixels, in real runs of six epochs."""
 
 from __future__ import annotations
 
 import io
+import json
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +16,23 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import load_file
 
-from sparsekit.api import MergeStrategy, PruningMethod, Stage
-from sparsekit.config.options import DataConfig, FitConfig, ModelConfig, OptimizerConfig, ReplicasConfig, WandbConfig
+from sparsekit.api import MergeStrategy, PruningMethod, Score, Stage
+from sparsekit.config.options import (
+    DataConfig,
+    EvaluationConfig,
+    FitConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReplicasConfig,
+    WandbConfig,
+)
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError
 from sparsekit.executors import choose_executor, sequential
 from sparsekit.merging.candidates import FileCandidate
 from sparsekit.models.state import OPTIMIZER, State, effective
 from sparsekit.planning.replicas import Replica
+from sparsekit.plugins.objects import brought
 from sparsekit.pruning import masks
 from sparsekit.run import loop, progress
 from sparsekit.run.checkpoint import CheckpointStore
@@ -30,11 +40,14 @@ from sparsekit.run.context import RunContext
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.run.signals import Stopped, StopSignals
-from sparsekit.training.prepare import prepare
+from sparsekit.testing.network import Network
+from sparsekit.training import prepare as training
 from sparsekit.training.setup import Setup
 
 EPOCHS = 6
-MODEL = ModelConfig(kwargs={"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8]})
+NETWORK = "sparsekit.testing.network:Network"
+OBJECTS: Mapping[str, Any] = {f"--model.name {NETWORK}": Network}
+"""The network, as `plugins.objects.brought` takes it."""
 
 
 def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitConfig:
@@ -44,15 +57,22 @@ def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitCo
         merge,
         epochs=EPOCHS,
         replicas=ReplicasConfig(count=2, start=0.0),
-        model=MODEL,
-        data=DataConfig(image_size=8),
+        model=ModelConfig(NETWORK),
+        data=DataConfig(image_size=8, limit=160, batch_size=20),
         optimizer=OptimizerConfig(lr=0.1),
+        evaluation=EvaluationConfig(diagnostics=False),
         wandb=WandbConfig("disabled"),
         channels_last=False,
         device="cpu",
         precision="fp32",
     )
     return replace(given, **changes)
+
+
+def prepare(config: FitConfig) -> Setup:
+    """The setup of a run; the name of the network stands for it."""
+    with brought(OBJECTS):
+        return training.prepare(config)
 
 
 @contextmanager
@@ -77,15 +97,17 @@ class Moment:
 
     Attributes:
         where: Which, such as `after the pruning of segment 2`.
-        segment: Index of its segment, from 0.
+        stage: Its segment.
         mask: Digest of its masks at the time.
         state: The state itself.
+        score: Its held-out score, where it is that of a replica.
     """
 
     where: str
-    segment: int
+    stage: Stage
     mask: str
     state: State
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -94,32 +116,46 @@ class Run:
 
     Attributes:
         setup: What it worked with.
+        first: The model before the first pruning.
         moments: The states after each pruning, training and merge, in order.
-        final: The finished model.
-        faults: How many times a replica did not stay finite and was trained again.
+        final: The finished model, with its effective weights.
+        test: Its test score.
+        rows: The rows of metrics.jsonl.
     """
 
     setup: Setup
+    first: State
     moments: tuple[Moment, ...]
     final: State
-    faults: int
+    test: Score
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def faults(self) -> int:
+        """How many times a replica did not stay finite and was trained again."""
+        return sum(row["event"] == "fault" for row in self.rows)
 
 
 def run(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> Run:
-    """A run with every state kept: `loop.run`, step by step.
+    """A run of the problem with every state kept.
 
     Raises:
         RunError: a replica did not stay finite and was left out, among others.
     """
-    setup = prepare(config(method, merge, **changes))
+    return run_of(prepare(config(method, merge, **changes)))
+
+
+def run_of(setup: Setup) -> Run:
+    """A run with every state kept: `loop.run`, step by step; raises RunError as `run` does."""
     moments: list[Moment] = []
 
-    def keep(where: str, stage: Stage, state: State, mask: str = "") -> None:
+    def keep(where: str, stage: Stage, state: State, mask: str = "", score: Score | None = None) -> None:
         where = f"after {where} segment {stage.index + 1}"
-        moments.append(Moment(where, stage.index, mask or masks.digest(state.masks), state))
+        moments.append(Moment(where, stage, mask or masks.digest(state.masks), state, score))
 
     with job(setup) as context:
         at = first_progress(setup)
+        first = at.parent
         for segment in setup.plan:
             segment, at = loop.prune_parent(context, segment, at)
             stage = segment.stage
@@ -129,12 +165,14 @@ def run(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> Run:
                 if len(at.candidates) < len(segment.replicas):
                     raise RunError(f"segment {stage.index + 1}: a replica did not stay finite and was left out")
                 for c in at.candidates:
-                    keep(f"training replica {c.index + 1} in", stage, state_of(at.parent, c), c.mask_digest)
+                    keep(f"training replica {c.index + 1} in", stage, state_of(at.parent, c), c.mask_digest, c.score)
                 at = loop.merge_candidates(context, segment, at)
                 keep("the merge of", stage, at.parent)
             at = loop.evaluate(context, segment, at)
-        rows = (context.checkpoints.folder.parent / "metrics.jsonl").read_text("utf-8")
-    return Run(setup, tuple(moments), effective(setup.method, at.parent), rows.count('"event": "fault"'))
+        lines = (context.checkpoints.folder.parent / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert at.test is not None
+    rows = tuple(json.loads(line) for line in lines)
+    return Run(setup, first, tuple(moments), effective(setup.method, at.parent), at.test, rows)
 
 
 def state_of(parent: State, candidate: FileCandidate) -> State:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Case = TypeVar("Case")
+Rule = TypeVar("Rule", bound=Callable[[Any], None])
 PACKAGE = Path(__file__).parents[1]
 THROUGH = "raised through "
 
@@ -45,6 +46,16 @@ class Outcome:
     error: BaseException | None = None
 
 
+def after(*rules: str) -> Callable[[Rule], Rule]:
+    """Mark a rule as one that fails, too, where one of these does: so that one cause is told once."""
+
+    def mark(rule: Rule) -> Rule:
+        rule.after = rules  # type: ignore[attr-defined]
+        return rule
+
+    return mark
+
+
 def rules_of(module: dict[str, Any]) -> tuple[Callable[[Any], None], ...]:
     """The rules of a module, given as its `globals()`: every public function defined in it, in order."""
     found = (value for value in module.values() if inspect.isfunction(value) and not value.__name__.startswith("_"))
@@ -52,19 +63,43 @@ def rules_of(module: dict[str, Any]) -> tuple[Callable[[Any], None], ...]:
 
 
 def outcomes(rules: Iterable[Callable[[Case], None]], case: Case) -> Iterator[Outcome]:
-    """Try each rule in turn. An exception of the plugin breaks the rule that it happens in, and ends no check."""
+    """Try each rule in turn. An exception of the plugin breaks the rule that it happens in, and ends no check.
+
+    A rule that fails after one that it follows from (`after`) is skipped: its cause is told already.
+    """
+    from sparsekit.testing.compare import process_settings  # only now: it imports torch
+
+    causes: dict[str, str] = {}
+    rules = list(rules)
+    follows: dict[str, tuple[str, ...]] = {rule.__name__: getattr(rule, "after", ()) for rule in rules}
     for rule in rules:
         name, requirement = rule.__name__, " ".join((inspect.getdoc(rule) or "").split())
         try:
-            rule(case)
+            with process_settings():
+                rule(case)
         except Skipped as error:
             yield Outcome(name, requirement, "skipped", str(error))
+            continue
         except Broken as error:
-            yield Outcome(name, requirement, "FAIL", str(error), error.__cause__)
+            finding, cause = str(error), error.__cause__
         except Exception as error:
-            yield Outcome(name, requirement, "FAIL", describe(error), error)
+            finding, cause = describe(error), error
         else:
             yield Outcome(name, requirement, "pass")
+            continue
+        earlier = next((causes[each] for each in _before(name, follows) if each in causes), "")
+        causes[name] = earlier or name
+        if earlier:
+            yield Outcome(name, requirement, "skipped", f"it fails, too; see {earlier}")
+        else:
+            yield Outcome(name, requirement, "FAIL", finding, cause)
+
+
+def _before(rule: str, follows: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """The rules from whose failing this one's follows."""
+    for each in follows.get(rule, ()):
+        yield each
+        yield from _before(each, follows)
 
 
 def need(holds: bool, finding: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from sparsekit.plugins.objects import brought
 from sparsekit.plugins.registry import Kind
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
-from sparsekit.testing.rules import Broken, Skipped, describe
+from sparsekit.testing.rules import Broken, Skipped, describe, need
 
 _COUNT = 12
 _NAME = "sparsekit:examples"
@@ -72,6 +73,12 @@ class TaskCase(PluginCase[Task]):
         if not self._found[0]:
             raise Skipped("there are no examples to try it on, see suits_some_examples")
         return self._found[0]
+
+    def probe(self, instance: Task) -> None:
+        for some in self.examples:
+            loss = float(instance.loss(some.outputs, some.targets))
+            need(math.isfinite(loss), f"the loss is {loss}")
+            measured(instance, some)
 
     def explain(self) -> None:
         """Raise Broken or Skipped where no examples suit the task, with the reasons."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsekit.api import Task
 from sparsekit.testing.cases import COMMON_RULES
 from sparsekit.testing.compare import first_change, frozen, global_seeds, not_finite
+from sparsekit.testing.option_rules import OPTION_RULES
 from sparsekit.testing.rules import Broken, describe, need, rules_of
 from sparsekit.testing.task_case import Examples, TaskCase, measured
 
@@ -260,4 +261,4 @@ def _about(value: Any) -> str:
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-TASK_RULES = (*COMMON_RULES, *rules_of(globals()))
+TASK_RULES = (*COMMON_RULES, *rules_of(globals()), *OPTION_RULES)

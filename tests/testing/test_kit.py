@@ -15,10 +15,18 @@ from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
 from sparsekit.plugins.registry import discover
-from sparsekit.testing import ContractError, check_dataset, check_merge, check_method, check_task, command
+from sparsekit.testing import (
+    ContractError,
+    check_dataset,
+    check_merge,
+    check_method,
+    check_rules,
+    check_task,
+    command,
+)
 from sparsekit.testing.method_case import MethodCase
 from sparsekit.testing.method_rules import METHOD_RULES
-from sparsekit.testing.rules import outcomes
+from sparsekit.testing.rules import after, need, outcomes
 
 BUILT_IN = [plugin for plugin in discover().plugins if plugin.distribution == "sparsekit-soups"]
 
@@ -52,11 +60,49 @@ def test_the_error_has_the_requirement_and_the_finding_of_every_broken_rule() ->
         check_method(broken)
     text = str(caught.value)
     assert text.startswith("Broken breaks ")
-    for rule in ("is_well_formed", "keeps_its_options", "plans_add_up", "ends_well"):
+    for rule in ("is_well_formed", "keeps_its_options", "plans_add_up"):
         assert f"\n\n{rule}: " in text
+    assert "ends_well" not in text  # as no plan adds up, which is told
     assert "\n    there is no self.share\n" in text
     assert "exactly round(sparsity · N)" not in text  # a skipped rule is not reported as broken
     assert isinstance(caught.value, AssertionError)
+
+
+def test_a_rule_that_follows_from_a_broken_one_is_skipped() -> None:
+    def first(case: Any) -> None:
+        need(not case, "the cause")
+
+    @after("first")
+    def second(case: Any) -> None:
+        need(case != 1, "what follows")
+
+    @after("second")
+    def third(case: Any) -> None:
+        need(False, "what follows from that, or a cause of its own")
+
+    def told(case: int) -> list[tuple[str, str]]:
+        return [(o.state, o.finding) for o in outcomes([first, second, third], case)]
+
+    skipped = ("skipped", "it fails, too; see first")
+    assert told(1) == [("FAIL", "the cause"), skipped, skipped]
+    assert told(2) == [("FAIL", "the cause"), ("pass", ""), skipped]
+    assert [state for state, _ in told(0)] == ["pass", "pass", "FAIL"]
+
+
+CAUSES = {
+    "masks()": method(masks=lambda s, step: {}),
+    "effective()": method(effective=lambda s, step: dict(step.weights)),
+    "gradients()": method(gradients=lambda s, step, g: {n: t * random.random() for n, t in g.items()}),
+    "penalty()": method(penalty=lambda s, step: step.weights["fc.weight"].detach().square().sum()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", CAUSES)
+def test_a_cause_is_told_once_with_its_hook(hook: str) -> None:
+    broken = [outcome for outcome in check_rules("method", CAUSES[hook]) if outcome.state == "FAIL"]
+    assert len(broken) == 1
+    assert hook in broken[0].finding
 
 
 @pytest.mark.slow

@@ -108,6 +108,29 @@ def below_zero(name: str, tensor: Tensor) -> Tensor:
     return tensor - 100.0 if name.endswith("running_var") else tensor
 
 
+def by_stage(self: Any, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+    assert step.stage is None or step.stage.segment
+    last = step.stage.last  # type: ignore[union-attr]
+    return Mean.coefficients(self, candidates, step) if last else [1.0] + [0.0] * (len(candidates) - 1)
+
+
+def by_set(self: Any, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+    """By the norm of the tensor that comes first in a set."""
+    name = next(iter({name for name in candidates[0].names() if name.endswith(("weight", "bias"))}))
+    sizes = [1.0 + float(c.read(name).abs().sum()) for c in candidates]
+    return [size / sum(sizes) for size in sizes]
+
+
+def single(self: Any, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+    torch.set_default_dtype(torch.float64)
+    return Mean.coefficients(self, candidates, step)
+
+
+def tempered(self: Any, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
+    shares = [math.exp(-c.score.loss / self.heat) for c in candidates]
+    return [share / sum(shares) for share in shares]
+
+
 MERGES: list[tuple[str, type[Any], str]] = [
     ("is_well_formed", merge(doc=None), "has no docstring"),
     ("is_well_formed", merge(CoefficientMerge), r"lacks the method coefficients\(\)"),
@@ -127,6 +150,24 @@ MERGES: list[tuple[str, type[Any], str]] = [
     ("sees_no_test_images", merge(coefficients=peeks), "it evaluated on the test split"),
     ("leaves_its_inputs_alone", merge(coefficients=sorts), "the order of the candidates"),
     ("leaves_its_inputs_alone", merge(coefficients=moves_parent), "changed fc.bias in place"),
+    ("leaves_its_inputs_alone", merge(coefficients=single), "changed torch.set_default_dtype for the whole process"),
+    (
+        "draws_from_the_steps_generator",
+        merge(coefficients=at_random),
+        r"coefficients\(\) draws from torch's global generator; draw from step.generator",
+    ),
+    (
+        "merges_finished_models",
+        merge(coefficients=by_stage),
+        r"3 finished models, where step.stage is None: AttributeError",
+    ),
+    ("hashes_decide_nothing", merge(coefficients=by_set), r"merge\(\) depends on hashes of names: .* sorted\(names\)"),
+    ("refuses_bad_options", merge(__init__=option("share", 0.5)), r"share=nan is taken; .*--merge.share is nan"),
+    (
+        "refuses_bad_options",
+        merge(__init__=option("heat", 1, int), coefficients=tempered),
+        r"(?s)heat=-?\d is taken, and then: .*--merge.heat",
+    ),
     ("merges_repeatably", merge(coefficients=at_random), "made another .* of the same candidates"),
     ("merges_repeatably", merge(**counting("coefficients", ever_less)), "an instance that merged before made another"),
     (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from plugin_classes import Mean, Once, Tensors, Twice, counting, method, option, refuse, tried
@@ -129,6 +130,77 @@ def counts_wrong(self: Any, step: PruningStep) -> Tensors:
     return masks.full(step.weights)
 
 
+def cpu_tensor(self: Any, step: TrainingStep) -> Tensors:
+    return {name: w * torch.ones(w.shape) * step.masks[name] for name, w in step.weights.items()}
+
+
+def cpu_positions(self: Any, step: TrainingStep) -> Tensor:
+    flat = step.weights["fc.bias" if "fc.bias" in step.weights else "fc.weight"].flatten()
+    weighing = torch.linspace(0.0, 1.0, len(flat)) if float(flat.abs().max()) >= 0.0 else None
+    return (flat * weighing).square().sum()
+
+
+def cpu_gradients(self: Any, step: TrainingStep, gradients: Tensors) -> Tensors:
+    return {name: g if g.numel() > 200 else torch.zeros(g.shape) for name, g in gradients.items()}
+
+
+def by_numpy(self: Any, step: TrainingStep, gradients: Tensors) -> Tensors:
+    return {name: g * float(np.abs(g.numpy()).mean()) for name, g in gradients.items()}
+
+
+def hidden_draw(self: Any, step: TrainingStep, gradients: Tensors) -> Tensors:
+    return {name: g * float(np.random.default_rng().random()) for name, g in gradients.items()}
+
+
+def by_set(self: Any, step: PruningStep) -> Tensors:
+    """Layers count for more the later they come in a set."""
+    place = {name: 1.0 + number for number, name in enumerate(set(step.weights))}
+    return {name: w.abs() * place[name] for name, w in step.weights.items()}
+
+
+def by_hash(self: Any, step: PruningStep) -> Tensors:
+    found = {}
+    for name, w in step.weights.items():
+        found[name] = torch.rand(w.shape, generator=torch.Generator().manual_seed(hash(name) % 1000))
+    return found
+
+
+def summed_by_set(self: Any, step: TrainingStep) -> Tensor:
+    return sum(step.weights[name].abs().sum() * 0.1 for name in set(step.weights))  # type: ignore[return-value]
+
+
+def no_grad_ever(self: Any, step: PruningStep) -> Tensors:
+    torch.set_grad_enabled(False)
+    return {name: w.abs() for name, w in step.weights.items()}
+
+
+OWN = {"extra": lambda self, weights: {"own": torch.zeros(3)}}
+"""A tensor of the method's own."""
+
+
+def updating(value: Any, **members: Any) -> type[Any]:
+    """A method that gives its own tensor a value."""
+    return method(**OWN, update=lambda self, step, gradients: value(step, gradients), **members)
+
+
+def in_rounds(self: Any, budget: Any) -> tuple[Segment, ...]:
+    rounds = [Segment(budget.sparsity, budget.epochs / self.rounds) for _ in range(int(self.rounds))]
+    return (Segment(0.0, 0.0), *rounds)
+
+
+def refuses(text: str, error: type[Exception] = ValueError) -> Any:
+    """A constructor whose option takes 0 to 1 and is refused in some way."""
+    made = option("share", 0.5)
+
+    def __init__(self: Any, **given: Any) -> None:
+        if not 0.0 <= given.get("share", 0.5) <= 1.0:
+            raise error(text)
+        made(self, **given)
+
+    __init__.__signature__ = made.__signature__  # type: ignore[attr-defined]
+    return __init__
+
+
 METHODS: list[tuple[str, type[Any], str]] = [
     ("is_well_formed", method(doc=None), "has no docstring"),
     ("is_well_formed", method(PruningMethod), r"lacks the method plan\(\)"),
@@ -209,7 +281,36 @@ METHODS: list[tuple[str, type[Any], str]] = [
         method(**counting("scores", lambda s, n, step: {k: w * (-1) ** n for k, w in step.weights.items()})),
         "pruning changed self.calls",
     ),
-    ("leaves_its_inputs_alone", method(scores=in_place), "pruning changed the step's 'conv1.weight' in place"),
+    (
+        "draws_from_the_steps_generator",
+        method(scores=lambda s, step: {n: torch.rand(w.shape) for n, w in step.weights.items()}),
+        r"scores\(\) draws from torch's global generator; draw from step.generator",
+    ),
+    (
+        "draws_from_the_steps_generator",
+        method(masks=lambda s, step: step.select({n: w.abs() * random.random() for n, w in step.weights.items()})),
+        r"masks\(\) draws from Python's random",
+    ),
+    (
+        "draws_from_the_steps_generator",
+        method(extra=lambda s, w: {"a": torch.full((3,), 0.0 * np.random.rand())}),
+        r"extra\(\) draws from numpy.random; seed a torch.Generator",
+    ),
+    (
+        "leaves_its_inputs_alone",
+        method(scores=no_grad_ever),
+        r"scores\(\) changed torch.set_grad_enabled for the whole",
+    ),
+    (
+        "leaves_its_inputs_alone",
+        updating(lambda step, gradients: {"own": gradients["fc.weight"].zero_().sum().expand(3)}),
+        r"update\(\) changed gradients\['fc.weight'\] in place; change a clone",
+    ),
+    (
+        "leaves_its_inputs_alone",
+        method(scores=in_place),
+        r"scores\(\) changed the step's 'conv1.weight' in place; change a clone",
+    ),
     ("leaves_its_inputs_alone", method(gradients=writes_masks), r"gradients\(\) changed step.masks\['conv1.weight'\]"),
     ("extra_tensors_are_sound", method(extra=lambda s, w: {"count": torch.zeros(1, dtype=torch.long)}), "use floats"),
     (
@@ -224,6 +325,29 @@ METHODS: list[tuple[str, type[Any], str]] = [
     ("effective_weights_are_sound", method(effective=drops_one), "is missing or too many"),
     ("effective_weights_are_sound", method(effective=detaches), "no gradient reaches the weights"),
     ("effective_weights_are_sound", method(effective=not_finite), "ZeroDivisionError|is not finite"),
+    (
+        "effective_weights_are_sound",
+        method(
+            effective=lambda s, step: {
+                n: w
+                * step.masks[n]
+                * (1 + 1e-3 * torch.rand(w.shape, generator=step.generator, device=step.generator.device))
+                for n, w in step.weights.items()
+            }
+        ),
+        r"effective\(\) outside of training, where step.generator is None: AttributeError",
+    ),
+    (
+        "penalties_are_scalars",
+        method(penalty=lambda s, step: step.weights["fc.weight"].detach().square().sum()),
+        r"penalty\(\) at progress 0 is .* and has no gradient; .* without detach",
+    ),
+    ("penalties_are_scalars", method(penalty=lambda s, step: torch.tensor(1.0)), "has no gradient"),
+    (
+        "penalties_are_scalars",
+        method(penalty=lambda s, step: 0.0 * step.weights["fc.weight"].sum() + 1.0),
+        "is 1, but its gradient is 0",
+    ),
     ("penalties_are_scalars", method(penalty=lambda s, step: step.weights["fc.weight"].abs()), "not a 0-dim tensor"),
     ("penalties_are_scalars", method(penalty=lambda s, step: torch.tensor(math.nan)), "is nan"),
     (
@@ -239,6 +363,85 @@ METHODS: list[tuple[str, type[Any], str]] = [
     ("gradients_fit", method(gradients=lambda s, step, g: {"nothing": g["fc.weight"]}), "is no prunable weight"),
     ("gradients_fit", method(gradients=lambda s, step, g: {n: t.double() for n, t in g.items()}), "is torch.float64"),
     ("gradients_fit", method(gradients=lambda s, step, g: {n: t / 0.0 for n, t in g.items()}), "is not finite"),
+    ("updates_fit", updating(lambda step, g: {"other": torch.zeros(3)}), r"gives 'other', which is no tensor of extra"),
+    ("updates_fit", updating(lambda step, g: {"own": torch.zeros(4)}), r"own is \(4,\), not as extra\(\) made it"),
+    ("updates_fit", updating(lambda step, g: {"own": torch.zeros(3) / 0.0}), "own is not finite"),
+    ("updates_fit", updating(lambda step, g: [torch.zeros(3)]), r"update\(\) .*returned list; return tensors by name"),
+    (
+        "updates_fit",
+        updating(lambda step, g: {"own": torch.zeros(3)}, extra_trained=lambda self, name: True),
+        r"gives 'own', which the optimizer trains; let extra_trained\(\) say False",
+    ),
+    ("updates_fit", method(**OWN, extra_decays=lambda self, name: None), r"extra_decays\('own'\) is None; return True"),
+    (
+        "hooks_follow_from_the_step",
+        method(gradients=noisy),
+        r"gradients\(\) draws from Python's random; draw from step",
+    ),
+    (
+        "hooks_follow_from_the_step",
+        method(penalty=lambda s, step: torch.rand(()) * step.weights["fc.weight"].square().sum()),
+        r"penalty\(\) draws from torch's global generator",
+    ),
+    (
+        "hooks_follow_from_the_step",
+        method(
+            effective=lambda s, t: {n: w * t.masks[n] * (1.0 + 0.1 * np.random.rand()) for n, w in t.weights.items()}
+        ),
+        r"effective\(\) draws from numpy.random",
+    ),
+    (
+        "hooks_follow_from_the_step",
+        updating(lambda step, g: {"own": torch.rand(3)}),
+        r"update\(\) draws from torch's global generator",
+    ),
+    (
+        "hooks_follow_from_the_step",
+        method(gradients=hidden_draw),
+        r"gradients\(\) gave another conv1.weight for an equal",
+    ),
+    (
+        "hooks_stay_on_the_device",
+        method(effective=cpu_tensor),
+        r"effective\(\) would fail on a GPU: torch.mul gets a CPU",
+    ),
+    (
+        "hooks_stay_on_the_device",
+        method(penalty=cpu_positions),
+        r"penalty\(\) would fail on a GPU: .*; make it with device=weight.device",
+    ),
+    ("hooks_stay_on_the_device", method(gradients=cpu_gradients), r"gradients\(\) gives conv1.weight on the CPU"),
+    ("hooks_stay_on_the_device", method(gradients=by_numpy), r"gradients\(\) would fail on a GPU: it asks for numpy"),
+    (
+        "hooks_stay_on_the_device",
+        updating(lambda step, g: {"own": step.extra["own"] + torch.arange(3.0)}),
+        r"update\(\) would fail on a GPU: torch.add gets a CPU tensor of shape \(3,\)",
+    ),
+    ("hashes_decide_nothing", method(scores=by_set), r"scores\(\) depends on hashes of names: .* sorted\(names\)"),
+    ("hashes_decide_nothing", method(scores=by_hash), r"scores\(\) depends on hashes of names"),
+    ("hashes_decide_nothing", method(penalty=summed_by_set), r"penalty\(\) depends on hashes of names"),
+    ("refuses_bad_options", method(__init__=option("share", 0.5)), r"share=nan is taken; .*--method.share is nan"),
+    (
+        "refuses_bad_options",
+        method(__init__=option("rounds", 3, int), plan=in_rounds),
+        r"(?s)rounds=-1 is taken, and then: .*--method.rounds is -1",
+    ),
+    (
+        "refuses_bad_options",
+        method(__init__=option("batches", 1, int), scores=lambda s, step: step.gradients(s.batches)),
+        r"batches=-1 is taken, and then: RunError",
+    ),
+    (
+        "refuses_bad_options",
+        method(__init__=refuses("give 0 to 1")),
+        r"share=nan is refused with 'give 0 to 1', without",
+    ),
+    ("refuses_bad_options", method(__init__=refuses("share", TypeError)), "share=nan raises TypeError"),
+    (
+        "trains_with_adamw",
+        method(penalty=lambda s, t: (math.nan if t.weight_decay > 0.01 else 0.0) * t.weights["fc.weight"].sum()),
+        "with --optimizer.name adamw: RunError: .*no replica stayed finite",
+    ),
     ("ends_well", method(penalty=fails_late), "KeyError: 'late'\nraised through .*test_kit_methods.py:.*fails_late"),
     (
         "ends_well",

@@ -128,6 +128,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("is_well_formed", {"score_name": "mean IoU"}, "score_name is 'mean IoU'"),
     ("is_well_formed", {"score_name": "loss"}, "score_name is 'loss'"),
     ("keeps_its_options", {"__init__": option("scale", 2.0, keep=False)}, "there is no self.scale"),
+    ("refuses_bad_options", {"__init__": option("scale", 2.0)}, "scale=nan is taken; refuse it in __init__"),
     ("suits_some_examples", {"check": Numbers.check, "loss": lambda s, o, t: o @ t}, "RuntimeError"),
     ("counts_outputs", {"num_outputs": lambda self, targets: True}, "num_outputs() gave True"),
     ("refuses_with_value_errors", {"check": refused}, "KeyError"),
