@@ -49,7 +49,7 @@ def pruning_step(
     kept = whole.full(weights) if masks is None else masks
     parent = State({name: w * kept[name] for name, w in weights.items()}, kept, extra or {})
     budget = Budget(sum(segment.epochs for segment in plan), plan[-1].sparsity)
-    config = MasksConfig(allocation=allocation, pattern=pattern, floor=floor)  # type: ignore[arg-type]
+    config = MasksConfig(allocation=allocation, pattern=pattern, floor=floor)
     try:
         prune(_Catches(), parent, Stage(budget, tuple(plan), index), config, seed, gradients)
     except _Reached as reached:

@@ -34,8 +34,8 @@ class PluginCase(Generic[P]):
         try:
             if not issubclass(self.cls, BASES[self.kind]):
                 raise TypeError(f"{self.cls.__name__} is no {self.kind}")
-            if self.kind == "method" and getattr(self.cls, "allocation", "") not in ALLOCATIONS:
-                raise ValueError(f"{self.cls.__name__}.allocation is unknown")
+            if issubclass(self.cls, PruningMethod):
+                check_choice("allocation", str(self.cls.allocation), "its allocation")
             return self.cls(**self.options)
         except Exception as error:
             raise Skipped("no instance can be made, see is_well_formed") from error
