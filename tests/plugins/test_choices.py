@@ -56,6 +56,11 @@ def short(shapes, sparsity, available, least):
     return {**kept, name: kept[name] - 1}
 
 
+def boom(shapes, sparsity, available, least):
+    """Raises."""
+    return least["nothing"]
+
+
 def below(done, low):
     """Falls below 0."""
     return 1.0 - 2.0 * done
@@ -72,7 +77,7 @@ FORMATS = (
     "from sparsekit.exporting.sparse import FORMAT as SMALL\n\nMINE = SMALL\n'''Compressed once more.'''\nOTHER = 3\n"
 )
 ENTRIES = (
-    "[sparsekit.allocations]\nfirst = made_up_rules:first\nshort = made_up_rules:short\n"
+    "[sparsekit.allocations]\nfirst = made_up_rules:first\nshort = made_up_rules:short\nboom = made_up_rules:boom\n"
     "[sparsekit.schedules]\nsquare = made_up_rules:square\nbelow = made_up_rules:below\n"
     "narrow = made_up_rules:narrow\nnumber = made_up_rules:NUMBER\n"
     "[sparsekit.formats]\nmine = made_up_formats:MINE\nother = made_up_formats:OTHER\n"
@@ -159,12 +164,22 @@ def test_whole_numbers_of_numpy_count(site: Path) -> None:
     assert (found, type(found["a"])) == ({"a": 5}, int)
 
 
-def test_a_run_fails_with_the_plugins_name(site: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("short", ["allocation 'short' of sparsekit-rules 1.2: it keeps "]),
+        ("boom", ["allocation 'boom' of sparsekit-rules 1.2, segment ", "boom() raised KeyError"]),
+    ],
+)
+def test_a_run_fails_with_the_plugins_name(
+    site: Path, tmp_path: Path, capsys: Capture, name: str, words: list[str]
+) -> None:
     code, _, err = run(
-        capsys, "fit", "--masks.allocation", "short", "--epochs", "2", *ARGUMENTS, "--out", str(tmp_path / "run")
+        capsys, "fit", "--masks.allocation", name, "--epochs", "2", *ARGUMENTS, "--out", str(tmp_path / "run")
     )
     assert (code, len(err)) == (1, 1)
-    assert "allocation 'short' of sparsekit-rules 1.2: it keeps " in err[0]
+    for word in words:
+        assert word in err[0], err[0]
 
 
 def test_a_schedule_is_the_plans_rate(site: Path, capsys: Capture) -> None:
@@ -243,7 +258,7 @@ def test_lists_and_help_show_them(site: Path, capsys: Capture) -> None:
     assert rows["schedule", "cosine"]["distribution"] == "sparsekit-soups"
     assert {row["state"] for row in rows.values()} == {"found"}
     assert "made_up_rules" not in sys.modules
-    assert "{global,uniform,erk,lamp,first,short}" in run(capsys, "fit", "--help")[1]
+    assert "{global,uniform,erk,lamp,boom,first,short}" in run(capsys, "fit", "--help")[1]
     assert "{timm,onnx,torch,sparse,2:4,mine,other}" in run(capsys, "export", "--help")[1]
     assert run(capsys, "plugins", "list", "--kind", "schedule")[1].count("sparsekit-rules") == 4
 
