@@ -29,7 +29,7 @@ from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.compare import clones, difference, process_settings
 from sparsekit.testing.renamed import renamed_setup, renamed_state, shorter
-from sparsekit.testing.rules import Broken, describe, need
+from sparsekit.testing.rules import Broken, Skipped, describe, need
 from sparsekit.training.setup import Setup
 
 
@@ -174,6 +174,8 @@ class MergeCase(PluginCase[MergeStrategy]):
         """Merge, and raise Broken that names `what` is merged where that fails; `given` as for `merge`."""
         try:
             return self.merge(**given)
+        except Skipped:
+            raise
         except Exception as error:
             text = str(error) if isinstance(error, RunError) else describe(error)
             raise Broken(f"{what}: {text}") from error

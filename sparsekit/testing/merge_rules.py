@@ -33,6 +33,7 @@ from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rule
 # --- one merge of trained replicas -------------------------------------------------------------------
 
 
+@after("is_well_formed")
 def soups_are_whole(case: MergeCase) -> None:
     """A Soup has the candidates' tensors, their names, shapes and types, all finite, and is a model that works as it
     is: its held-out loss is finite before BatchNorm is measured again.
@@ -91,6 +92,7 @@ def draws_from_the_steps_generator(case: MergeCase) -> None:
     """merge() and coefficients() draw no random number but from `step.generator`: a run must repeat, whatever else was
     drawn before.
     """
+    case.make()
     seen: list[tuple[str, str]] = []
 
     def noting(hook: str) -> Any:
@@ -207,6 +209,7 @@ def integers_are_not_averaged(case: MergeCase) -> None:
 @after("soups_are_whole")
 def handles_any_scores(case: MergeCase) -> None:
     """Equal scores, infinite losses and accuracies of 0 make a finite soup or raise RunError; never NaN."""
+    case.make()
     dead = Score(0.0, math.inf)
     for what, scores in (
         ("equal scores", [Score(0.5, 1.0)] * 3),
@@ -239,9 +242,17 @@ def works_at_the_extremes(case: MergeCase) -> None:
 # --- whole runs --------------------------------------------------------------------------------------
 
 
-@after("soups_are_whole", "zeros_stay", "ingredients_are_replicas", "works_at_the_extremes")
+@after(
+    "soups_are_whole",
+    "zeros_stay",
+    "ingredients_are_replicas",
+    "works_at_the_extremes",
+    "keeps_its_options",
+    "leaves_its_inputs_alone",
+)
 def ends_well(case: MergeCase) -> None:
     """A run with `gmp`, and one with `dpf`, which keeps dense weights behind its masks, end with a finite model."""
+    case.make()
     for method in (GMP(interval=0.3), DPF(interval=0.3)):
         name = type(method).__name__.lower()
         try:
