@@ -201,7 +201,7 @@ PLAN = rows(
     ("--method.strat 0.2", "--method.strat|'--method.start'", "--method.start 0.2"),
     ("--method imp --method.start 0.2", "--method.start", "--method imp --method.dense 0.2"),
     ("--merge greedy --merge.steps 3", "--merge.steps", "--merge greedy"),
-    ("--method.cycles 3", "--method.cycles is no option of method 'gmp'|bimp|imp|add --method bimp",
+    ("--method.cycles 3", "--method.cycles is no option of method 'gmp'|bimp|imp|add --method ",
      "--method imp --method.cycles 3"),
     ("sparsity=0.5", "'sparsity'|--name value", "--sparsity=0.5"),
     # sparsity and epochs
