@@ -172,7 +172,8 @@ FAST = {("gmp", "uniform"), ("dpf", "none"), ("oneshot", "greedy")}
 
 
 @pytest.mark.parametrize(
-    ("method", "merge"), [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in PAIRS]
+    ("method", "merge"),
+    [pytest.param(*pair, marks=[] if pair in FAST else [pytest.mark.slow, pytest.mark.exhaustive]) for pair in PAIRS],
 )
 def test_every_method_with_every_merge(tmp_path: Path, method: str, merge: str) -> None:
     out = tmp_path / "run"

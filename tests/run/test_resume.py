@@ -65,7 +65,11 @@ CASES = {
     "oneshot none": ["--method", "oneshot", "--merge", "none"],
     "rewinding": ["--method", "tiny:Rewinding"],
 }
-INSIDE = [(case, steps) for case in CASES for steps in (1, 13, 42)]
+INSIDE = [
+    pytest.param(case, steps, marks=[] if steps == 13 else pytest.mark.exhaustive)
+    for case in CASES
+    for steps in (1, 13, 42)
+]
 
 
 @pytest.mark.slow

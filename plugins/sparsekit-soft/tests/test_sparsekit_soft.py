@@ -81,6 +81,7 @@ def test_keeps_the_contract(cls: type[Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("cls", "options"),
     [

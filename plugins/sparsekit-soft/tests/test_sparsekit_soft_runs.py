@@ -48,6 +48,7 @@ def test_fit_ends_at_the_target(method: str, merge: str, fit: Fit) -> None:
     assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 0.99])
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_ends_at_any_target(method: str, sparsity: float, fit: Fit) -> None:
