@@ -27,7 +27,7 @@ fit: $(STAMP) ## prune and merge a small ResNet on digits; options in ARGS
 	$(BIN)/sparsekit fit --method gmp --merge uniform $(ARGS)
 
 test: $(STAMP) ## the tests that take seconds: within four minutes on two idle cores
-	$(PYTEST) -m "not slow and not docs" $(ARGS)
+	$(PYTEST) -m "not slow and not docs and not exhaustive" $(ARGS)
 
 slow: $(STAMP) ## the long tests, and the property tests on more examples
 	$(PYTEST) -m "(slow or hypothesis) and not docs and not faults and not exhaustive" --hypothesis-profile=full --timeout 1800 $(ARGS)
