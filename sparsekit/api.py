@@ -204,9 +204,9 @@ class PruningStep(Probe, Stage):
         select: `select(scores, regrow=False, floor=0, sparsity=None, among=None)` returns masks that keep the highest
             scores, exactly as many as the segment's sparsity (or `sparsity`), `--masks.allocation`, `--masks.pattern`
             and `--masks.floor` (or `floor`, whichever keeps more of a layer) demand; ties keep the lower index. Only
-            weights that are kept now can be kept, with `regrow=True` all weights, with `among` those that these masks
-            keep. Raises RunError on a NaN score of a weight that can be kept, and with `lamp` on negative or infinite
-            scores.
+            weights that are kept now can be kept, or with `regrow=True` all weights; of these, where bool masks `among`
+            are given, only those that they keep. Raises RunError on a NaN score of a weight that can be kept, and with
+            `lamp` on negative or infinite scores.
         gradients: `gradients(batches=1)` is the mean gradient of the training loss over that many training batches,
             with respect to the effective weights of the parent, including masked ones; CPU tensors. BatchNorm
             normalises by the batch, as in training; each call of a step takes the same batches.

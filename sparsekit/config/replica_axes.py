@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from types import CodeType
 
 from sparsekit.api import PruningMethod, Task
@@ -54,6 +55,7 @@ def number_options(cls: type[PruningMethod]) -> dict[str, bool]:
     for name, parameter in inspect.signature(cls).parameters.items():
         kind = parameter.annotation
         text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        text = re.sub(r"(?:typing\.)?Optional\[(.*)\]", r"\1", text)
         kinds = {part.strip() for part in text.split("|")} - {"None"}
         if kinds and kinds <= {"int", "float"}:
             found[name] = "float" not in kinds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from enum import Enum
+from os import PathLike, fspath
 from typing import Any
 
 import yaml
@@ -56,11 +58,15 @@ def quoted(value: Any) -> Any:
 
 
 def unquoted(value: Any) -> Any:
-    """The same value with texts of Python's own type."""
+    """The same value with texts of Python's own type: paths and members of an Enum as they are given, too."""
     if isinstance(value, dict):
         return {unquoted(key): unquoted(inner) for key, inner in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(unquoted, value))
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, PathLike):
+        return fspath(value)
     return str(value) if isinstance(value, Quoted) else value
 
 

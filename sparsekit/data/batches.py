@@ -234,13 +234,13 @@ class ExampleData(MadeImages):
         )
         count = len(found["train"])
         if targets is not None:
-            num_classes = count_outputs(task, targets["train"])
-            check_classes(targets, num_classes, data.class_names)
+            num_classes, classes = count_outputs(task, targets["train"]), int(targets["train"].max()) + 1
+            check_classes(targets, classes, data.class_names)
         else:
             _, some = next(found["train"].batches([[(index, 0) for index in range(min(count, config.batch_size))]]))
-            num_classes = count_outputs(task, some)
+            num_classes = classes = count_outputs(task, some)
         train, cut, _ = choose.split(
-            count, None if targets is None else targets["train"], num_classes, config, held_out="held_out" in found
+            count, None if targets is None else targets["train"], classes, config, held_out="held_out" in found
         )
         if config.batch_size > len(train):
             raise UserError(
@@ -268,11 +268,10 @@ class ExampleData(MadeImages):
             )
         whole = f"from {config.name}"
         cut_off = whole if cut is None else f"cut off the training examples by {cut_by(config)}"
-        classes = num_classes if labels is not None else None
+        shown = classes if labels is not None else None
         sources = (f"{whole}{limited_by(config)}", cut_off, whole)
         train_part, held_out_part, test_part = (
-            Part(len(chosen[split][1]), classes, source, "example")
-            for split, source in zip(chosen, sources, strict=True)
+            Part(len(chosen[split][1]), shown, source, "example") for split, source in zip(chosen, sources, strict=True)
         )
         record = {what: {f"{what} examples": source.record()} for what, source in found.items()}
         made.contents = Contents(train_part, held_out_part, test_part, record=lambda: {"images": record, "bytes": {}})

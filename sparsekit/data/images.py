@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -259,6 +260,9 @@ class ImageData(MadeImages):
         generator = order.generator(seed, "augment", step)
         corner = torch.randint(2 * shift + 1, (2, len(index)), generator=generator)
         flipped = torch.randint(2, (1, len(index)), generator=generator)
+        if less := shift - self.strength * self._unit:  # between two whole shifts each image takes one of them
+            smaller = 1 + torch.randint(2 * shift - 1, (2, len(index)), generator=generator)
+            corner = torch.where(torch.rand(1, len(index), generator=generator) < less, smaller, corner)
         if self.strength < 1.0:
             flipped *= torch.rand(1, len(index), generator=generator) < self.strength
         top, left, flip = self._to_device(torch.cat([corner, flipped])[:, part])  # one copy to the device per step
@@ -268,7 +272,7 @@ class ImageData(MadeImages):
     @property
     def _shift(self) -> int:
         """Largest random shift in pixels."""
-        return round(self.strength * self._unit)
+        return math.ceil(self.strength * self._unit)
 
     def _changed(self) -> None:
         self._train.crops(self._shift)

@@ -23,7 +23,7 @@ def scaled(kwargs: Mapping[str, Any], strength: float) -> dict[str, Any]:
 
     With strength s the areas a of crops become 1 - s (1 - a) up to s = 1; above, the lowest becomes
     a / (1 + (s - 1) (1 - a)), about a / s. Ratios r become r^s; probabilities, jitter and the magnitude of `rand` and
-    `augmix` are multiplied by s, but flips stay as they are above 1.
+    `augmix` are multiplied by s, the magnitude up to timm's highest, 10; flips stay as they are above 1.
 
     Raises:
         UserError: `auto_augment` has no magnitude.

@@ -87,6 +87,10 @@ def build_model(
     source = source or initial_model(config)
     import_modules(source.imports if source else ())
     model = _create(config, num_classes, channels, seed)
+    if not hasattr(model, "num_classes") and not is_object(
+        resolve_model(config)[0]
+    ):  # timm's own models say it, and so does their config.json
+        model.num_classes = num_classes  # type: ignore[assignment]
     if config.new_head and not classifiers(model):
         raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
     if source is not None:
@@ -221,7 +225,8 @@ def save_model(
         model.to(memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
         save_for_hf(model, str(directory), model_config=names, model_args=arguments, safe_serialization=True)
     else:
-        card = {"architecture": name, **names, "model_args": kwargs, "pretrained_cfg": config_of_weights}
+        made = {"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}
+        card = {"architecture": name, **made, **names, "model_args": kwargs, "pretrained_cfg": config_of_weights}
         directory.mkdir(parents=True, exist_ok=True)
         save_tensors(directory / "model.safetensors", cpu_state_dict(model))
         write_json(directory / "config.json", card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -9,7 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import reduce
+from functools import partial, reduce
+from types import CodeType, FunctionType
 from typing import Any
 
 from sparsekit.errors import UserError, first_line
@@ -36,6 +38,36 @@ def path_of(thing: Any) -> str:
     """`module:name` of a class or function, or of an object's class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def record_of(thing: Any) -> str:
+    """`module:name` of what can be imported under it; behind that a fingerprint of what only Python can give again."""
+    path = path_of(thing)
+    module, _, name = path.partition(":")
+    try:
+        if module != "__main__" and reduce(getattr, name.split("."), sys.modules[module]) is thing:
+            return path
+    except (AttributeError, KeyError):
+        pass
+    return f"{path}.<{hashlib.sha256(repr(_made_of(thing)).encode()).hexdigest()[:8]}>"
+
+
+def _made_of(thing: Any) -> Any:
+    """What a function or an object does, as plain data: code, defaults, what it closes over, attributes."""
+    if isinstance(thing, CodeType):
+        return thing.co_code, thing.co_names, [_made_of(const) for const in thing.co_consts]
+    if isinstance(thing, FunctionType):
+        closed = [cell.cell_contents for cell in thing.__closure__ or ()]
+        return _made_of(thing.__code__), [_made_of(part) for part in (thing.__defaults__, thing.__kwdefaults__, closed)]
+    if isinstance(thing, (list, tuple)):
+        return [_made_of(item) for item in thing]
+    if isinstance(thing, dict):
+        return [(str(key), _made_of(value)) for key, value in thing.items()]
+    if isinstance(thing, partial):
+        return [_made_of(part) for part in (thing.func, thing.args, thing.keywords)]
+    if hasattr(thing, "__dict__") and not isinstance(thing, type):
+        return path_of(thing), _made_of(vars(thing))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def is_brought(option: str, name: str) -> bool:

@@ -58,10 +58,13 @@ def prune(
         scores: Tensors, regrow: bool = False, floor: float = 0.0, sparsity: float | None = None,
         among: Tensors | None = None,
     ) -> Tensors:  # fmt: skip
-        if among is None:
-            among = masks.full(parent.masks) if regrow else parent.masks
         wanted = stage.segment.sparsity if sparsity is None else sparsity
-        return masks.select(scores, among, wanted, rule, pattern, config.floor, floor)
+        alive = masks.full(parent.masks) if regrow else parent.masks
+        if among is not None:
+            _check_arguments(f"method {type(method).__name__}: select()", parent.masks, among=among)
+            alive = {name: mask & among[name] for name, mask in alive.items()}
+        _check_arguments(f"method {type(method).__name__}: select()", parent.masks, scores, wanted, floor)
+        return masks.select(scores, alive, wanted, rule, pattern, config.floor, floor)
 
     step = PruningStep(
         stage.budget,
@@ -117,6 +120,31 @@ def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
         norm += float(np.dot(weights, weights))
         change += float(np.dot(difference, difference))
     return norm, change
+
+
+def _check_arguments(
+    where: str,
+    like: Tensors,
+    scores: Tensors | None = None,
+    sparsity: float = 0.0,
+    floor: float = 0.0,
+    among: Tensors | None = None,
+) -> None:
+    """Raise RunError where `select` is given what nothing can be selected by."""
+    if not 0.0 <= sparsity <= 1.0:
+        raise RunError(f"{where} got sparsity={sparsity}; give a fraction from 0 to 1")
+    if not 0.0 <= floor < math.inf:
+        raise RunError(f"{where} got floor={floor}; give a number of weights, or a fraction of a layer, 0 or more")
+    for what, given in (("scores", scores), ("among", among)):
+        if given is None:
+            continue
+        missing = like.keys() - given.keys() if what == "among" else set()
+        for wrong in sorted(missing | (given.keys() - like.keys())):
+            raise RunError(f"{where}: {what} must have the names of step.weights; {wrong!r} is missing or too many")
+        for name, tensor in given.items():
+            if tensor.shape != like[name].shape or (what == "among" and tensor.dtype is not torch.bool):
+                found = f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise RunError(f"{where}: {what} has {found} for {name}, whose shape is {tuple(like[name].shape)}")
 
 
 def _no_gradients(batches: int = 1) -> Tensors:

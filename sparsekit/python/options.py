@@ -19,7 +19,7 @@ from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
 from sparsekit.errors import RunError, UserError
 from sparsekit.plugins.contract import faults
-from sparsekit.plugins.objects import brought, path_of
+from sparsekit.plugins.objects import brought, path_of, record_of
 from sparsekit.plugins.registry import GROUPS, option_of
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ def read(
         value = holder.get(member, options.get(name))
         if isinstance(value, (*_PLAIN, list, tuple, Mapping)) or not (kind == "format" or callable(value)):
             continue
-        path = path_of(value) + ("" if hasattr(value, "__qualname__") else ".<object>")
+        path = record_of(value)
         objects[f"{option_of(kind)} {path}"] = value
         options |= {group: {**holder, member: path}} if member in holder else {name: path}
     with keyword_names(), brought({**known, **objects}):

@@ -317,6 +317,8 @@ class Pruner:
             )
         stage, middle = self._now()
         masking.weight_decay = _weight_decay(self._optimizer, self._weights)
+        if masking.generator is not None:
+            masking.generator.manual_seed(derive(self._config.seed, "step", self.done))
         step = masking.at((stage.start + middle * stage.segment.epochs) / stage.budget.epochs)
         if (penalty := masking.penalty(step)) is not None:
             weights = list(self._weights.values())
@@ -370,6 +372,8 @@ class Pruner:
         """Hold the weights by these masks from now on."""
         self._masks = masks
         self._masking = Masking(self._method, self._weights, masks, {}, self._config.sparsity, 0.0)
+        if self._masking.hooked:
+            self._masking.generator = torch.Generator(next(iter(self._weights.values())).device)
         return self._masking
 
     def _probe(self, plugin: PruningMethod | MergeStrategy) -> Probe:

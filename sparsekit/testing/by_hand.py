@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sparsekit._types import Tensors
 from sparsekit.api import Budget, PruningMethod, PruningStep, Segment, Stage
@@ -27,7 +28,7 @@ def pruning_step(
 ) -> PruningStep:  # fmt: skip
     """The step of one pruning, for answers worked by hand: `RigL().masks(pruning_step(weights, plan, 1))`.
 
-    Its `select` is that of a run; there are no network and no images.
+    Its `select` is that of a run; there are no network and no images, and what is logged is dropped.
 
     Args:
         weights: The prunable weights by name; masked ones become 0.
@@ -54,5 +55,5 @@ def pruning_step(
         prune(_Catches(), parent, Stage(budget, tuple(plan), index), config, seed, gradients)
     except _Reached as reached:
         step: PruningStep = reached.args[0]
-        return step
+        return replace(step, log=lambda name, value: None)
     raise AssertionError("pruning asks for masks")

@@ -23,7 +23,7 @@ from sparsekit.models.create import build_model, initial_masks, initial_model, p
 from sparsekit.models.device import choose_device, lacks_memory, use_precision
 from sparsekit.models.fill import classifiers, fit_names, inside
 from sparsekit.models.saved import SavedModel
-from sparsekit.models.state import cpu_state_dict
+from sparsekit.models.state import State, cpu_state_dict, effective
 from sparsekit.models.teacher import open_teacher
 from sparsekit.planning.plan import (
     PlannedSegment,
@@ -133,7 +133,7 @@ def _check_task(config: FitConfig) -> None:
 
 
 def _check_replicas(config: FitConfig, plan: Sequence[PlannedSegment], data: LoadedData, weights: Tensors) -> None:
-    """Raise UserError where the data or the method's own tensors do not allow what the replicas differ in."""
+    """Raise UserError where the data or the method do not allow what the replicas differ in."""
     own: Tensors | None = None
     for replica in max((segment.replicas for segment in plan), key=len):
         data.at_strength(replica.augment)
@@ -141,16 +141,34 @@ def _check_replicas(config: FitConfig, plan: Sequence[PlannedSegment], data: Loa
             continue
         own = _extra(config.method, weights) if own is None else own
         other = _extra(replica.method, weights)
-        same = own.keys() == other.keys() and all(
-            torch.equal(own[name], other[name])
-            and config.method.extra_trained(name) == replica.method.extra_trained(name)
-            for name in own
+        if not _same(own, other) or any(_kinds(config.method, name) != _kinds(replica.method, name) for name in own):
+            why = "give the method other tensors of its own, but all replicas start from one parent"
+        elif not all(
+            _same(_used(config.method, weights, own, done), _used(replica.method, weights, own, done))
+            for done in (0.0, 0.5, 1.0)
+        ):
+            why = "change the weights that the forward pass uses, but all replicas are scored and merged as one network"
+        else:
+            continue
+        raise UserError(
+            f"--replicas.vary {config.replicas.vary}: its values {why}; compare them in runs of their own "
+            "(sparsekit sweep)"
         )
-        if not same:
-            raise UserError(
-                f"--replicas.vary {config.replicas.vary}: its values give the method other tensors of its own, but all "
-                "replicas start from one parent; compare them in runs of their own (sparsekit sweep)"
-            )
+
+
+def _kinds(method: PruningMethod, name: str) -> tuple[bool, bool]:
+    """How one of a method's own tensors is trained."""
+    return method.extra_trained(name), method.extra_decays(name)
+
+
+def _same(own: Tensors, other: Tensors) -> bool:
+    return own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+
+
+def _used(method: PruningMethod, weights: Tensors, extra: Tensors, progress: float) -> Tensors:
+    """The weights that the forward pass uses, half of them masked, at a fraction of the budget."""
+    half = {name: torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0 for name, weight in weights.items()}
+    return effective(method, State(weights, half, extra, progress=progress)).weights
 
 
 def _extra(method: PruningMethod, weights: Tensors) -> Tensors:

@@ -66,7 +66,7 @@ def test_augmentation_is_crop_and_flip(channels: int, size: int, shift: int, fli
     assert all(abs(count - expected) < 5 * expected**0.5 for count in seen.values())
 
 
-@pytest.mark.parametrize(("strength", "shift"), [(0.0, 0), (0.25, 0), (0.5, 1), (2.0, 4), (4.0, 8)])
+@pytest.mark.parametrize(("strength", "shift"), [(0.0, 0), (0.25, 1), (0.5, 1), (2.0, 4), (4.0, 8)])
 def test_shifts_and_flips_grow_with_the_strength(strength: float, shift: int) -> None:
     """Every image is a crop at most that far away, from a frame of black; flips grow up to strength 1 alone."""
     images, data = numbered(200, 1, 16, 2, True)
@@ -81,6 +81,19 @@ def test_shifts_and_flips_grow_with_the_strength(strength: float, shift: int) ->
     assert crops.shape[1:3] == (side, side)
     assert {top for top, _ in seen} == {left for _, left in seen} == set(range(side))
     assert mirrored / 400 == pytest.approx(0.5 * min(strength, 1.0), abs=0.08)  # 3 standard deviations
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.75, 1.1])
+def test_between_two_whole_shifts_each_image_takes_one_of_them(strength: float) -> None:
+    images, data = numbered(400, 1, 16, 2, False)
+    whole, part = divmod(strength * 2, 1)
+    shift, inside = int(whole) + 1, 0
+    for batch, labels in data.at_strength(strength).train_batches(0, steps=8):
+        crops = transforms.pad(images[labels], [shift] * 4, fill=0).unfold(2, 16, 1).unfold(3, 16, 1)[:, 0]
+        same = (crops == grey(data, batch)[:, :, None]).flatten(3).all(-1)
+        inside += int(same[:, 1:-1, 1:-1].flatten(1).any(1).sum())
+    smaller, larger = (2 * whole + 1) ** 2, (2 * whole + 3) ** 2
+    assert inside / 400 == pytest.approx(1 - part + part * smaller / larger, abs=0.075)
 
 
 def test_another_strength_leaves_the_data_set_as_it_was(digits: ImageData) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sparsekit.config.options import ExportConfig, FitConfig, MergeConfig
 from sparsekit.exporting import sparse
 from sparsekit.models.sparse_file import load
 from sparsekit.planning.plan import make_budget, make_plan, make_stages, summarize
+from sparsekit.plugins.objects import is_object, record_of
 from sparsekit.pruning import allocation, masks
 from sparsekit.schedules import cosine, linear
 
@@ -346,6 +348,35 @@ def test_objects_from_python_are_used_recorded_and_resumed(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"not a sparsekit\.Format"):
         sparsekit.export(found, format=halves, out=tmp_path / "other")  # type: ignore[arg-type]
     sparsekit.merge([found, named], out=tmp_path / "merged", masks="union", prune_again=0.9, allocation=halves)
+
+
+class Powered:
+    """An allocation with a number."""
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def __call__(self, shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
+        return allocation.uniform(shapes, sparsity, available, least)
+
+
+def test_a_record_tells_objects_apart_by_what_they_do() -> None:
+    def falling(to: float) -> Any:
+        return lambda done, low: 1.0 - (1.0 - to) * done
+
+    assert record_of(halves) == f"{halves.__module__}:halves"
+    assert record_of(Powered(1.0)) == record_of(Powered(1.0)) != record_of(Powered(2.0))
+    assert record_of(falling(0.1)) == record_of(falling(0.1)) != record_of(falling(0.2))
+    assert record_of(partial(falling, 0.1)) == record_of(partial(falling, 0.1)) != record_of(partial(falling, 0.2))
+    assert is_object(record_of(falling(0.1)))
+
+
+@pytest.mark.slow
+def test_another_object_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    sparsekit.fit(**SMALL, out=tmp_path / "run", masks={"allocation": Powered(1.0)})
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had not ended
+    with pytest.raises(UserError, match=r"masks\.allocation"):
+        sparsekit.fit(**SMALL, out=tmp_path / "run", masks={"allocation": Powered(2.0)}, resume=True)
 
 
 def test_a_pruner_takes_functions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sparsekit.methods.dpf import DPF
 from sparsekit.models.state import State, effective
 from sparsekit.pruning import masks
 from sparsekit.pruning.prune import prune
+from sparsekit.testing import pruning_step
 
 PLAN = (Segment(0.0, 1.0), Segment(0.5, 1.0), Segment(0.75, 1.0))
 GLOBAL = MasksConfig()
@@ -106,6 +108,38 @@ def test_what_is_pruned_stays_so_in_later_segments() -> None:
     second, _ = prune(Ramp(), trained, stage(2), GLOBAL, 0)
     assert masks.sparsity(second.masks) == 0.75
     assert all(not (second.masks[name] & ~first.masks[name]).any() for name in first.masks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"sparsity": 2.0}, ["sparsity=2.0", "0 to 1"]),
+        ({"sparsity": float("nan")}, ["sparsity=nan", "0 to 1"]),
+        ({"floor": float("inf")}, ["floor=inf", "0 or more"]),
+        ({"floor": -1.0}, ["floor=-1.0", "0 or more"]),
+        ({"among": {}}, ["among", "missing"]),
+        ({"among": {"a": torch.ones(2, 3)}}, ["among", "float32", "(2, 3)"]),
+        ({"among": {"a": torch.ones(1, dtype=torch.bool)}}, ["among", "(1,)", "(2, 3)"]),
+        ({"scores": {"a": torch.ones(2)}}, ["scores", "(2,)", "(2, 3)"]),
+        ({"scores": {"a": torch.ones(2, 3), "b": torch.ones(1)}}, ["scores", "'b'"]),
+    ],
+    ids=str,
+)
+def test_what_nothing_can_be_selected_by_is_told(arguments: dict[str, Any], parts: list[str]) -> None:
+    step = pruning_step({"a": torch.arange(6.0).reshape(2, 3)}, [Segment(0.5, 1.0)])
+    with pytest.raises(RunError) as caught:
+        step.select(**{"scores": step.weights, **arguments})
+    assert all(part in str(caught.value) for part in ("select()", *parts))
+
+
+def test_masks_to_choose_among_bring_nothing_back() -> None:
+    weights = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])}
+    step = pruning_step(weights, [Segment(0.5, 1.0)], masks={"a": torch.tensor([1, 1, 1, 1, 0, 0]).bool()})
+    among = {"a": torch.tensor([1, 1, 1, 0, 1, 1]).bool()}
+    given = {"a": torch.arange(6.0)}
+    assert step.select(given, among=among)["a"].tolist() == [True, True, True, False, False, False]
+    assert step.select(given, regrow=True, among=among)["a"].tolist() == [False, False, True, False, True, True]
+    assert step.select(given, sparsity=5 / 6, among=among)["a"].tolist() == [False, False, True, False, False, False]
 
 
 def test_regrown_weights_start_at_zero_with_no_momentum() -> None:

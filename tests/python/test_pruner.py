@@ -141,6 +141,31 @@ def test_a_loop_by_hand_ends_with_the_schedulers_bits(method: PruningMethod, opt
 
 
 @pytest.mark.slow
+class Noisy(Twice):
+    """Adds noise to the gradients."""
+
+    def gradients(self, step: TrainingStep, gradients: Tensors) -> Tensors:
+        assert step.generator is not None
+        return {name: g + 0.1 * torch.randn(g.shape, generator=step.generator) for name, g in gradients.items()}
+
+
+def test_hooks_draw_by_the_pruners_seed_alone() -> None:
+    def trained(seed: int, other: int) -> Tensors:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = Pruner(model, sgd, method=Noisy(), sparsity=0.5, epochs=3, steps_per_epoch=1, seed=seed)
+        torch.manual_seed(other)
+        for _ in range(pruner.steps):
+            pruner.prune_if_due()
+            model(torch.ones(2, 8)).square().mean().backward()
+            sgd.step()
+        return model.state_dict()
+
+    assert_equal(trained(3, 1), trained(3, 2))
+    assert differ(trained(3, 1), trained(4, 1))
+
+
 def test_a_plan_may_rewind() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))

@@ -50,6 +50,23 @@ class Threshold(OnePrune):
         return self.strength * step.extra["threshold"].square().sum()
 
 
+class Scaled(OnePrune):
+    """Multiplies the weights by a factor that grows with the training, away from the middle."""
+
+    def __init__(self, base: float = 1.0, dense: float = 1.0) -> None:
+        super().__init__(dense)
+        self.base = base
+
+    def effective(self, step: TrainingStep) -> dict[str, Tensor]:
+        return {name: weight * step.masks[name] * self.base**step.progress for name, weight in step.weights.items()}
+
+
+def test_replicas_that_are_merged_must_be_one_network() -> None:
+    with pytest.raises(UserError) as caught:
+        prepare(tiny_config(Scaled(), replicas=ReplicasConfig(2, vary="method.base", values=[1.0, 2.0], start=0.0)))
+    assert all(part in str(caught.value) for part in ("--replicas.vary method.base", "forward pass", "sparsekit sweep"))
+
+
 def test_replicas_of_one_parent_cannot_have_other_tensors_of_the_method() -> None:
     def vary(axis: str) -> None:
         replicas = ReplicasConfig(2, vary=axis, values=[0.1, 0.2], start=0.0)
