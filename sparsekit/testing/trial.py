@@ -102,6 +102,7 @@ def run(
     """
     from sparsekit.python.around import as_it_was  # only now: it imports torch
     from sparsekit.testing import problem
+    from sparsekit.training.prepare import prepare
 
     for name in options:
         if name.partition(".")[0] in _NO_FILES:
@@ -109,7 +110,7 @@ def run(
     given = dict(_defaults(options))
     call = read(FitConfig, {"method": method, "merge": merge, **options}, given, problem.OBJECTS)
     with as_it_was(), brought({**problem.OBJECTS, **call.objects}), keyword_names():
-        done = problem.run_of(problem.prepare(call.config))
+        done = problem.run_of(prepare(call.config))
     return _trial(done)
 
 
