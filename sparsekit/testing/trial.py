@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sparsekit.testing import problem
 
+_EPOCHS = 6
 _NO_FILES = ("out", "resume", "config")
 
 
@@ -121,7 +122,7 @@ def _defaults(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     from sparsekit.testing import problem
 
     config = problem.config(GMP(), Uniform())
-    yield from (("epochs", config.epochs), ("device", config.device), ("precision", config.precision))
+    yield from (("epochs", _EPOCHS), ("device", config.device), ("precision", config.precision))
     yield from (("channels_last", config.channels_last), ("wandb.mode", config.wandb.mode))
     yield from (("replicas.count", config.replicas.count), ("replicas.start", config.replicas.start))
     yield from (("optimizer.lr", config.optimizer.lr), ("evaluation.diagnostics", config.evaluation.diagnostics))

@@ -71,7 +71,7 @@ def _of_timm(config: OptimizerConfig, model: nn.Module, lr: float, weight_decay:
 
     if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
         raise UserError(f"--optimizer.name {config.name!r} is not a timm optimizer.{nearest(config.name, known)}")
-    return create_optimizer_v2(  # type: ignore[no-any-return]
+    return create_optimizer_v2(
         model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
     )
 
