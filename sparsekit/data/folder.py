@@ -19,13 +19,6 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
-from timm.data import (  # type: ignore[attr-defined]
-    DEFAULT_CROP_MODE,
-    DEFAULT_CROP_PCT,
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    create_loader,
-)
 from torch import Tensor
 
 from sparsekit.config.options import DataConfig
@@ -146,6 +139,8 @@ class FolderData(MadeImages):
         Raises:
             UserError: an option does not fit them.
         """
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # only now: it costs 3 s
+
         if config.batch_size > len(samples["train"]):
             raise UserError(
                 f"--data.batch_size: {config.batch_size} is more than there are training images; "
@@ -332,6 +327,8 @@ class FolderData(MadeImages):
         Raises:
             ValueError: mean and std do not have a value for each channel, or one for all.
         """
+        from timm.data import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT  # only now: it costs 3 s
+
         kwargs, statistics = self._kwargs, dict[str, tuple[float, ...]]()
         for key in ("mean", "std"):
             values = tuple(float(value) for value in kwargs[key])
@@ -358,6 +355,8 @@ class FolderData(MadeImages):
             self._loader(Stream([], self._read["test"], lambda _: [], 0, 0), training, 1)
 
     def _loader(self, stream: Stream, training: bool, batch_size: int) -> Any:
+        from timm.data import create_loader  # type: ignore[attr-defined]  # only now: it costs 3 s
+
         augments = training and self._augment and self.strength > 0.0
         given = scaled(self._kwargs, self.strength) if augments else self._kwargs
         kwargs = {key: value for key, value in given.items() if training or key in _ALWAYS}

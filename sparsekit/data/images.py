@@ -154,6 +154,16 @@ class ImageData(MadeImages):
         )
         return data
 
+    def shortened(self, count: int) -> ImageData:
+        """The same training images, and no more than the first `count` of the other splits."""
+        short = copy.copy(self)
+        short._images = {split: images[:count] for split, images in self._images.items()}
+        for labels in ("_labels", "_cpu_labels"):
+            held = getattr(self, labels)
+            setattr(short, labels, {split: held[split][: None if split == "train" else count] for split in held})
+        short.held_out_size, short.test_size = len(short._images["held_out"]), len(short._images["test"])
+        return short
+
     def seen_by(self, inputs: InputConfig, order: Sequence[int] | None = None) -> ImageData:
         """The same data set as a model sees it: in its size and with its normalisation, labelled in its order.
 

@@ -10,9 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import save_for_hf
 from torch import nn
 
 from sparsekit._types import Tensors
@@ -21,7 +19,6 @@ from sparsekit.data.inputs import InputConfig
 from sparsekit.display.text import listed
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, save_tensors, sync, write_json
-from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
 from sparsekit.models.fill import classifiers, fill, foreign, inside
 from sparsekit.models.registered import is_registered
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
@@ -62,6 +59,8 @@ def pretrained(config: ModelConfig) -> SavedModel | None:
         with suppress(UserError):  # creating the model reports the error
             return open_saved_model("--model.name", directory)
         return None
+    import timm  # only now: it costs 3 s
+
     is_registered(name)
     described = timm.get_pretrained_cfg(name, allow_unregistered=True)
     card = {"pretrained_cfg": json.loads(json.dumps(asdict(described)))} if described else {}
@@ -142,6 +141,10 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
     name, kwargs = resolve_model(config)
     if is_object(name):
         return _own(config, name, kwargs, seed)
+    import timm  # only now: it costs 3 s
+
+    from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
+
     local = local_directory(name)
     if not local and not is_registered(name):
         raise UserError(f"--model.name {name!r} is not a timm model.{nearest(name, timm.list_models())}")
@@ -223,6 +226,8 @@ def save_model(
     if described:
         model.pretrained_cfg = config_of_weights  # type: ignore[assignment]
         model.to(memory_format=torch.contiguous_format)  # safetensors writes no channels-last tensors
+        from timm.models import save_for_hf  # only now: it costs 3 s
+
         save_for_hf(model, str(directory), model_config=names, model_args=arguments, safe_serialization=True)
     else:
         made = {"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}

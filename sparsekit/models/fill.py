@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import timm
 import torch
 from torch import nn
 
@@ -169,7 +168,11 @@ def _remedy(source: SavedModel, size: str) -> str:
 def _translation(model: nn.Module) -> Callable[[Tensors, nn.Module], Tensors] | None:
     """Timm's function that changes older files of a model's architecture, from its module; None if it has none."""
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not name or not timm.is_model(name):
+    if not name:
+        return None
+    import timm  # only now: it costs 3 s
+
+    if not timm.is_model(name):
         return None
     module = sys.modules[timm.model_entrypoint(name).__module__]
     return getattr(module, "checkpoint_filter_fn", None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import timm
-
 from sparsekit.errors import UserError
 from sparsekit.plugins.registry import discover
 
@@ -14,6 +12,10 @@ def is_registered(name: str) -> bool:
     Raises:
         UserError: timm does not know it, and such a module cannot be imported.
     """
+    import timm  # only now: it costs 3 s
+
+    from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
+
     wrong: UserError | None = None
     for plugin in (plugin for found in discover().of("model").values() for plugin in found):
         if timm.is_model(name):

@@ -80,7 +80,7 @@ def _why(model: nn.Module, name: str) -> tuple[str, str, str]:
     path = name.rpartition(".")[0].partition("parametrizations")[0].rstrip(".")
     layer = model.get_submodule(path)
     kind = type(layer).__name__.removeprefix("Parametrized")
-    if isinstance(layer, masks.CENTRED):
+    if masks.is_centred(layer):
         return path, kind, _CENTRED
     return path, kind, _COMPUTED if isinstance(layer, masks.KINDS) else _OTHER
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from timm import layers
 from torch import Tensor, nn
 
 from sparsekit._types import Tensors
@@ -23,8 +22,13 @@ Arrays = dict[str, Array]
 
 KINDS = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers whose weights can be pruned."""
-CENTRED = tuple(getattr(layers, f"{kind}Conv2d{same}") for kind in ("Std", "ScaledStd") for same in ("", "Same"))
-"""Convolutions that centre their weights in every forward pass, which would make masked weights nonzero."""
+_CENTRED = "timm.layers.std_conv"
+"""The module of timm's convolutions that centre their weights; to import timm takes seconds."""
+
+
+def is_centred(layer: nn.Module) -> bool:
+    """Whether a convolution centres its weights in every forward pass, which would make masked weights nonzero."""
+    return any(kind.__module__ == _CENTRED for kind in type(layer).__mro__)
 
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
@@ -41,7 +45,7 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
     names = [
         f"{path}.weight" if path else "weight"
         for path, m in model.named_modules()
-        if isinstance(m, KINDS) and not isinstance(m, CENTRED)
+        if isinstance(m, KINDS) and not is_centred(m)
     ]
     names = [name for name in names if name in every]
     matrices, once = {id(every[name]) for name in names}, dict(model.named_parameters())

@@ -114,7 +114,8 @@ def process_settings() -> Iterator[list[str]]:
 def _put_back(before: dict[str, Any], hooks: list[dict[Any, Any]], held: list[dict[Any, Any]]) -> None:
     torch.set_grad_enabled(before["torch.set_grad_enabled"])
     torch.set_default_dtype(before["torch.set_default_dtype"])
-    torch.use_deterministic_algorithms(before["torch.use_deterministic_algorithms"])
+    if torch.are_deterministic_algorithms_enabled() != before["torch.use_deterministic_algorithms"]:
+        torch.use_deterministic_algorithms(before["torch.use_deterministic_algorithms"])  # which imports much: 2 s
     for each, kept in zip(hooks, held, strict=True):
         each.clear()
         each.update(kept)

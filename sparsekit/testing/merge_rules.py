@@ -253,7 +253,7 @@ def works_at_the_extremes(case: MergeCase) -> None:
 def ends_well(case: MergeCase) -> None:
     """A run with `gmp`, and one with `dpf`, which keeps dense weights behind its masks, end with a finite model."""
     case.make()
-    for method in (GMP(interval=0.3), DPF(interval=0.3)):
+    for method in (GMP(interval=0.6), DPF(interval=0.6)):
         name = type(method).__name__.lower()
         try:
             run = problem.run(method, case.make())

@@ -1,4 +1,4 @@
-"""The problem on which plugins are tried: a tiny network on digits of 8×8 pixels, in real runs of six epochs."""
+"""The problem on which plugins are tried: a tiny network on digits of 8×8 pixels, in real runs of four epochs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sparsekit.config.options import (
     ReplicasConfig,
     WandbConfig,
 )
+from sparsekit.data.images import ImageData
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError
 from sparsekit.executors import choose_executor, sequential
@@ -44,14 +45,16 @@ from sparsekit.testing.network import Network
 from sparsekit.training import prepare as training
 from sparsekit.training.setup import Setup
 
-EPOCHS = 6
+EPOCHS = 4
+SCORED = 40
+"""Images that a check's runs are scored on, held-out ones and test ones."""
 NETWORK = "sparsekit.testing.network:Network"
 OBJECTS: Mapping[str, Any] = {f"--model.name {NETWORK}": Network}
 """The network, as `plugins.objects.brought` takes it."""
 
 
 def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitConfig:
-    """Six epochs of 8 optimizer steps, with two replicas in every segment."""
+    """Four epochs of 8 optimizer steps, with two replicas in every segment."""
     given = FitConfig(
         method,
         merge,
@@ -70,9 +73,11 @@ def config(method: PruningMethod, merge: MergeStrategy, **changes: Any) -> FitCo
 
 
 def prepare(config: FitConfig) -> Setup:
-    """The setup of a run; the name of the network stands for it."""
+    """The setup of a run, which is scored on few images; the name of the network stands for it."""
     with brought(OBJECTS):
-        return training.prepare(config)
+        setup = training.prepare(config)
+    data = setup.data
+    return replace(setup, data=data.shortened(SCORED)) if isinstance(data, ImageData) else setup
 
 
 @contextmanager
@@ -208,6 +213,7 @@ def resumed_run(first: PruningMethod, second: PruningMethod, merge: MergeStrateg
     with job(setup) as context:
         with suppress(Stopped):
             loop.run(replace(context, signals=_Cut(3 * steps // 5)), first_progress(setup))
+        context.checkpoints.wait()  # what is still being written the next store would sweep away
         checkpoints = CheckpointStore(context.checkpoints.folder)
         read = partial(progress.restore, checkpoints, first_progress(again).parent, len(again.plan))
         at = checkpoints.restored(context.display.warn, read)

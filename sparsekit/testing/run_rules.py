@@ -1,4 +1,4 @@
-"""The rules for pruning methods that need whole runs: six epochs of two replicas each.
+"""The rules for pruning methods that need whole runs: four epochs of two replicas each.
 
 Every public function is a rule, and its docstring states what the contract requires.
 """
@@ -21,7 +21,7 @@ from sparsekit.testing.rules import Broken, after, describe, need, rules_of
     "leaves_its_inputs_alone", "hooks_follow_from_the_step", "hashes_decide_nothing",
 )  # fmt: skip
 def ends_well(case: MethodCase) -> None:
-    """A run of six epochs with two replicas ends, and its model is finite."""
+    """A run of four epochs with two replicas ends, and its model is finite."""
     _check_finite(case.run)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sparsekit.testing import problem
 
+_EPOCHS = 6
 _NO_FILES = ("out", "resume", "config")
 
 
@@ -102,6 +103,7 @@ def run(
     """
     from sparsekit.python.around import as_it_was  # only now: it imports torch
     from sparsekit.testing import problem
+    from sparsekit.training.prepare import prepare
 
     for name in options:
         if name.partition(".")[0] in _NO_FILES:
@@ -109,7 +111,7 @@ def run(
     given = dict(_defaults(options))
     call = read(FitConfig, {"method": method, "merge": merge, **options}, given, problem.OBJECTS)
     with as_it_was(), brought({**problem.OBJECTS, **call.objects}), keyword_names():
-        done = problem.run_of(problem.prepare(call.config))
+        done = problem.run_of(prepare(call.config))
     return _trial(done)
 
 
@@ -120,7 +122,7 @@ def _defaults(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     from sparsekit.testing import problem
 
     config = problem.config(GMP(), Uniform())
-    yield from (("epochs", config.epochs), ("device", config.device), ("precision", config.precision))
+    yield from (("epochs", _EPOCHS), ("device", config.device), ("precision", config.precision))
     yield from (("channels_last", config.channels_last), ("wandb.mode", config.wandb.mode))
     yield from (("replicas.count", config.replicas.count), ("replicas.start", config.replicas.start))
     yield from (("optimizer.lr", config.optimizer.lr), ("evaluation.diagnostics", config.evaluation.diagnostics))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,6 +13,13 @@ from sparsekit.config.options import OptimizerConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.models.state import EXTRA
 
+_TORCH = {
+    "sgd": (torch.optim.SGD, {"nesterov": True}),
+    "momentum": (torch.optim.SGD, {"nesterov": False}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+}
+"""Torch's own optimizers under timm's names: made as timm makes them, without its import, which takes seconds."""
 _GROUP = "group"
 """Replaces the parameter's name in the names of state that an optimizer keeps per group."""
 
@@ -33,12 +39,9 @@ def build(
     Raises:
         UserError: timm has no optimizer of that name, or the optimizer refuses an argument.
     """
-    if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
-        raise UserError(f"--optimizer.name {config.name!r} is not a timm optimizer.{nearest(config.name, known)}")
+    plain = config.name.lower() in _TORCH and not config.kwargs and not hasattr(model, "no_weight_decay")
     try:
-        optimizer = create_optimizer_v2(
-            model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
-        )
+        optimizer = (_of_torch if plain else _of_timm)(config, model, lr, weight_decay)
         for decay, names in ((weight_decay, [n for n in extra if n not in undecayed]), (0.0, undecayed)):
             if names:
                 optimizer.add_param_group({"params": [extra[name] for name in names], "weight_decay": decay})
@@ -46,6 +49,31 @@ def build(
         given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
         raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error
     return _fused(optimizer)
+
+
+def _of_torch(config: OptimizerConfig, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """One of torch's own, with the groups that timm makes: biases, norms and other vectors get no weight decay."""
+    kind, options = _TORCH[config.name.lower()]
+    momentum = {"momentum": config.momentum} if kind is torch.optim.SGD else {}
+    groups: dict[float, list[nn.Parameter]] = {0.0: [], weight_decay: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim <= 1 or name.endswith(".bias")
+            groups[0.0 if spared else weight_decay].append(parameter)
+    made = [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]
+    optimizer: Optimizer = kind(made, lr=lr, weight_decay=0.0, **momentum, **options)
+    return optimizer
+
+
+def _of_timm(config: OptimizerConfig, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Any other by timm's name for it."""
+    from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # only now: it costs 3 s
+
+    if config.name.lower() not in (known := [str(name) for name in list_optimizers()]):
+        raise UserError(f"--optimizer.name {config.name!r} is not a timm optimizer.{nearest(config.name, known)}")
+    return create_optimizer_v2(
+        model, config.name, lr=lr, weight_decay=weight_decay, momentum=config.momentum, **config.kwargs
+    )
 
 
 def _fused(optimizer: Optimizer) -> Optimizer:

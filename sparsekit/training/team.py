@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,6 +47,8 @@ class Team:
         """The model to train instead of the working one: a copy with SyncBatchNorm, or the working model itself."""
         if not self.sync_batchnorm:
             return model
+        from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]  # only now: it costs 3 s
+
         return convert_sync_batchnorm(copy.deepcopy(model), self.group)  # type: ignore[no-any-return,no-untyped-call]
 
     def forward(self, model: nn.Module, forward: Any) -> Any:

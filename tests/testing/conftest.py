@@ -7,6 +7,6 @@ from sparsekit.testing import problem
 
 @pytest.fixture(autouse=True)
 def _short_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of three epochs instead of six, except in slow tests."""
+    """Runs of three epochs instead of four, except in slow tests."""
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(problem, "EPOCHS", 3)

@@ -281,3 +281,27 @@ def test_the_fused_step_is_the_plain_one_in_any_memory_order(name: str) -> None:
     assert flags == [True, False, False]
     for plain in results[1:]:
         torch.testing.assert_close(results[0], plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", [0.0, 5e-4])
+@pytest.mark.parametrize("name", ["sgd", "Momentum", "adam", "adamw"])
+def test_torchs_own_optimizers_are_made_as_timm_makes_them(name: str, decay: float) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    model[2].weight.requires_grad_(False)
+    config = OptimizerConfig(name, momentum=0.8)
+    built = optimizers.build(config, model, {}, 0.03, decay)
+    expected = create_optimizer_v2(model, name, lr=0.03, weight_decay=decay, momentum=0.8)
+    assert type(built) is type(expected)
+    assert len(built.param_groups) == len(expected.param_groups)
+    for group, like in zip(built.param_groups, expected.param_groups, strict=True):
+        assert [id(p) for p in group.pop("params")] == [id(p) for p in like.pop("params")]
+        assert group | {"fused": None} == like
+
+
+def test_timm_makes_the_optimizer_of_a_model_that_spares_weights_of_its_own_from_decay() -> None:
+    class Spares(nn.Linear):
+        def no_weight_decay(self) -> set[str]:
+            return {"weight"}
+
+    built = optimizers.build(OptimizerConfig("sgd"), Spares(3, 2), {}, 0.1, 0.5)
+    assert [group["weight_decay"] for group in built.param_groups] == [0.0]
