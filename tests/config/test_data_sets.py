@@ -251,3 +251,37 @@ def test_planning_with_a_data_set_of_files_imports_no_torch(tmp_path: Path) -> N
     code += "code = main.main(['plan', '--data.name', 'csv', '--data.file', 'a', '--data.target', 'b']); "
     code += "sys.exit(code or ('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+PLACES = '''\
+"""Options of other types."""
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+import sparsekit
+import torch
+
+
+class Mode(Enum):
+    plain = 1
+    noisy = 2
+
+
+def places(extra: Path | None = None, mode: Mode = Mode.plain) -> sparsekit.Data:
+    """Numbers."""
+    return sparsekit.Data((torch.zeros(4, 2), torch.zeros(4)), (torch.zeros(4, 2), torch.zeros(4)))
+'''
+
+
+def test_paths_and_members_of_an_enum_are_written_and_read_again(tmp_path: Path) -> None:
+    with visible(tmp_path / "site") as folder:
+        distribution(folder, "sparsekit_places", "[sparsekit.datasets]\nplaces = made_up_places:places\n",
+                     {"made_up_places": PLACES})  # fmt: skip
+        config = parse("--data.name", "places", "--data.extra", "off.txt", "--data.mode", "noisy")
+        assert isinstance(config.data.options["extra"], Path)
+        written = describe(config)
+        assert (written["data"]["extra"], written["data"]["mode"]) == ("off.txt", "noisy")
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+        assert describe(parse("--config", str(tmp_path / "run.yaml"))) == written

@@ -14,6 +14,8 @@ from fake_site import distribution, visible
 from plugin_sources import METHOD, run
 from tiny import ARGUMENTS
 
+import sparsekit
+
 NETS = '''\
 """Nets registered with timm."""
 from __future__ import annotations
@@ -217,6 +219,28 @@ def test_a_package_brings_models(here: Path, capsys: Capture) -> None:
         assert states == {"made_up": ("found", "Nets registered with timm."), "broken": ("malformed", "")}
         assert run(capsys, "plugins", "check", "made_up")[0] == 0
         assert run(capsys, "plugins", "check", "broken")[0] == 1
+
+
+BARE = '''\
+"""A net that says nothing of itself."""
+from timm.models import register_model
+from torch import nn
+
+
+@register_model
+def made_up_bare(pretrained=False, num_classes=10, in_chans=3, **kwargs):
+    pooled = nn.Conv2d(in_chans, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*pooled, nn.Linear(8, num_classes))
+'''
+
+
+@pytest.mark.slow
+def test_a_finished_model_knows_how_many_outputs_it_has(here: Path, capsys: Capture) -> None:
+    with visible(here / "site") as site:
+        distribution(site, "bare", "[sparsekit.models]\nbare = made_up_plain\n", {"made_up_plain": BARE})
+        argv = ["fit", "--model.name", "made_up_bare", *PLAIN, "--data.image_size", "8", "--out", "run"]
+        assert run(capsys, *argv)[0] == 0
+        assert sparsekit.load("run").model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 # --- plugins and data in no package ---------------------------------------------------------------

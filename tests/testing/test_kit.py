@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from plugin_classes import Once, Pulled, Tensors, Thresholds, Twice, by_zeros, merge, method, option, refuse, tried
+from torch import Tensor
 
+import sparsekit
 from sparsekit.api import Budget, PruningMethod, PruningStep, Segment
 from sparsekit.errors import RunError
 from sparsekit.merges.uniform import Uniform
@@ -167,3 +169,55 @@ def test_run_errors_are_an_answer_to_what_is_not_finite() -> None:
         return step.select(self.scores(step))
 
     assert tried(METHOD_RULES, "handles_non_finite", MethodCase(method(masks=own))).state == "pass"
+
+
+def test_a_data_set_that_draws_anew_is_told() -> None:
+    def moving() -> sparsekit.Data:
+        """Random numbers."""
+        return sparsekit.Data((torch.rand(8, 2), torch.zeros(8)), (torch.ones(8, 2), torch.zeros(8)))
+
+    with pytest.raises(
+        ContractError, match=r"moving breaks a rule[^$]*returns_the_same_again[^$]*train has other values"
+    ):
+        check_dataset(moving)
+
+
+class Ordinal(sparsekit.Task):
+    """Class numbers in order, by a row of sigmoids: one fewer than there are classes."""
+
+    score_name = "accuracy"
+    stratified = True
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        above = (targets[:, None] > torch.arange(outputs.shape[1])).to(outputs.dtype)
+        return torch.nn.functional.binary_cross_entropy_with_logits(outputs, above)
+
+    def meter(self, device: torch.device) -> Rights:
+        return Rights()
+
+    def num_outputs(self, targets: Tensor) -> int:
+        return int(targets.max())
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        fits = outputs.dim() == 2 and len(outputs) == len(targets) and outputs.shape[1] >= targets.max()
+        if targets.dim() != 1 or targets.is_floating_point() or not fits:
+            raise ValueError("give class numbers, and an output fewer than classes")
+
+
+class Rights:
+    """The share of examples whose class is right."""
+
+    def __init__(self) -> None:
+        self.right, self.count = torch.zeros(()), 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right = self.right + ((outputs > 0).sum(1) == targets).sum()
+        self.count += len(targets)
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": float(self.right) / self.count}
+
+
+@pytest.mark.slow
+def test_a_stratified_task_may_have_another_number_of_outputs() -> None:
+    check_task(Ordinal)
