@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsekit.plugins.choices import call_faults
 from sparsekit.pruning import allocation
-from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
+from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 _NETWORKS: tuple[dict[str, tuple[int, ...]], ...] = (
     {"stem.weight": (4, 1, 3, 3), "block.weight": (8, 4, 3, 3), "depthwise.weight": (8, 1, 3, 3), "fc.weight": (10, 8)},
@@ -60,12 +60,14 @@ def adds_up(case: AllocationCase) -> None:
             case.is_sound(shapes, sparsity, available, dict.fromkeys(shapes, 0))
 
 
+@after("adds_up")
 def keeps_at_most_what_is_available(case: AllocationCase) -> None:
     """It keeps no more weights of a layer than are `available`: earlier prunings and patterns leave fewer than all."""
     for shapes, sparsity, available in _scarce():
         case.is_sound(shapes, sparsity, available, dict.fromkeys(shapes, 0))
 
 
+@after("adds_up", "keeps_at_most_what_is_available")
 def keeps_what_is_asked_for(case: AllocationCase) -> None:
     """It keeps at least as many weights of a layer as `least` says, as `--masks.floor` asks."""
     for shapes in _NETWORKS:
