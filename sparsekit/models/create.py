@@ -86,10 +86,6 @@ def build_model(
     source = source or initial_model(config)
     import_modules(source.imports if source else ())
     model = _create(config, num_classes, channels, seed)
-    if not hasattr(model, "num_classes") and not is_object(
-        resolve_model(config)[0]
-    ):  # timm's own models say it, and so does their config.json
-        model.num_classes = num_classes  # type: ignore[assignment]
     if config.new_head and not classifiers(model):
         raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
     if source is not None:
@@ -159,7 +155,7 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
         raise UserError(f"--model.kwargs: {named[0]} is not allowed; give weights with --model.name local-dir:DIR")
     torch.manual_seed(seed)
     try:
-        return timm.create_model(
+        model: nn.Module = timm.create_model(
             name, pretrained=config.pretrained, num_classes=num_classes, in_chans=channels, **_tuples(kwargs)
         )
     except Exception as error:  # a model's constructor may raise anything
@@ -167,6 +163,9 @@ def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> 
         if config.pretrained:
             raise UserError(f"--model.pretrained: no weights for {name!r}: {text}") from error
         raise UserError(f"--model.name {name} with --model.kwargs {kwargs}: {text}") from error
+    if not hasattr(model, "num_classes"):  # timm's own models say it, and so does their config.json
+        model.num_classes = num_classes  # type: ignore[assignment]
+    return model
 
 
 def _own(config: ModelConfig, name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:

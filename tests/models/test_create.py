@@ -53,7 +53,7 @@ def test_lists_become_tuples_however_deep(monkeypatch: pytest.MonkeyPatch) -> No
     model = build_model(ModelConfig("test_vit", kwargs={"img_size": [16, 32], "patch_size": [8, 8]}), 4, 3, 0)
     assert model(torch.zeros(1, 3, 16, 32)).shape == (1, 4)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: seen.update(kwargs))
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: seen.update(kwargs) or torch.nn.Identity())
     build_model(ModelConfig("resnet18", kwargs={"a": [1, [2, {"b": [3]}]], "c": "d"}), 4, 3, 0)
     assert (seen["a"], seen["c"]) == ((1, (2, {"b": (3,)})), "d")
 

@@ -131,6 +131,7 @@ def test_a_data_set_that_draws_gives_the_same_bits_with_any_number_of_workers(tm
     assert same(run, other)
 
 
+@pytest.mark.slow
 def test_a_data_set_without_noise_trains_to_the_bits_of_its_tensors(tmp_path: Path) -> None:
     plain = sparsekit.Data(train=Table(320, 0, 0.0), test=TensorDataset(*problem(160, 1)))
     one = sparsekit.fit(model=network, data=plain, out=tmp_path / "one", **QUICK)
@@ -150,6 +151,7 @@ class Reversed(Table):
         return inputs, label // 2
 
 
+@pytest.mark.slow
 def test_the_targets_are_those_that_a_data_set_gives(tmp_path: Path) -> None:
     x, y = problem(160, 1)
     two = lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))  # noqa: E731
@@ -323,6 +325,7 @@ def test_a_wrong_keyword_is_told_by_its_name_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_data_set_that_raises_in_a_worker_ends_the_process(tmp_path: Path) -> None:
     """Its workers ignore the signal with which Python would end them; the error must not keep them."""
     code = """
@@ -436,6 +439,7 @@ def test_a_run_of_a_module_is_worked_with_on_the_command_line(tmp_path: Path) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_notebook_is_worked_with_from_python_and_refused_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -621,6 +621,7 @@ def test_merges_that_differentiate_take_a_loss_and_those_that_weigh_an_informati
     assert_equal(scored, found[losses.index(min(losses))])
 
 
+@pytest.mark.slow
 def test_state_dicts_that_do_not_belong_together_are_refused() -> None:
     pruner, _, found = replicas()
     revived = {**found[1], "0.weight": found[1]["0.weight"] + 1.0}

@@ -73,6 +73,7 @@ def before_state(at: RunProgress, tensors: dict[str, Tensor], beginnings: dict[i
     return State(tensors, masks, target=at.parent.target)
 
 
+@pytest.mark.slow
 def test_files_are_as_large_as_without_rewinding() -> None:
     found = {}
     for name, chosen in (("plain", None), ("rewinding", 1)):

@@ -348,6 +348,7 @@ def batches_of(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
+@pytest.mark.slow
 def test_each_axis_has_its_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = setup_for_sgd()
     parent, stage = dense_then_pruned(setup)
@@ -407,6 +408,7 @@ class Pulled(OnePrune):
         return {name: gradient / self.steps for name, gradient in gradients.items()}
 
 
+@pytest.mark.slow
 def test_a_replica_follows_the_method_of_its_own() -> None:
     """In training as in a run whose method it is; scores and masks are the run's."""
     setup = setup_for_sgd(Pulled())

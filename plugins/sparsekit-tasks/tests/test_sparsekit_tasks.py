@@ -32,6 +32,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [Multilabel, Regression, Segmentation])
 def test_the_contract(cls: type[Task]) -> None:
     check_task(cls)
