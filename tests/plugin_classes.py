@@ -57,6 +57,8 @@ class Thresholds(Twice):
     def __init__(
         self, pull: float = 1e-3, rates: tuple[float, float] = (1.0, 0.1), allocate: str | None = None
     ) -> None:
+        if not 0 <= pull < 1e6:
+            raise ValueError(f"--method.pull is {pull}; give a number from 0 to 1e6")
         self.pull, self.rates, self.allocate = pull, rates, allocate
 
     def learning_rate(self, stage: Stage) -> Schedule:
@@ -106,6 +108,10 @@ class Pulled(MergeStrategy):
 
     most: float = 0.5
     only: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 1:
+            raise ValueError(f"--merge.most is {self.most}; give a share from 0 to 1")
 
     @property
     def average_from(self) -> float | None:

@@ -83,6 +83,8 @@ class Squares(Task):
     score_name = "closeness"
 
     def __init__(self, weight: float = 1.0) -> None:
+        if not 0 < weight < 1e6:
+            raise ValueError(f"--task.weight is {weight}; give a positive number below 1e6")
         self.weight = weight
 
     def loss(self, outputs, targets):

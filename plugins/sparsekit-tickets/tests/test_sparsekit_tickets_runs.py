@@ -20,12 +20,13 @@ pytestmark = pytest.mark.slow
 KWARGS = '{"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}'
 SMALL = ["--epochs", "6", "--model.kwargs", KWARGS, "--data.image_size", "8", "--device", "cpu"]
 SMALL += ["--replicas.count", "2", "--replicas.start", "0", "--wandb.mode", "disabled"]
+N_M = ["--masks.pattern", "2:4", "--masks.exclude", "[conv1]"]  # one input channel
 
 
 @pytest.mark.parametrize(("rewind", "begins"), [(0.0, 0), (0.25, 1)])
 def test_what_is_left_returns_bit_for_bit(rewind: float, begins: int) -> None:
     run = problem.run(LTH(cycles=2, rewind=rewind), Uniform(), sparsity=0.75)
-    pruned = {each.segment: each.state for each in run.moments if each.where.startswith("after the pruning")}
+    pruned = {each.stage.index: each.state for each in run.moments if each.where.startswith("after the pruning")}
     start = pruned[begins]  # a dense segment: its pruning changes nothing
     assert run.setup.plan[begins].stage.segment.sparsity == 0.0
     for index in range(begins + 1, begins + 3):
@@ -35,7 +36,7 @@ def test_what_is_left_returns_bit_for_bit(rewind: float, begins: int) -> None:
         assert not state.optimizer
         for name, tensor in state.tensors.items():
             assert torch.equal(tensor, start.tensors[name] * state.masks.get(name, torch.tensor(1, dtype=tensor.dtype)))
-        trained = next(e.state for e in reversed(run.moments) if e.segment == index - 1)
+        trained = next(e.state for e in reversed(run.moments) if e.stage.index == index - 1)
         assert is_top(trained, state)
 
 
@@ -54,7 +55,7 @@ def is_top(before: State, after: State) -> bool:
         (["snip", "--merge", "greedy"], 1),
         (["snip", "--model.kwargs", KWARGS[:-1] + ', "zero_init_last": false}'], 1),
         (["synflow", "--sparsity", "0.99"], 1),
-        (["synflow", "--masks.pattern", "2:4", "--sparsity", "0.5", "--method.rounds", "10"], 1),
+        (["synflow", *N_M, "--sparsity", "0.5", "--method.rounds", "10"], 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
