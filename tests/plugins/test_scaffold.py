@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_site import offline
+from fake_wandb import ENTITY, PROJECT, SWEEP, FakeWandb
 from plugin_sources import run
 from safetensors.numpy import load_file
 
@@ -33,6 +34,15 @@ PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executa
 
 
 Execute = Callable[..., str]
+OWN = {
+    "method": "my_own",
+    "merge": "my_own",
+    "task": "my_own",
+    "data.name": "my_own",
+    "masks.allocation": "my_own",
+    "optimizer.schedule": "my_own",
+}
+FEW = {"epochs": 6, "replicas.count": 2, "wandb.mode": "offline", "data.count": 100, "data.batch_size": 20}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +52,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Execute:
     environment = offline(folder / "site")
     scaffold.create("my_own", KINDS, folder / "made")
 
-    def execute(*command: str, cwd: Path = folder) -> str:
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+    def execute(*command: str, cwd: Path = folder, more: Mapping[str, str] | None = None) -> str:
+        settings = environment | dict(more or {})
+        done = subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -66,18 +77,9 @@ def test_one_of_everything_installs_and_keeps_the_contract(everything: Execute) 
 @pytest.mark.slow
 def test_one_of_everything_runs_together(everything: Execute, tmp_path: Path) -> None:
     """A run of all of them, its export, a sweep over their options."""
-    own = {
-        "method": "my_own",
-        "merge": "my_own",
-        "task": "my_own",
-        "data.name": "my_own",
-        "masks.allocation": "my_own",
-        "optimizer.schedule": "my_own",
-        "model.name": "made_up:Net",
-    }
+    own = OWN | {"model.name": "made_up:Net"}
     (tmp_path / "made_up.py").write_text(NET)
-    small = {"epochs": 6, "replicas.count": 2, "wandb.mode": "offline", "data.count": 100, "data.batch_size": 20}
-    options = [word for name, value in (own | small).items() for word in (f"--{name}", str(value))]
+    options = [word for name, value in (own | FEW).items() for word in (f"--{name}", str(value))]
     execute = partial(everything, cwd=tmp_path)
     execute("sparsekit", "fit", *options, "--out", "run")
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -88,7 +90,7 @@ def test_one_of_everything_runs_together(everything: Execute, tmp_path: Path) ->
         assert {*exported.files} == {*weights}
         assert all((exported[name] == weights[name]).all() for name in weights)
 
-    parameters: dict[str, Any] = {name: {"value": value} for name, value in (own | small).items()}
+    parameters: dict[str, Any] = {name: {"value": value} for name, value in (own | FEW).items()}
     parameters |= {"masks.allocation": {"values": ["global", "my_own"]}, "method.steps": {"values": [1, 2]}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
     assert "4 of 4 runs done" in execute("sparsekit", "sweep", "sweep.yaml", "--out", "swept")
@@ -101,13 +103,42 @@ def test_one_of_everything_runs_together(everything: Execute, tmp_path: Path) ->
     )
 
 
+@pytest.mark.slow
+def test_an_agent_of_wandb_sweeps_over_the_options_of_everything(everything: Execute, tmp_path: Path) -> None:
+    """`plugins new`, `pip install`, `wandb agent`: the options of the package stand in the runs."""
+    (tmp_path / "made_up.py").write_text(NET)
+    grid: dict[str, dict[str, Any]] = {
+        f"run{number}": OWN
+        | FEW
+        | {"model.name": "made_up:Net", "method.steps": number, "data.noise": number / 10, "task.delta": 2.0}
+        for number in (1, 2)
+    }
+    command = ["${env}", "${program}", "fit", "${args}", "--resume"]
+    parameters = {name: {"values": [values[name] for values in grid.values()]} for name in grid["run1"]}
+    sweep = {"program": "sparsekit", "command": command, "method": "grid", "parameters": parameters}
+    with FakeWandb(yaml.safe_dump(sweep), grid) as server:
+        said = everything(
+            *(sys.executable, "-m", "wandb", "agent", f"{ENTITY}/{PROJECT}/{SWEEP}"),
+            cwd=tmp_path,
+            more={k: v for k, v in server.environment(tmp_path).items() if k not in ("PATH", "PYTHONPATH")},
+        )
+        assert server.started == list(grid)
+    for name, values in grid.items():
+        (out,) = tmp_path.glob(f"runs/sweep-{SWEEP}/*-{name}")
+        assert json.loads((out / "summary.json").read_text())["status"] == "done", said
+        written = yaml.safe_load((out / "config.yaml").read_text())
+        assert (written["method"]["name"], written["task"]["delta"]) == ("my_own", 2.0)
+        assert written["method"]["steps"] == values["method.steps"]
+        assert written["data"]["noise"] == values["data.noise"]
+
+
 NET = """
 from torch import nn
 
 
 class Net(nn.Sequential):
-    def __init__(self, num_classes=1, in_chans=2):
-        super().__init__(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+    def __init__(self, num_classes=1, in_chans=1):
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
 """
 
 
