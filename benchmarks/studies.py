@@ -1,10 +1,11 @@
-"""The studies of configs/studies/: trained by `sparsekit sweep`, then told in docs/results/ as rows, tables and plots.
+"""The studies of configs/studies/: trained as `sparsekit sweep` does, told in docs/results/ as rows, tables and plots.
 
     make studies-digits                       # or: python benchmarks/studies.py NAME …  (without a name: all of digits)
     python benchmarks/studies.py --tell       # only the pages again, from the committed rows
 
-A study goes on where it was cut off. Its finished runs become one line each of docs/results/NAME.jsonl, and those lines
-become docs/results/NAME.md; a test holds the two against each other. Nothing of a page is written by hand.
+Every run that ends becomes a line of docs/results/NAME.jsonl, and those lines become docs/results/NAME.md; a test holds
+the two against each other. Nothing of a page is written by hand. A study goes on where it was cut off, in another
+checkout too: what has a line is not trained again.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import study_index
-from study_tables import Row
+from study_tables import Row, select
 
 from sparsekit.cli import main as cli
 from sparsekit.run import directory
-from sparsekit.sweep import spec
+from sparsekit.sweep import runner, spec
 
 ROOT = Path(__file__).parents[1]
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
@@ -53,6 +55,8 @@ KEPT = (
     "candidates.mean_accuracy",
     "candidates.best_accuracy",
     "candidates.ensemble_accuracy",
+    "candidates.mean_loss",
+    "candidates.ensemble_loss",
     "images.total",
     "images.critical",
     "sparsity",
@@ -63,11 +67,72 @@ IDLE = ("wandb.mode", "evaluation.report", "evaluation.corruptions", "data.root"
 """Options that a study sets, and that say nothing of what it asks."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A sweep file of a study.
+
+    Attributes:
+        file: The sweep file.
+        out: Where its runs lie.
+        label: What its rows say of where they are from.
+    """
+
+    file: Path
+    out: Path
+    label: Row
+
+    def row(self, cell: spec.Cell) -> Row:
+        """What a run's row says of what was asked."""
+        return self.label | {key: value for key, value in cell.values.items() if key not in IDLE}
+
+
+def parts(folder: Path, sweeps: Sequence[Path]) -> list[Part]:
+    """One sweep file's runs lie in `folder`, those of several in `folder/NAME` each."""
+    if len(sweeps) == 1:
+        return [Part(sweeps[0], folder, {})]
+    return [Part(file, folder / file.stem, {"part": file.stem}) for file in sweeps]
+
+
 def train(name: str, jobs: int) -> int:
-    """Run the study's sweep files in the order of their names."""
-    command = [sys.executable, "-m", "sparsekit", "sweep", *map(str, files(name)), "--jobs", str(jobs)]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # weights are the same bits at equal thread counts only
-    return subprocess.run([*command, "--out", str(RUNS / name)], cwd=ROOT, env=environment, check=False).returncode
+    """Train what has no row yet, in the order of the files' names; 1 where a run failed, 128 + N after a signal."""
+    os.chdir(ROOT)  # a study's files name runs of another by their path in the project
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # weights are the same bits at equal thread counts only
+    before, code = rows_of(name), 0
+    of_study = parts(RUNS / name, files(name))
+    sweeps = [(part, runner.Sweep(spec.read(part.file), None, part.out)) for part in of_study]
+    parents: set[Path] = set()
+    for part, sweep in reversed(sweeps):  # what others begin with is in an earlier file
+        sweep.cells = [
+            cell for cell in sweep.cells if part.out / cell.name in parents or not matching(before, part.row(cell))
+        ]
+        parents |= {ROOT / cell.values["model.init"] for cell in sweep.cells if "model.init" in cell.values}
+    for part, sweep in sweeps:
+        print(f"{name}, {part.file.stem}: {len(sweep.cells)} runs without a row", flush=True)
+        for child in sweep.run(jobs):
+            print(f"  {child.name}: {sweep.failed.get(child.name, 'done')}, {child.seconds:.0f} s", flush=True)
+            save(name)
+        if sweep.signum:
+            return 128 + sweep.signum
+        code |= bool(sweep.failed)
+    return code
+
+
+def save(name: str, again: bool = False) -> int:
+    """Write the rows of the study, as `collect` finds them; returns their number."""
+    before = rows_of(name)
+    rows = collect(RUNS / name, files(name), before, again)
+    if name.endswith("apart"):
+        rows += average_apart(RUNS / name, STUDIES / name / "2-apart.yaml", before)
+    if rows:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (RESULTS / f"{name}.jsonl").write_text(text, "utf-8")
+    return len(rows)
+
+
+def rows_of(name: str) -> list[Row]:
+    """The study's rows so far."""
+    path = RESULTS / f"{name}.jsonl"
+    return list(read_jsonl(path)) if path.exists() else []
 
 
 def files(name: str) -> list[Path]:
@@ -76,16 +141,21 @@ def files(name: str) -> list[Path]:
     return [single] if single.exists() else sorted((STUDIES / name).glob("*.yaml"))
 
 
-def collect(folder: Path, sweeps: Sequence[Path]) -> list[Row]:
-    """A row for each finished run of these sweep files; they ran in `folder`, or several in `folder/NAME` each."""
+def collect(folder: Path, sweeps: Sequence[Path], before: Sequence[Row] = (), again: bool = False) -> list[Row]:
+    """A row for each run: the one it had before, or what its directory says; that of the directory first, if `again`."""
     rows = []
-    for file in sweeps:
-        out, part = (folder, {}) if len(sweeps) == 1 else (folder / file.stem, {"part": file.stem})
-        for cell in spec.read(file).cells(None):
-            if directory.finished(out / cell.name):
-                values = {key: value for key, value in cell.values.items() if key not in IDLE}
-                rows.append(part | values | measured(out / cell.name))
+    for part in parts(folder, sweeps):
+        for cell in spec.read(part.file).cells(None):
+            known = matching(before, part.row(cell))
+            if (again or not known) and directory.finished(part.out / cell.name):
+                known = [part.row(cell) | measured(part.out / cell.name)]
+            rows += known
     return rows
+
+
+def matching(rows: Sequence[Row], values: Row) -> list[Row]:
+    """The row with these values, if there is one."""
+    return [row for row in rows if values.items() <= row.items()][:1]
 
 
 def measured(run: Path) -> Row:
@@ -104,14 +174,18 @@ def measured(run: Path) -> Row:
     return row
 
 
-def average_apart(runs: Path, file: Path) -> list[Row]:
+def average_apart(runs: Path, file: Path, before: Sequence[Row] = ()) -> list[Row]:
     """Soups of the models of a sweep file, pruned each by itself: masks united, averaged once, and pruned again."""
-    found = []
+    found = select(before, part="3-averaged")
     groups: dict[tuple[str, float], list[str]] = {}
     for cell in spec.read(file).cells(None):
         if directory.finished(runs / file.stem / cell.name):
             groups.setdefault((cell.values["model.init"], cell.values["sparsity"]), []).append(cell.name)
+    wanted = Counter((cell.values["model.init"], cell.values["sparsity"]) for cell in spec.read(file).cells(None))
     for (parent, sparsity), members in groups.items():
+        values: Row = {"part": "3-averaged", "seed": int(Path(parent).name.removeprefix("seed=")), "sparsity": sparsity}
+        if len(members) < wanted[parent, sparsity] or matching(found, values):
+            continue
         out = runs / "3-averaged" / f"{Path(parent).name},sparsity={sparsity}"
         told = out / "evaluation.json"
         if not (out / "merge.json").exists():
@@ -122,7 +196,6 @@ def average_apart(runs: Path, file: Path) -> list[Row]:
         if not told.exists() and cli.main(["evaluate", str(out), "--data.name", "digits", "--output", str(told)]):
             raise SystemExit(f"{out} could not be evaluated")
         test = next(iter(json.loads(told.read_text("utf-8"))["variants"].values()))["test"]
-        values: Row = {"part": "3-averaged", "seed": int(Path(parent).name.removeprefix("seed=")), "sparsity": sparsity}
         found.append(values | {f"test.{key}": test[key] for key in ("accuracy", "loss", "ece", "brier")})
     return found
 
@@ -157,7 +230,7 @@ def main() -> int:
         "names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION, *FULL))}; all of digits"
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--collect", action="store_true", help="take the runs that are there; train nothing")
+    parser.add_argument("--collect", action="store_true", help="train nothing; read all runs that are here again")
     parser.add_argument("--tell", action="store_true", help="write the pages from the committed rows alone")
     given = parser.parse_args()
     names, failed = given.names or list(DIGITS), 0
@@ -166,14 +239,7 @@ def main() -> int:
         if code in (130, 143):  # stopped by hand; the same command goes on
             return code
         failed |= code
-        runs = RUNS / name
-        rows = collect(runs, files(name))
-        if name == "digits-apart":
-            rows += average_apart(runs, STUDIES / name / "2-apart.yaml")
-        if rows:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (RESULTS / f"{name}.jsonl").write_text(lines, "utf-8")
-        print(f"{name}: {len(rows)} rows")
+        print(f"{name}: {save(name, given.collect)} rows")
     tell()
     return 1 if failed else 0
 

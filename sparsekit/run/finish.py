@@ -79,6 +79,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         summary["candidates.count"] = len(values)
         summary[f"candidates.mean_{score}"] = _finite(sum(values) / len(values))
         summary[f"candidates.best_{score}"] = _finite(max(values))
+        summary["candidates.mean_loss"] = _finite(sum(c.loss for c in result.candidates) / len(values))
     return measured | summary
 
 
@@ -120,8 +121,8 @@ def merges(out: Path, score: str) -> dict[str, Any]:
     """Count the merges of two or more candidates in metrics.jsonl, and those that regressed.
 
     Returns:
-        `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy`, the test score of the
-        last candidates' ensemble, if it was measured. Empty without such a merge.
+        `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy` and `.ensemble_loss`, the
+        test score and loss of the last candidates' ensemble, if it was measured. Empty without such a merge.
     """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if '"merge"' in line]
@@ -130,8 +131,8 @@ def merges(out: Path, score: str) -> dict[str, Any]:
         return {}
     lost = sum(row["soup.lost"] for row in judged)
     values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
-    ensemble = judged[-1].get(f"ensemble.test_{score}")
-    return values | ({} if ensemble is None else {f"candidates.ensemble_{score}": ensemble})
+    measured = {key: judged[-1].get(f"ensemble.test_{key}") for key in (score, "loss")}
+    return values | {f"candidates.ensemble_{key}": value for key, value in measured.items() if value is not None}
 
 
 def page_of(out: Path) -> Path:

@@ -156,6 +156,9 @@ def test_rows_are_the_runs_own_figures(tmp_path: Path) -> None:
         # the half cosine by hand, from 0.2 to a hundredth of it; forked at 0.2, after a warm-up of a twentieth
         lr = 0.002 + (0.2 - 0.002) * (1 + math.cos(math.pi * (0.2 - 0.05) / (1 - 0.05))) / 2
         assert row["first.lr"] == pytest.approx([lr, lr])
+    (tmp_path / "tiny" / "seed=3" / "summary.json").unlink()  # as in a fresh checkout
+    assert studies.collect(tmp_path / "tiny", [sweep]) == rows[1:]
+    assert studies.collect(tmp_path / "tiny", [sweep], rows) == rows
 
 
 @pytest.mark.slow
