@@ -142,7 +142,7 @@ def files(name: str) -> list[Path]:
 
 
 def collect(folder: Path, sweeps: Sequence[Path], before: Sequence[Row] = (), again: bool = False) -> list[Row]:
-    """A row for each run: the one it had before, or what its directory says; that of the directory first, if `again`."""
+    """A row for each run: the one it had before, or what its directory says; `again`: the latter first."""
     rows = []
     for part in parts(folder, sweeps):
         for cell in spec.read(part.file).cells(None):
