@@ -537,6 +537,13 @@ class Task(ABC):
             total, count = total + each, count + 1
         return total / count
 
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Measures of each example, [N] each, of which the meter's under the same names are the means; by default none.
+
+        For the interval of what a soup brought over its candidates.
+        """
+        return {}
+
     def predict(self, outputs: Tensor) -> Tensor | None:
         """What is predicted, so that equal predictions can be counted; None where outputs are numbers of any size."""
         return None

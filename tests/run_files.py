@@ -78,6 +78,7 @@ def write_run(
         "model_sparsity": sparsity - 0.01, "nonzero": 24_380, "parameters": 243_810,
         f"test.{score}": accuracy(seed, sparsity), "test.loss": 0.1234,
         "candidates.count": 3, f"candidates.mean_{score}": 0.9, f"candidates.best_{score}": 0.97, "wall_seconds": 75.0,
+        "gain.loss": -0.02, "gain.loss.low": -0.05, "gain.loss.high": -0.01,
         "flops.dense": 1_000_000, "flops.sparse": 125_000.0, "bytes.dense": 975_240, "bytes.compressed": 132_900,
         "bytes.disk": 987_856, "images.total": 6200, "images.critical": 2400, "latency.seconds": 0.0015,
     }  # fmt: skip

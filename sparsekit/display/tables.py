@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from sparsekit.display.text import duration, is_share, listed, percent, score_number, score_text
+from sparsekit.display.text import duration, gain_text, is_share, listed, percent, score_number, score_text, signed_text
 
 NAMES = {
     "accuracy": "accuracy",
@@ -79,7 +80,9 @@ def summary_table(summary: Mapping[str, Any], wandb: Sequence[str] = ()) -> Tabl
         text = f"{reached} on the test split" + (f", loss {known['test.loss']:.4f}" if "test.loss" in known else "")
         table.add_row("soup" if mean in known else score, Text(text, "bold"))
     for name, key in (("mean candidate", mean), ("best candidate", best)):
-        add(name, lambda a, soup: f"{score_text(score, a, 2)}  (soup {_signed(score, soup - a)})", key, tested)
+        interval = gain_text(score, known) if key == mean else ""
+        about = f", {interval} over the test examples" if interval else ""
+        add(name, partial(_candidate, score, about), key, tested)
     if measures := _further(known, score):
         table.add_row("", Text(measures))
     add("merges lost", lambda *counts: _lost(score, *counts), "merges.lost", "merges.count", "merges.margin")
@@ -126,8 +129,8 @@ def run_title(method: object, merge: object, merged: bool | None) -> str:
     )
 
 
-def _signed(score: str, difference: float) -> str:
-    return f"{100 * difference:+.2f}" if is_share(score) else f"{difference:+.4f}"
+def _candidate(score: str, about: str, value: float, soup: float) -> str:
+    return f"{score_text(score, value, 2)}  (soup {signed_text(score, soup - value)}{about})"
 
 
 def _further(known: Mapping[str, Any], score: str) -> str:

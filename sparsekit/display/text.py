@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -34,6 +35,18 @@ def score_text(name: str, value: float, digits: int = 1) -> str:
 def gap_text(name: str, difference: float, digits: int = 2) -> str:
     """A difference of two scores: of accuracies in points, of any other to four places."""
     return f"{100 * difference:.{digits}f} points" if is_share(name) else f"{difference:.4f}"
+
+
+def signed_text(name: str, difference: float) -> str:
+    """A difference with its sign: of accuracies in points, of any other measure to four places."""
+    return f"{100 * difference:+.2f}" if is_share(name) else f"{difference:+.4f}"
+
+
+def gain_text(name: str, summary: Mapping[str, Any]) -> str:
+    """The 95 % interval of what a soup brought over its candidates by a measure; empty where it is not known."""
+    ends = summary.get(f"gain.{name}.low"), summary.get(f"gain.{name}.high")
+    low, high = (None if end is None else signed_text(name, end) for end in ends)
+    return "" if low is None or high is None else f"95 % interval {low} to {high}"
 
 
 def duration(seconds: float) -> str:

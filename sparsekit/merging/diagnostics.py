@@ -7,7 +7,7 @@ candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +18,7 @@ from sparsekit.api import Score
 from sparsekit.data import Split
 from sparsekit.evaluation.scores import predict_outputs
 from sparsekit.merging.candidates import FileCandidate, read_tensors
+from sparsekit.merging.gain import gain
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
 
@@ -47,6 +48,8 @@ def of_merge(
         `soup.lost`: whether the soup's score is more than `soup.margin` below the best candidate's.
         `ensemble.accuracy`, `ensemble.loss`: held out, of the candidates as an ensemble.
         `ensemble.test_accuracy`, `ensemble.test_loss`: on the test split, at the last merge only.
+        `gain.accuracy`, `gain.loss`, each also with `.low` and `.high`: there too, what the soup has over the
+        candidates' mean, with a 95 % interval over examples, as far as the task has measures of single examples.
         `distance.min`, `.mean`, `.max`: L2 distances of pairs, over all parameters.
         `angle.min`, `.mean`, `.max`: angles between the weights of pairs, in degrees.
         `turn.min`, `.mean`, `.max`: angles between the changes of pairs since the parent, in degrees.
@@ -72,8 +75,11 @@ def of_merge(
         score = ensemble(setup, merged, candidates, "held_out")
         row |= {f"ensemble.{name}": score.value, "ensemble.loss": score.loss}
         if all(candidate.tested for candidate in candidates):
-            score = ensemble(setup, merged, candidates, "test")
+            each: list[Mapping[str, Tensor]] = []
+            score = ensemble(setup, merged, candidates, "test", each)
             row |= {f"ensemble.test_{name}": score.value, "ensemble.test_loss": score.loss}
+            own = setup.task.per_example(_outputs(setup, merged, "test"), _targets(setup, "test"))
+            row |= gain(own, each, setup.config.seed)
         row |= geometry(candidates, parent, names, setup.device)
     return row
 
@@ -84,19 +90,41 @@ def has_lost(soup: float, candidates: Sequence[float], margin: float) -> bool:
 
 
 @torch.no_grad()
-def ensemble(setup: Setup, like: State, candidates: Sequence[FileCandidate], split: Split) -> Score:
-    """Score the candidates as an ensemble on a split; they are loaded one at a time."""
-    targets = torch.cat([targets for _, targets in setup.data.evaluation_batches(split)])
-    mean = setup.task.mean_outputs(_outputs(setup, like, candidate, split) for candidate in candidates)
+def ensemble(
+    setup: Setup,
+    like: State,
+    candidates: Sequence[FileCandidate],
+    split: Split,
+    each: list[Mapping[str, Tensor]] | None = None,
+) -> Score:
+    """Score the candidates as an ensemble on a split; they are loaded one at a time.
+
+    `each` gets the measures of single examples, of one candidate after another.
+    """
+    targets = _targets(setup, split)
+
+    def members() -> Iterator[Tensor]:
+        for candidate in candidates:
+            outputs = _outputs(setup, like.renamed(read_tensors(candidate)), split)
+            if each is not None:
+                each.append(setup.task.per_example(outputs, targets))
+            yield outputs
+
+    mean = setup.task.mean_outputs(members())
     meter = setup.task.meter(mean.device)
     meter.update(mean, targets)
     loss = float(setup.task.loss(mean, targets))
     return Score(float(meter.compute()[setup.task.score_name]), loss if math.isfinite(loss) else math.inf)
 
 
-def _outputs(setup: Setup, like: State, candidate: FileCandidate, split: Split) -> Tensor:
-    """A candidate's outputs for all examples of a split, float64."""
-    setup.install(like.renamed(read_tensors(candidate)))
+def _targets(setup: Setup, split: Split) -> Tensor:
+    """The targets of all examples of a split."""
+    return torch.cat([targets for _, targets in setup.data.evaluation_batches(split)])
+
+
+def _outputs(setup: Setup, state: State, split: Split) -> Tensor:
+    """A model's outputs for all examples of a split, float64."""
+    setup.install(state)
     batches = setup.data.evaluation_batches(split)
     return torch.cat([predict_outputs(setup.model, inputs, setup.autocast()).double() for inputs, _ in batches])
 

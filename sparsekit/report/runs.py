@@ -119,6 +119,8 @@ def read(path: str) -> Run:
     if done:
         several = (f"candidates.mean_{score}", f"candidates.best_{score}") if summary.get("candidates.count") else ()
         form = {"sparsity": _NUMBER, **dict.fromkeys((f"test.{score}", *several), reached)}
+        gains = [f"gain.{name}{end}?" for name in (score, "loss") for end in ("", ".low", ".high")]
+        form |= dict.fromkeys(gains, _NUMBER)
         _parsed(folder / "summary.json", _json(form))
     begun = ended or (folder / "metrics.jsonl").exists()
     rows, paced, note = (

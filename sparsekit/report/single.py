@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from sparsekit.display.tables import cell, empty_layers, margin_text, run_title, titles
-from sparsekit.display.text import duration, gap_text, percent, score_number
+from sparsekit.display.text import duration, gain_text, gap_text, is_share, percent, score_number, signed_text
 from sparsekit.report import evaluation_charts, plots
 from sparsekit.report.runs import Run
 from sparsekit.report.svg import Chart
@@ -42,6 +42,7 @@ def view(run: Run) -> dict[str, Any]:
         "title": run_title(run.config["method"], run.config["merge"], run.summary.get("merged")),
         "empty": empty_layers(empty) if (empty := run.summary.get("layers.empty")) else "",
         "verdict": verdict(run) if run.done else [],
+        "gains": gains(run) if run.done else [],
         "margin": margin_text(run.score, run.contests[-1]["soup.margin"]) if run.contests else "",
         "lost": [str(row["segment"] + 1) for row in run.contests if row["soup.lost"]],
         "cards": cards(run),
@@ -119,6 +120,19 @@ def verdict(run: Run) -> list[str]:
     others = [run.summary.get(f"candidates.{which}_{score}") for which in ("mean", "best")]
     if (run.summary.get("candidates.count") or 1) > 1 and None not in others:
         found += [f"{gap_text(score, abs(soup - other))} {'below' if soup < other else 'above'}" for other in others]
+    return found
+
+
+def gains(run: Run) -> list[str]:
+    """What the soup brought over its candidates by each measure, and whether so many examples can tell it from 0."""
+    found = []
+    for name, said in ((run.score, run.score), ("loss", loss_name(run.score))):
+        if not (interval := gain_text(name, run.summary)):
+            continue
+        low, high = (run.summary[f"gain.{name}.{end}"] for end in ("low", "high"))
+        value = signed_text(name, run.summary[f"gain.{name}"]) + (" points" if is_share(name) else "")
+        apart = "not told apart" if low <= 0.0 <= high else "told apart"
+        found.append(f"Over its mean candidate: {said} {value}, {interval} over the test examples: {apart}.")
     return found
 
 

@@ -122,7 +122,8 @@ def merges(out: Path, score: str) -> dict[str, Any]:
 
     Returns:
         `merges.count`, `merges.lost`, `merges.margin`, and `candidates.ensemble_accuracy` and `.ensemble_loss`, the
-        test score and loss of the last candidates' ensemble, if it was measured. Empty without such a merge.
+        test score and loss of the last candidates' ensemble, if it was measured, and the last merge's `gain.…`. Empty
+        without such a merge.
     """
     with (out / "metrics.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if '"merge"' in line]
@@ -132,6 +133,7 @@ def merges(out: Path, score: str) -> dict[str, Any]:
     lost = sum(row["soup.lost"] for row in judged)
     values = {"merges.count": len(judged), "merges.lost": lost, "merges.margin": judged[-1]["soup.margin"]}
     measured = {key: judged[-1].get(f"ensemble.test_{key}") for key in (score, "loss")}
+    values |= {key: value for key, value in judged[-1].items() if key.startswith("gain.")}
     return values | {f"candidates.ensemble_{key}": value for key, value in measured.items() if value is not None}
 
 

@@ -53,5 +53,12 @@ class Classification(Task):
         """The logarithm of the mean probabilities."""
         return super().mean_outputs(each.softmax(1) for each in outputs).log()
 
+    def per_example(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Whether each example is right, as `accuracy`, and its negative log likelihood, as `loss`."""
+        from torch.nn.functional import cross_entropy
+
+        right = (self.predict(outputs) == targets).to(outputs.dtype)
+        return {"accuracy": right, "loss": cross_entropy(outputs, targets, reduction="none")}
+
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(1)

@@ -182,6 +182,7 @@ def hashes_decide_nothing(case: MergeCase) -> None:
         try:
             soup = case.merge(name=name).soup
         except Exception as error:  # as where it names a layer itself
+            case.merge()  # what fails under any name is told as that
             raise Skipped(f"it cannot be tried under other names: {describe(error)}") from error
         first = first or soup
         differs = difference(first.tensors, soup.tensors)

@@ -233,6 +233,22 @@ def predictions_are_of_examples(case: TaskCase) -> None:
         need(fine, f"{some.what}: predict() gave {_about(found)} for {len(some.targets)} examples")
 
 
+def single_examples_make_up_the_whole(case: TaskCase) -> None:
+    """What `per_example` gives has an entry for each example, and its means are the measures of these names."""
+    task = case.make()
+    for some in case.examples:
+        whole = measured(task, some)
+        whole.setdefault("loss", float(task.loss(some.outputs.double(), some.targets)))
+        for name, values in task.per_example(some.outputs.double(), some.targets).items():
+            fine = isinstance(values, Tensor) and values.shape == some.targets.shape[:1]
+            need(fine, f"{some.what}: {name} is {_about(values)} for {len(some.targets)} examples")
+            need(name in whole, f"{some.what}: {name} is no measure of the meter, nor the loss")
+            mean = float(values.double().mean())
+            need(
+                _near(mean, whole[name]), f"{some.what}: {name} is {whole[name]:.6g}, and {mean:.6g} over the examples"
+            )
+
+
 # --- whole runs --------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,13 @@ def test_the_last_table_cuts_no_path(terminal: bool) -> None:
     ]
 
 
+def test_the_last_table_says_how_sure_a_gain_is() -> None:
+    screen = Screen(False)
+    screen.display.finish(SUMMARY | {"gain.accuracy": 0.012, "gain.accuracy.low": -0.001, "gain.accuracy.high": 0.025})
+    (line,) = (line for line in screen.text.splitlines() if "mean candidate" in line)
+    assert all(part in line for part in ("95.30 %", "soup +1.20", "95 % interval -0.10 to +2.50", "test"))
+
+
 def test_the_last_table_leaves_out_what_there_is_not() -> None:
     screen = Screen(False)
     candidates = {"candidates.mean_accuracy": None, "candidates.best_accuracy": None}

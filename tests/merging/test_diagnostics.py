@@ -17,6 +17,7 @@ from tiny import dense_then_pruned, rows, tiny_config, tiny_setup, trained
 
 from sparsekit.api import Candidate, MergeStep, Score, Soup
 from sparsekit.config.options import EvaluationConfig, ReplicasConfig
+from sparsekit.data import Split
 from sparsekit.launch import fit
 from sparsekit.merges.best import Best
 from sparsekit.merges.none import NoMerge
@@ -51,10 +52,10 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
     return math.degrees(math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
 
 
-def logits(setup: Setup, state: State) -> np.ndarray:
+def logits(setup: Setup, state: State, split: Split = "held_out") -> np.ndarray:
     setup.install(state)
     with torch.no_grad():
-        parts = [setup.model.eval()(images).double() for images, _ in setup.data.evaluation_batches("held_out")]
+        parts = [setup.model.eval()(images).double() for images, _ in setup.data.evaluation_batches(split)]
     return torch.cat(parts).numpy()
 
 
@@ -94,6 +95,24 @@ def test_every_number_agrees_with_whole_models_in_memory(tmp_path: Path, method:
     assert found["candidates.mean_loss"] == pytest.approx(np.mean(losses), abs=1e-6)
     assert found["candidates.best_loss"] == pytest.approx(min(losses), abs=1e-6)
     assert found["candidates.best_accuracy"] == max(accuracy_score(labels, p.argmax(1)) for p in outputs)
+
+
+def test_what_the_soup_brought_is_measured_where_its_candidates_are(tmp_path: Path) -> None:
+    setup, parent, merged, candidates, soup = cooked(tmp_path)
+    assert not any(key.startswith("gain.") for key in diagnostics.of_merge(setup, parent, merged, candidates, soup))
+    for candidate in candidates:
+        candidate.tested = candidate.score  # as at the last merge
+    found = diagnostics.of_merge(setup, parent, merged, candidates, soup)
+    labels = torch.cat([labels for _, labels in setup.data.evaluation_batches("test")]).numpy()
+
+    def measures(state: State) -> tuple[float, float]:
+        outputs = softmax(logits(setup, state, "test"))
+        return accuracy_score(labels, outputs.argmax(1)), log_loss(labels, outputs)
+
+    each = np.array([measures(merged.renamed(read_tensors(c))) for c in candidates])
+    for name, value in zip(("accuracy", "loss"), measures(merged) - each.mean(0), strict=True):
+        assert found[f"gain.{name}"] == pytest.approx(value, abs=1e-9)
+        assert found[f"gain.{name}.low"] <= value <= found[f"gain.{name}.high"]
 
 
 def test_the_barrier_is_the_soups_loss_less_the_candidates_mean(

@@ -155,6 +155,8 @@ def test_the_numbers_are_those_of_the_files(one: str) -> None:
     verdict = " ".join(page.text.split("seed 0")[1].split("test accuracy")[0].split())
     for part in ("90.00 % at 90.00 % sparsity", "0.00 points above its mean", "7.00 points below its best"):
         assert part in verdict
+    for part in ("NLL -0.0200, 95 % interval -0.0500 to -0.0100 over the test examples: told apart",):
+        assert part in verdict
     for part in ("1 of 4 merges lost", "more than 1 point below the best", "after segment 2)"):
         assert part in verdict
 

@@ -64,6 +64,13 @@ class Multilabel(Task):
             yes, no = logaddexp(yes, logsigmoid(each)), logaddexp(no, logsigmoid(-each))
         return yes - no
 
+    def per_example(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The mean loss over the labels of each example, as `loss`."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        losses = binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+        return {"loss": losses.mean(1)}
+
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs > 0
 

@@ -25,6 +25,11 @@ class Regression(Task):
 
         return mse_loss(outputs.reshape(targets.shape), targets.to(outputs.dtype))
 
+    def per_example(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The mean squared error of each example, as `loss`."""
+        squared = (outputs.reshape(targets.shape) - targets).square()
+        return {"loss": squared.reshape(len(targets), -1).mean(1)}
+
     def meter(self, device: torch.device) -> ErrorMeter:
         return ErrorMeter()
 
