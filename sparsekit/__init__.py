@@ -31,6 +31,7 @@ from sparsekit.api import (
 from sparsekit.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from sparsekit import merges, methods, schedules, tasks, testing
     from sparsekit.data.examples import Data
     from sparsekit.exporting.formats import Format, Loaded
     from sparsekit.exporting.model import ExportModel
@@ -71,7 +72,12 @@ __all__ = [
     "fit",
     "load",
     "merge",
+    "merges",
+    "methods",
     "plan",
+    "schedules",
+    "tasks",
+    "testing",
 ]
 
 _LAZY = {
@@ -85,13 +91,17 @@ _LAZY = {
     "load": "python.run",
 }
 """Names that are imported when they are first used, as their modules take time to import."""
+_MODULES = ("merges", "methods", "schedules", "tasks", "testing")
+"""Modules for use as `sparsekit.methods.GMP`, likewise."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -38,6 +37,8 @@ def printable(name: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint `" Did you mean 'x'?"` for a misspelt name; empty where no known name is close."""
+    import difflib  # only now: few look for a name, and all import this file
+
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower))
     close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # a swap of letters comes first

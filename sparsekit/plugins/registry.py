@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal
@@ -239,6 +238,8 @@ def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
 @lru_cache(maxsize=1024)
 def _meant(group: str) -> str:
     """Which group a misspelt one is most likely meant to be; empty for groups of other programs."""
+    from difflib import get_close_matches  # only now: few groups are misspelt
+
     letters = re.sub(r"\W|_", "", group.lower())
     if not get_close_matches(letters[: len("sparsekit")], ["sparsekit"], cutoff=0.85):
         return ""

@@ -120,7 +120,7 @@ sys.meta_path.insert(0, Refuse())
 def test_every_built_in_plans_and_every_public_name_is_there_without_torch(tmp_path: Path) -> None:
     script = f"""{BLOCKED}
 import sparsekit
-made_of_torch = {{"ExportModel", "Format", "Loaded", "Pruner"}}
+made_of_torch = {{"ExportModel", "Format", "Loaded", "Pruner", "testing"}}
 assert all(hasattr(sparsekit, name) for name in sparsekit.__all__ if name not in made_of_torch)
 from sparsekit.cli.main import main
 
@@ -133,6 +133,21 @@ for method in ("gmp", "imp", "bimp", "dpf", "oneshot"):
     assert err == ""
     assert out.count("replica-epochs") == 20
     assert not packages & HEAVY
+
+
+def test_importing_sparsekit_brings_the_contracts_and_nothing_that_waits_for_its_use(tmp_path: Path) -> None:
+    code = "import sys; old = set(sys.modules); import sparsekit; print(*(set(sys.modules) - old))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    own = {name for name in done.stdout.split() if name.partition(".")[0] == "sparsekit"}
+    assert own == {"sparsekit", "sparsekit._types", "sparsekit._version", "sparsekit.api", "sparsekit.errors"}
+    assert not {"difflib", "heapq", "yaml", "jsonargparse", "importlib.metadata", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["methods.GMP", "merges.Greedy", "tasks.Classification", "schedules", "testing.run"])
+def test_what_the_pages_name_by_dots_is_there_after_importing_sparsekit_alone(tmp_path: Path, name: str) -> None:
+    code = f"import sys, sparsekit; before = 'torch' in sys.modules; sparsekit.{name}; print(before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
 
 
 def test_the_refusal_above_works(tmp_path: Path) -> None:
