@@ -477,11 +477,16 @@ def flatten(plain: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy | Task) -> dict[str, Any]:
-    cls = type(plugin)
+def plugin_name(kind: Kind, cls: type) -> str:
+    """The name of a plugin's class, as config.yaml records it: `module:Class` where no package names it."""
     path = f"{cls.__module__}.{cls.__qualname__}"
     name = name_of(kind, path)
-    name = f"{cls.__module__}:{cls.__qualname__}" if name == path else name
+    return f"{cls.__module__}:{cls.__qualname__}" if name == path else name
+
+
+def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy | Task) -> dict[str, Any]:
+    cls = type(plugin)
+    name = plugin_name(kind, cls)
     options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
     missing = [option for option in options if not hasattr(plugin, option)]
     if missing:

@@ -248,9 +248,10 @@ class _Choice:
     Attributes:
         option: The option that chooses it.
         base: Its name, in a file or else the default.
-        filed: The options of the file that names it; None where no file does.
+        filed: The options of the file or the run that names it; None where none does.
         chosen: The name on the command line, behind that file.
         own: The arguments that hold for the plugin that is run.
+        recorded: Whether a run named it, whose plugin may be gone, and not a file.
     """
 
     option: str
@@ -258,6 +259,7 @@ class _Choice:
     filed: dict[str, Any] | None = None
     chosen: str = ""
     own: list[str] = field(default_factory=list)
+    recorded: bool = False
 
     @property
     def name(self) -> str:
@@ -268,8 +270,8 @@ class _Choice:
         """Whether an option is the plugin's own."""
         return data_sets.is_own(name) if self.option == "data.name" else name.startswith(f"{self.option}.")
 
-    def read(self, options: Mapping[str, Any]) -> None:
-        """Take the options of a config file, or of a run."""
+    def read(self, options: Mapping[str, Any], recorded: bool = False) -> None:
+        """Take the options of a config file, or of a run, which recorded them."""
         theirs = {name: value for name, value in options.items() if self.has(name)}
         if self.option not in options:
             self.own += _as_arguments(theirs)
@@ -279,6 +281,7 @@ class _Choice:
             what = self.option.partition(".")[0]
             raise UserError(f"{flag} stands before the --config that chooses {what} {name!r}; put it behind")
         self.base, self.filed, self.chosen, self.own = options[self.option], theirs, "", []
+        self.recorded = recorded
 
 
 def _as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -301,7 +304,7 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
     for name, value in (run or {}).items():
         _adopt(name, value)
     for choice in everyone:
-        choice.read(run or {})
+        choice.read(run or {}, recorded=True)
 
     def shared(options: Mapping[str, Any]) -> dict[str, Any]:
         """The options that are no plugin's own, nor choose one."""
@@ -335,10 +338,13 @@ def _expanded(argv: Sequence[str], parser: OptionParser, run: Mapping[str, Any] 
 
 
 def _class(kind: Kind, choice: _Choice, given: Given) -> list[str]:
-    """A plugin's class as an argument; behind that of a file, which another replaces, since its options are checked."""
+    """A plugin's class as an argument; behind that of a file, which another replaces, since its options are checked.
+
+    Of a run, whose options were checked once, none is looked for that another replaces.
+    """
     base, name, found = name_of(kind, choice.base), name_of(kind, choice.name), list[str]()
     _allow_plugins()
-    if choice.filed is not None:
+    if choice.filed is not None and (name == base or not choice.recorded):
         theirs = {option.partition(".")[2]: value for option, value in choice.filed.items()}
         found.append(f"--{kind}={plugin_yaml.text(plugin_yaml.spec_of(kind, base, theirs))}")
     if choice.chosen and (choice.filed is None or name != base):

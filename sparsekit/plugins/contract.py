@@ -51,7 +51,7 @@ def function_faults(function: Callable[..., Any], taken: Iterable[str]) -> Itera
 
 def check_class(cls: type, plugin: Plugin) -> None:
     """Raise UserError where a plugin's class cannot be used, naming the plugin, its distribution and the reason."""
-    for fault in faults(cls, plugin.kind):
+    for fault in faults(cls, plugin.kind, listed=bool(plugin.distribution)):
         raise UserError(f"{plugin}: {plugin.target} {fault}")
 
 
@@ -62,8 +62,14 @@ def defaults(cls: type) -> dict[str, Any]:
     return found | {name: make() for name, make in made.items() if name in found and make is not MISSING}
 
 
-def faults(cls: type, kind: Kind) -> Iterator[str]:
-    """The faults of a class, each as the rest of a sentence that begins with the class's name."""
+def faults(cls: type, kind: Kind, listed: bool = True) -> Iterator[str]:
+    """The faults of a class, each as the rest of a sentence that begins with the class's name.
+
+    Args:
+        cls: The class.
+        kind: The kind of plugin that it is to be.
+        listed: Whether it is installed, so that a list shows what its docstring says.
+    """
     base = BASES[kind]
     if not issubclass(cls, base):
         other = next((k for k, b in BASES.items() if issubclass(cls, b)), None)
@@ -73,7 +79,7 @@ def faults(cls: type, kind: Kind) -> Iterator[str]:
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         yield f"lacks the method {', '.join(f'{name}()' for name in missing)}"
     text = (cls.__doc__ or "").strip()
-    if not text or text.startswith(f"{cls.__name__}("):  # a docstring that `dataclass` generated
+    if listed and (not text or text.startswith(f"{cls.__name__}(")):  # a docstring that `dataclass` generated
         yield "has no docstring; its first line is what `sparsekit plugins list` shows"
     if cls.__init__ is not object.__init__:
         options = list(inspect.signature(cls.__init__).parameters.values())[1:]

@@ -98,9 +98,10 @@ def find_object(option: str, name: str) -> Any:
         return _BROUGHT.get()[f"{option} {name}"]
     module, _, attribute = name.partition(":")
     if module == "__main__" or "<" in attribute:
+        keyword = option.removeprefix("--").removesuffix(".name")
         raise UserError(
-            f"{option} {name}: it was given from Python and cannot be imported; give it again from Python, or put it "
-            "into a module"
+            f"{option} {name}: it was given from Python and cannot be imported; give it again from Python, as "
+            f"{keyword}=…, or put it into a module"
         )
     allow_import(option, name)
     try:

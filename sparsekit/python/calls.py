@@ -6,16 +6,17 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sparsekit.api import Task
 from sparsekit.config.options import EvaluateConfig, ExportConfig, FitConfig, MergeConfig
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.models.saved import SavedModel, open_saved_model, run_options
 from sparsekit.planning.plan import PlanSummary, make_plan, make_stages, summarize
-from sparsekit.plugins.objects import brought
+from sparsekit.plugins.objects import brought, is_object, record_of
 from sparsekit.python.options import in_keywords, keyword_names, read
 from sparsekit.python.run import Run
 from sparsekit.run.directory import finished
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sparsekit.api import MergeStrategy, PruningMethod, Task
+    from sparsekit.api import MergeStrategy, PruningMethod
     from sparsekit.data.examples import Data
     from sparsekit.exporting.formats import Format
 
     Model: TypeAlias = str | nn.Module | Callable[..., nn.Module]
     Examples: TypeAlias = str | Data | Callable[[], Data]
     Saved: TypeAlias = str | Path | Run
+
+
+OBJECTS = ("--model.name", "--data.name", "--task")
+"""The options whose objects a finished run is worked with."""
 
 
 def fit(
@@ -95,12 +100,13 @@ def plan(**options: Any) -> PlanSummary:
         return summarize(call.config, make_plan(call.config, make_stages(call.config)))
 
 
-def evaluate(model: Saved, **options: Any) -> dict[str, Any]:
+def evaluate(saved: Saved, /, **options: Any) -> dict[str, Any]:
     """Measure a finished model on its test examples, as `sparsekit evaluate` does.
 
     Args:
-        model: A run, a directory that timm saved, or a file of weights.
-        options: Those of the command; `data` and `task` are by default those of the run.
+        saved: A run, a soup, a directory that timm saved, or a file of weights.
+        options: Those of the command; `data` and `task` are by default those of the run. `model` gives again a module,
+            class or function that cannot be imported.
 
     Returns:
         The content of evaluation.json.
@@ -108,7 +114,7 @@ def evaluate(model: Saved, **options: Any) -> dict[str, Any]:
     Raises:
         UserError: a keyword or the model is wrong.
     """
-    source, own = _opened("model", model)
+    (source,), own, options = _opened("model", [saved], options)
     call = read(EvaluateConfig, options, run_options([source]), own)
     from sparsekit.evaluation.evaluate import evaluate as measure  # only now: it imports torch
     from sparsekit.python.around import as_it_was
@@ -121,9 +127,9 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
     """Average finished models, as `sparsekit merge` does.
 
     Args:
-        models: Runs, directories that timm saved, or files of weights.
+        models: Runs, soups, directories that timm saved, or files of weights.
         out: Directory for the merged model, new or empty.
-        options: Those of the command.
+        options: Those of the command. `model` gives again a module, class or function that cannot be imported.
 
     Returns:
         The content of merge.json.
@@ -133,15 +139,9 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
         RunError: the merge failed.
     """
     models = [models] if isinstance(models, (str, Path, Run)) else models
-    opened = [_opened("models", model) for model in models]
-    if not opened:
+    if not models:
         raise UserError("models: give one at least")
-    sources, own = [source for source, _ in opened], dict[str, Any]()
-    for _, objects in opened:
-        for name, thing in objects.items():
-            if own.setdefault(name, thing) is not thing and name.partition(" ")[0] not in _given(options):
-                what = name.partition(".")[0].removeprefix("--")
-                raise UserError(f"{what}: the runs were given different objects; say which holds: {what}=…")
+    sources, own, options = _opened("models", models, options)
     call = read(MergeConfig, {"out": out, **options}, run_options(sources), own)
     from sparsekit.merging.finished import merge as average  # only now: it imports torch
     from sparsekit.python.around import as_it_was
@@ -152,14 +152,14 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
     return dict(json.loads((Path(call.config.out or "") / "merge.json").read_text("utf-8")))
 
 
-def export(model: Saved, *, format: str | Format, out: str | Path, **options: Any) -> dict[str, str]:
+def export(saved: Saved, /, *, format: str | Format, out: str | Path, **options: Any) -> dict[str, str]:
     """Write a finished model in another format, read it back and compare, as `sparsekit export` does.
 
     Args:
-        model: A run, a directory that timm saved, or a file of weights.
+        saved: A run, a soup, a directory that timm saved, or a file of weights.
         format: The format, by name or as an object.
         out: What to write, new.
-        options: Those of the command.
+        options: Those of the command. `model` gives again a module, class or function that cannot be imported.
 
     Returns:
         What the command prints, by the names of its rows.
@@ -168,7 +168,7 @@ def export(model: Saved, *, format: str | Format, out: str | Path, **options: An
         UserError: a keyword or the model is wrong; nothing was written.
         RunError: the export differs from the model, and was removed.
     """
-    source, own = _opened("model", model)
+    (source,), own, options = _opened("model", [saved], options)
     call = read(ExportConfig, {"format": format, "out": out, **options}, run_options([source]), own)
     from sparsekit.exporting.export import export as write  # only now: it imports torch
     from sparsekit.python.around import as_it_was
@@ -176,11 +176,6 @@ def export(model: Saved, *, format: str | Format, out: str | Path, **options: An
     data = call.config.data if "data" in options or source.run.get("data") else None
     with as_it_was(), brought({**own, **call.objects}), keyword_names():
         return {name: text for name, text in write(source, call.config, data) if name}
-
-
-def _given(options: dict[str, Any]) -> list[str]:
-    """The options of the objects that a call brings itself."""
-    return [f"--{group}.name" for group in ("model", "data") if group in options]
 
 
 def _warn(text: str) -> None:
@@ -191,9 +186,47 @@ def _warn(text: str) -> None:
     warnings.warn(in_keywords(text), stacklevel=level)
 
 
-def _opened(keyword: str, model: Saved) -> tuple[SavedModel, dict[str, Any]]:
-    """A saved model, and the objects of its run's call."""
-    if isinstance(model, Run):
-        own = {name: thing for name, thing in model.objects.items() if name.startswith(("--model.", "--data."))}
-        return open_saved_model(keyword, model.out), own
-    return open_saved_model(keyword, model), {}
+def _opened(
+    keyword: str, models: Sequence[Saved], options: dict[str, Any]
+) -> tuple[list[SavedModel], dict[str, Any], dict[str, Any]]:
+    """Saved models, the objects that stand for names in them, and the options without those that were given again.
+
+    Raises:
+        UserError: a model cannot be opened, or the calls of runs brought different objects.
+    """
+    sources = [open_saved_model(keyword, model.out if isinstance(model, Run) else model) for model in models]
+    options, again = _model_again(sources, options)
+    own = dict(again)
+    for run in models:
+        for name, thing in run.objects.items() if isinstance(run, Run) else ():
+            option = name.partition(" ")[0]
+            what = option.removeprefix("--").removesuffix(".name")
+            if option not in OBJECTS or name in again:
+                continue
+            if not _same(own.setdefault(name, thing), thing) and what not in options:
+                raise UserError(f"{what}: the runs were given different objects; say which holds: {what}=…")
+    return sources, own, options
+
+
+def _model_again(sources: Sequence[SavedModel], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options without a `model` that is an object, and it under the names that saved models have for theirs.
+
+    Raises:
+        UserError: a saved model is one of timm's.
+    """
+    value = options.get("model")
+    thing = value.get("name") if isinstance(value, Mapping) else value
+    names = {source.name: source for source in sources if source.name}
+    if thing is None or isinstance(thing, str) or not names:
+        return options, {}
+    for name, source in names.items():
+        if not is_object(name):
+            raise UserError(f"model: {source.path} is a {name}, which timm makes; leave model out")
+    rest = {key: inner for key, inner in value.items() if key != "name"} if isinstance(value, Mapping) else {}
+    left = {key: inner for key, inner in options.items() if key != "model"} | ({"model": rest} if rest else {})
+    return left, {f"--model.name {name}": thing for name in names}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two objects are one, or tasks that are made alike."""
+    return one is other or (isinstance(one, Task) and isinstance(other, Task) and record_of(one) == record_of(other))

@@ -11,16 +11,18 @@ from os import PathLike, fspath
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.config import parser
 from sparsekit.config.checks import check
-from sparsekit.config.options import FitConfig, chosen_kinds
+from sparsekit.config.messages import begins
+from sparsekit.config.options import FitConfig, chosen_kinds, plugin_name
 from sparsekit.config.plugin_yaml import flat
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
-from sparsekit.errors import RunError, UserError
+from sparsekit.errors import RunError, UserError, first_line
 from sparsekit.plugins.contract import faults
 from sparsekit.plugins.objects import brought, path_of, record_of
-from sparsekit.plugins.registry import GROUPS, option_of
+from sparsekit.plugins.registry import GROUPS, Kind, option_of
 
 T = TypeVar("T")
 _PLAIN = (str, bool, int, float, type(None))
@@ -32,8 +34,8 @@ class Call(Generic[T]):
 
     Attributes:
         config: The options, checked.
-        objects: Models, data and the like by the option and name that stand for them, as `plugins.objects.brought`
-            takes them.
+        objects: Models, data, tasks and the like by the option and name that stand for them, as
+            `plugins.objects.brought` takes them.
     """
 
     config: T
@@ -59,14 +61,14 @@ def read(
     Raises:
         UserError: a keyword is wrong; the message names it.
     """
-    options, objects, plugins = dict(keywords), {}, {}
+    options, objects, plugins, run = dict(keywords), {}, {}, dict(run)
     for kind in GROUPS:
-        if isinstance(options.get(kind), (str, Mapping, type(None))):
+        if (plugin := plugin_object(kind, options, run, known)) is None:
             continue
-        plugin = options.pop(kind)
-        plugins[kind] = plugin() if isinstance(plugin, type) else plugin
-        for fault in faults(type(plugins[kind]), kind):
-            raise UserError(f"{kind}: {type(plugins[kind]).__name__} {fault}")
+        plugins[kind] = plugin
+        run = {name: value for name, value in run.items() if not begins(name, kind)}  # the object stands for these
+        if kind == "task":
+            objects[f"--task {plugin_name(kind, type(plugin))}"] = plugin
     for group in ("model", "data"):
         value = options.pop(group, None)
         if isinstance(value, Mapping):
@@ -120,6 +122,33 @@ def keyword_names() -> Iterator[None]:
 def in_keywords(message: str) -> str:
     """A message that names keywords where it named options: `sparsity` for `--sparsity`."""
     return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
+
+
+def plugin_object(
+    kind: Kind, options: dict[str, Any], run: Mapping[str, Any], known: Mapping[str, Any]
+) -> PruningMethod | MergeStrategy | Task | None:
+    """Take the object or class of a kind out of the keywords, else that of the run's own call; None where neither is.
+
+    Raises:
+        UserError: it is none of the kind, or cannot be made.
+    """
+    value = options.get(kind)
+    if value is None:
+        value = known.get(f"--{kind} {run.get(kind)}")
+    if value is None or isinstance(value, (str, Mapping)):
+        return None
+    options.pop(kind, None)
+    cls = value if isinstance(value, type) else type(value)
+    for fault in faults(cls, kind, listed=False):
+        raise UserError(f"{kind}: {cls.__name__} {fault}")
+    if not isinstance(value, type):
+        return value  # type: ignore[no-any-return]
+    theirs = {name.partition(".")[2]: option for name, option in run.items() if name.startswith(f"{kind}.")}
+    try:
+        made = cls(**theirs if run.get(kind) == plugin_name(kind, cls) else {})
+    except Exception as error:  # a user's class may raise anything
+        raise UserError(f"{kind}: {cls.__name__} cannot be made ({first_line(error)}); give an object of it") from error
+    return made  # type: ignore[no-any-return]
 
 
 def _plain(keyword: str, value: Any) -> Any:

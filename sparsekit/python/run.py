@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         out: Its directory.
-        objects: The model and the data that its call brought.
+        objects: The model, the data and the task that its call brought, by the option and name that stand for them.
         notes: What the run said on its way.
     """
 
@@ -96,19 +96,33 @@ class Run:
         return path
 
 
-def load(run: str | Path, model: Any = None) -> Run:
+def load(run: str | Path, model: Any = None, data: Any = None, task: Any = None) -> Run:
     """Open a finished run.
 
     Args:
         run: Its directory.
         model: The module, class or function that its call was given, where it cannot be imported again.
+        data: The data, or the function that returns it, likewise.
+        task: The task, likewise.
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no finished run, or an object does not stand for something of it.
     """
-    from sparsekit.models.saved import open_saved_model
+    from sparsekit.models.saved import open_saved_model, run_options
+    from sparsekit.plugins.objects import is_object
+    from sparsekit.python.options import plugin_object
 
     source = open_saved_model("run", expanded(str(run)))
     if not source.run:
         raise UserError(f"run {run}: it is no run directory (it has no config.yaml); give one that fit wrote")
-    return Run(source.path, {f"--model.name {source.name}": model} if model is not None else {})
+    recorded = run_options([source])
+    for keyword, thing in (("model", model), ("data", data), ("task", task)):
+        if isinstance(thing, str):
+            raise UserError(f"{keyword} is {thing!r}; load takes objects alone, for what cannot be imported again")
+    if model is not None and not is_object(source.name):
+        raise UserError(f"model: {run} holds a {source.name}, which timm makes; leave model out")
+    task = plugin_object("task", {"task": task}, recorded, {})
+    given = {"--model.name": (source.name, model), "--data.name": (recorded.get("data.name"), data)}
+    given["--task"] = (recorded.get("task"), task)
+    objects = {f"{option} {name}": thing for option, (name, thing) in given.items() if thing is not None}
+    return Run(source.path, objects)

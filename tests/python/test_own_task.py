@@ -1,0 +1,139 @@
+"""A run of a task that cannot be imported again, such as one of a notebook: it goes on from Python as any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsekit
+from sparsekit.cli import main
+
+QUICK: dict[str, Any] = {
+    "epochs": 6, "sparsity": 0.5, "device": "cpu", "wandb": {"mode": "disabled"}, "evaluation": {"report": False},
+    "replicas": {"count": 2}, "data.workers": 0, "optimizer": {"lr": 0.05},
+}  # fmt: skip
+
+
+class Scaled(sparsekit.Task):
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    score_name: ClassVar[str] = "closeness"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * (outputs[:, 0] - targets).square().mean()
+
+    def meter(self, device: torch.device) -> sparsekit.Meter:
+        return _Distance(self.scale)
+
+    def num_outputs(self, targets: Tensor) -> int:
+        return 1
+
+
+class _Distance:
+    def __init__(self, scale: float) -> None:
+        self.scale, self.total, self.count = scale, torch.zeros(()), 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.total = self.total + (outputs[:, 0] - targets).abs().sum()
+        self.count += len(targets)
+
+    def compute(self) -> dict[str, Any]:
+        return {"closeness": -self.scale * self.total / self.count}
+
+
+Scaled.__module__ = "__main__"  # as in a notebook
+
+
+class Net(nn.Sequential):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+Net.__module__ = "__main__"
+
+
+def data() -> sparsekit.Data:
+    x, other = (torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (320, 160))
+    return sparsekit.Data(train=(x, x[:, 0] * x[:, 1]), test=(other, other[:, 0] * other[:, 1]))
+
+
+EXAMPLES = data()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> sparsekit.Run:
+    out = tmp_path_factory.mktemp("own") / "run"
+    return sparsekit.fit(model=Net, data=EXAMPLES, task=Scaled(2.0), out=out, **QUICK)
+
+
+def closeness(found: dict[str, Any]) -> float:
+    return float(found["variants"]["saved"]["test"]["closeness"])
+
+
+def by_hand(model: nn.Module) -> float:
+    x, y = EXAMPLES.test
+    with torch.no_grad():
+        return -float((model(x)[:, 0] - y).abs().mean())
+
+
+def test_the_run_that_fit_returned_needs_nothing_given_again(run: sparsekit.Run, tmp_path: Path) -> None:
+    assert run.summary["test.closeness"] == pytest.approx(2.0 * by_hand(run.model), rel=1e-5)
+    assert closeness(sparsekit.evaluate(run)) == pytest.approx(run.summary["test.closeness"], rel=1e-6)
+    merged = sparsekit.merge([run, run], out=tmp_path / "soup", merge="greedy")
+    assert merged["test.closeness"] == pytest.approx(run.summary["test.closeness"], rel=1e-5)
+    sparsekit.export(run, format="torch", out=tmp_path / "model.pt2")
+    assert (tmp_path / "model.pt2").is_file()
+
+
+def test_another_task_is_taken_in_place_of_the_runs(run: sparsekit.Run) -> None:
+    assert closeness(sparsekit.evaluate(run, task=Scaled(1.0))) == pytest.approx(by_hand(run.model), rel=1e-5)
+    found = sparsekit.evaluate(run, task="regression")["variants"]["saved"]["test"]
+    assert "R2" in found
+    assert "closeness" not in found
+
+
+def test_a_loaded_run_takes_what_is_given_again(run: sparsekit.Run, tmp_path: Path) -> None:
+    loaded, again = sparsekit.load(run.out), {"model": Net, "data": EXAMPLES}
+    expected = pytest.approx(run.summary["test.closeness"], rel=1e-6)
+    assert closeness(sparsekit.evaluate(loaded, task=Scaled(2.0), **again)) == expected
+    assert closeness(sparsekit.evaluate(run.out, task=Scaled, **again)) == expected  # with the run's own options
+    for name in ("one", "other"):
+        sparsekit.merge([loaded, loaded], out=tmp_path / name, task=Scaled(2.0), **again)
+    sparsekit.export(loaded, format="torch", out=tmp_path / "model.pt2", task=Scaled(2.0), **again)
+    whole = sparsekit.load(run.out, task=Scaled, **again)
+    assert closeness(sparsekit.evaluate(whole)) == expected
+    sparsekit.merge([run, whole], out=tmp_path / "both", **again)  # equal tasks are one
+
+
+def test_two_runs_of_tasks_that_differ_want_to_be_told_which_holds(run: sparsekit.Run, tmp_path: Path) -> None:
+    other = sparsekit.load(run.out, model=Net, data=EXAMPLES, task=Scaled(3.0))
+    with pytest.raises(sparsekit.UserError, match=r"task.*different.*task="):
+        sparsekit.merge([run, other], out=tmp_path / "soup")
+    sparsekit.merge([run, other], out=tmp_path / "soup", task=Scaled(3.0))
+
+
+def test_a_loaded_run_says_what_to_give_again(run: sparsekit.Run) -> None:
+    with pytest.raises(sparsekit.UserError, match=r"task __main__:Scaled.*task=") as told:
+        sparsekit.evaluate(run.out, model=Net, data=EXAMPLES)
+    assert "--" not in str(told.value)
+
+
+def test_the_command_line_takes_another_task_for_a_run_whose_own_is_not_there(
+    run: sparsekit.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["evaluate", str(run.out), "--task", "classification", "--model.name", "resnet18"]) == 2
+    told = capsys.readouterr().err
+    assert "__main__:Scaled" not in told
+    assert main.main(["evaluate", str(run.out)]) == 2
+    assert "--task __main__:Scaled" in capsys.readouterr().err
+
+
+def test_load_says_where_an_object_stands_for_nothing(run: sparsekit.Run) -> None:
+    for given, words in (({"task": "regression"}, "task is 'regression'"), ({"task": nn.ReLU}, "ReLU")):
+        with pytest.raises(sparsekit.UserError, match=words):
+            sparsekit.load(run.out, **given)
