@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         found = evaluate(source, config, display.note)
         for table in tables.evaluation(found):
             display.show(table)
-        own = source.run and found["data"]["name"] == source.data_options.get("name")
+        own = source.is_run and found["data"]["name"] == source.data_options.get("name")
         path = expanded(config.out) if config.out else source.path / "evaluation.json" if own else None
         if path:
             try:

@@ -450,7 +450,7 @@ def option_defaults(owner: Any, prefix: str = "") -> dict[str, Any]:
     return defaults
 
 
-def describe(config: FitConfig) -> dict[str, Any]:
+def describe(config: FitConfig | MergeConfig) -> dict[str, Any]:
     """The complete configuration as plain data, plugins as their name and options; what config.yaml holds."""
     plain: dict[str, Any] = {}
     for item in fields(config):
@@ -484,10 +484,15 @@ def plugin_name(kind: Kind, cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}" if name == path else name
 
 
+def option_names(cls: type[Any]) -> list[str]:
+    """The options of a plugin's class: what its constructor takes."""
+    return [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+
+
 def _plugin(kind: Kind, plugin: PruningMethod | MergeStrategy | Task) -> dict[str, Any]:
     cls = type(plugin)
     name = plugin_name(kind, cls)
-    options = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+    options = option_names(cls)
     missing = [option for option in options if not hasattr(plugin, option)]
     if missing:
         raise UserError(

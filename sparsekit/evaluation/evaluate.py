@@ -210,9 +210,10 @@ def _evaluator(
     except (RuntimeError, ValueError, AssertionError) as error:
         if lacks_memory(error):
             raise
+        fix = "set --data.image_size" if source.run.get("data") else "give the --data.name that it was trained on"
+        what = f"inputs of shape {tuple(images[:2].shape)} of --data.name {config.data.name}"
         raise UserError(
-            f"{source.path}: the model cannot take images of {seen.inputs.pixels} pixels "
-            f"({first_line(error).rstrip('.;')}); set --data.image_size"
+            f"{source.path}: the model cannot take {what} ({first_line(error).rstrip('.;')}); {fix}"
         ) from error
     return evaluator, seen
 

@@ -15,7 +15,15 @@ from torch import nn
 from sparsekit._types import Tensors
 from sparsekit.api import Soup
 from sparsekit.config.checks import check_floor
-from sparsekit.config.options import DataConfig, FitConfig, MergeConfig, ModelConfig, ReplicasConfig, WandbConfig
+from sparsekit.config.options import (
+    DataConfig,
+    FitConfig,
+    MergeConfig,
+    ModelConfig,
+    ReplicasConfig,
+    WandbConfig,
+    describe,
+)
 from sparsekit.data.inputs import InputConfig
 from sparsekit.display.text import gap_text, listed, percent, score_text
 from sparsekit.errors import RunError, UserError
@@ -97,6 +105,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
     result = _summary(name, sources, soup, tensors, kept) | context.told
     if setup:
         result |= _scores(setup, candidates, context.state(tensors, kept))
+    result |= {"run": _recorded(config, data)}
     try:
         _write(out, tensors, kept, result, described, setup)
     except OSError as error:
@@ -248,6 +257,12 @@ def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tens
         "prunable": sum(mask.numel() for mask in kept.values()),
         "layers.empty": masks.empty({name: tensors[name] for name in kept}),
     }
+
+
+def _recorded(config: MergeConfig, data: DataConfig | None) -> dict[str, Any]:
+    """The options that a model of a run has in config.yaml, of which evaluations and exports take theirs."""
+    plain = describe(config)
+    return {name: plain[name] for name in ("imports", "task", "data") if name == "imports" or data is not None}
 
 
 def _scores(setup: Setup, candidates: Sequence[SavedCandidate], merged: State) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class SavedModel:
         name: timm's name of the architecture; None if unknown.
         kwargs: The architecture's arguments of `timm.create_model`, without `DATA_ARGS`.
         card: The content of config.json; empty without one.
-        run: The options of the sparsekit run that trained it, as plain data; empty for other models.
+        run: The options of the sparsekit run that trained it, as plain data; of a soup those that merge.json holds, its
+            data set and task; empty for other models.
         given: Its tensors; None reads the file.
         rows: For tensors whose rows are read in another order than they are stored, that order.
     """
@@ -124,6 +125,11 @@ class SavedModel:
         """Options of `--data` of its run, without those that its config.json answers; empty for other models."""
         answered = ("image_size", "kwargs") if self.card else ()
         return {key: value for key, value in (self.run.get("data") or {}).items() if key not in answered}
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is the finished model of a run directory."""
+        return (self.path / "config.yaml").is_file()
 
     @property
     def imports(self) -> list[str]:
@@ -216,6 +222,9 @@ def open_saved_model(option: str, path: Path | str) -> SavedModel:
         base = path / "model"
         if not (base / "model.safetensors").is_file():
             raise UserError(f"{option} {path}: this run is not finished (no model/model.safetensors); finish it first")
+    elif (path / "merge.json").is_file():
+        recorded = _mapping(option, path / "merge.json", json.loads, ValueError).get("run")
+        run = recorded if isinstance(recorded, dict) else {}  # soups of earlier versions hold none
     files = [base / name for name in WEIGHTS if (base / name).is_file()]
     if not files:
         raise UserError(f"{option} {path}: neither {' nor '.join(WEIGHTS)} is there; give {KINDS}")

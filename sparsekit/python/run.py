@@ -1,4 +1,4 @@
-"""A finished run as an object: its model, masks, summary and metrics."""
+"""A finished run or soup as an object: its model, masks, summary and metrics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Metrics(list[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, or a soup that `merge` made of some, which has neither metrics nor a report.
 
     Attributes:
         out: Its directory.
@@ -47,12 +47,18 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json: flat, by dotted names such as `test.accuracy`."""
-        return dict(json.loads((self.out / "summary.json").read_text("utf-8")))
+        """The content of summary.json: flat, by dotted names such as `test.accuracy`; of a soup that of merge.json."""
+        file = self.out / ("merge.json" if self._is_soup else "summary.json")
+        return dict(json.loads(file.read_text("utf-8")))
 
     @cached_property
     def metrics(self) -> Metrics:
-        """The rows of metrics.jsonl, in order."""
+        """The rows of metrics.jsonl, in order.
+
+        Raises:
+            UserError: it is a soup, which was not trained.
+        """
+        self._check_trained()
         lines = (self.out / "metrics.jsonl").read_text("utf-8").splitlines()
         return Metrics(json.loads(line) for line in lines)
 
@@ -87,17 +93,28 @@ class Run:
         """Write the run's page; returns its path, by default report.html in the run's directory.
 
         Raises:
-            UserError: the run's files are damaged, or the page cannot be written.
+            UserError: the run's files are damaged, the page cannot be written, or it is a soup.
         """
+        self._check_trained()
         from sparsekit.report import page  # only now: it imports matplotlib
 
         path = expanded(str(out)) if out is not None else self.out / "report.html"
         page.write([str(self.out)], path)
         return path
 
+    @property
+    def _is_soup(self) -> bool:
+        return not (self.out / "config.yaml").is_file() and (self.out / "merge.json").is_file()
+
+    def _check_trained(self) -> None:
+        if self._is_soup:
+            raise UserError(
+                f"{self.out} is a soup of finished models, which has no metrics; load the runs in its summary"
+            )
+
 
 def load(run: str | Path, model: Any = None, data: Any = None, task: Any = None) -> Run:
-    """Open a finished run.
+    """Open a finished run, or a soup that `merge` wrote.
 
     Args:
         run: Its directory.
@@ -113,14 +130,18 @@ def load(run: str | Path, model: Any = None, data: Any = None, task: Any = None)
     from sparsekit.python.options import plugin_object
 
     source = open_saved_model("run", expanded(str(run)))
-    if not source.run:
-        raise UserError(f"run {run}: it is no run directory (it has no config.yaml); give one that fit wrote")
+    if not source.is_run and not (source.path / "merge.json").is_file():
+        raise UserError(f"run {run}: neither config.yaml nor merge.json is there; give what fit or merge wrote")
     recorded = run_options([source])
     for keyword, thing in (("model", model), ("data", data), ("task", task)):
         if isinstance(thing, str):
             raise UserError(f"{keyword} is {thing!r}; load takes objects alone, for what cannot be imported again")
     if model is not None and not is_object(source.name):
         raise UserError(f"model: {run} holds a {source.name}, which timm makes; leave model out")
+    if data is not None and "data.name" not in recorded:
+        raise UserError(f"data: {run} was merged without data, so that none stands for it; give it to evaluate")
+    if task is not None and "task" not in recorded:
+        raise UserError(f"task: {run} was merged without data, so that none stands for it; give it to evaluate")
     task = plugin_object("task", {"task": task}, recorded, {})
     given = {"--model.name": (source.name, model), "--data.name": (recorded.get("data.name"), data)}
     given["--task"] = (recorded.get("task"), task)

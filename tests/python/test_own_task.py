@@ -1,10 +1,11 @@
-"""A run of a task that cannot be imported again, such as one of a notebook: it goes on from Python as any other."""
+"""Runs and soups of what cannot be imported again, such as a notebook's: from Python they go on as any other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,3 +138,44 @@ def test_load_says_where_an_object_stands_for_nothing(run: sparsekit.Run) -> Non
     for given, words in (({"task": "regression"}, "task is 'regression'"), ({"task": nn.ReLU}, "ReLU")):
         with pytest.raises(sparsekit.UserError, match=words):
             sparsekit.load(run.out, **given)
+
+
+def test_a_soup_of_what_cannot_be_imported_is_used_as_a_run_is(run: sparsekit.Run, tmp_path: Path) -> None:
+    soup = tmp_path / "soup"
+    merged = sparsekit.merge([run, run], out=soup)
+    again: dict[str, Any] = {"model": Net, "data": EXAMPLES, "task": Scaled}
+    loaded = sparsekit.load(soup, **again)
+    assert loaded.summary == merged
+    assert torch.equal(loaded.model(EXAMPLES.test[0]), run.model(EXAMPLES.test[0]))
+    assert loaded.masks.keys() == run.masks.keys()
+    for found in (sparsekit.evaluate(soup, **again), sparsekit.evaluate(loaded)):
+        assert closeness(found) == pytest.approx(2.0 * by_hand(run.model), rel=1e-6)
+    for model, given in ((soup, again), (loaded, {})):
+        sparsekit.export(model, format="sparse", out=tmp_path / f"{len(given)}.safetensors", **given)
+    sparsekit.merge([soup, loaded], out=tmp_path / "more", **again)
+    with pytest.raises(sparsekit.UserError, match=r"__main__:Net.*model="):
+        sparsekit.evaluate(soup, data=EXAMPLES, task=Scaled)
+    with pytest.raises(sparsekit.UserError, match="is a soup"):
+        _ = loaded.metrics
+    with pytest.raises(sparsekit.UserError, match="is a soup"):
+        loaded.report()
+
+
+def test_a_soup_is_measured_on_the_data_of_its_runs(tmp_path: Path) -> None:
+    x, y = EXAMPLES.train
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    file = {"name": "npz", "file": str(tmp_path / "xy.npz"), "test_fraction": 0.4}
+    run = sparsekit.fit(model=Net, data=file, task="regression", out=tmp_path / "run", **QUICK)
+    sparsekit.merge([run, run], out=tmp_path / "soup")
+    found = sparsekit.evaluate(tmp_path / "soup", model=Net)
+    assert found["data"]["name"] == "npz"
+    assert found["data"]["images"] == 128
+    assert found["variants"]["saved"]["test"]["R2"] == run.summary["test.R2"]
+    assert not (tmp_path / "soup" / "evaluation.json").exists()
+
+
+def test_a_model_of_no_known_data_says_which_option_is_missing(run: sparsekit.Run, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((run.out / "model" / "model.safetensors").read_bytes())
+    with pytest.raises(sparsekit.UserError, match=r"digits.*data\.name") as told:
+        sparsekit.evaluate(tmp_path / "model.safetensors", model={"name": Net, "kwargs": {"width": 16}})
+    assert "image_size" not in str(told.value)
