@@ -15,11 +15,11 @@ from sparsekit.api import MergeStrategy, PruningMethod, Task
 from sparsekit.config import parser
 from sparsekit.config.checks import check
 from sparsekit.config.messages import begins
-from sparsekit.config.options import FitConfig, chosen_kinds, plugin_name
+from sparsekit.config.options import FitConfig, chosen_kinds, option_names, plugin_name
 from sparsekit.config.plugin_yaml import flat
 from sparsekit.config.wandb_args import as_flags
 from sparsekit.data.examples import Data
-from sparsekit.errors import RunError, UserError, first_line
+from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.plugins.contract import faults
 from sparsekit.plugins.objects import brought, path_of, record_of
 from sparsekit.plugins.registry import GROUPS, Kind, option_of
@@ -75,6 +75,8 @@ def read(
             rest: dict[str, Any] = dict(value)
             value = rest.pop("name", None)
             options |= {group: rest} if rest else {}
+        if value is None and not isinstance(options.get(f"{group}.name"), (str, type(None))):
+            value = options.pop(f"{group}.name")
         if value is None:
             continue
         if isinstance(value, tuple) and all(hasattr(part, "shape") for part in value):
@@ -90,6 +92,8 @@ def read(
     for name, kind in chosen_kinds(of).items():
         group, dot, member = name.partition(".")
         holder = options[group] if dot and isinstance(options.get(group), Mapping) else {}
+        if member in holder and name in options:
+            raise UserError(f"{name} is given twice; give it once")
         value = holder.get(member, options.get(name))
         if isinstance(value, (*_PLAIN, list, tuple, Mapping)) or not (kind == "format" or callable(value)):
             continue
@@ -130,17 +134,28 @@ def plugin_object(
     """Take the object or class of a kind out of the keywords, else that of the run's own call; None where neither is.
 
     Raises:
-        UserError: it is none of the kind, or cannot be made.
+        UserError: it is none of the kind, cannot be made, or options stand beside it, which it could not take.
     """
     value = options.get(kind)
+    own = {name: option for name, option in options.items() if name.startswith(f"{kind}.")}
+    if isinstance(value, Mapping):
+        own |= {f"{kind}.{name}": option for name, option in value.items() if name != "name"}
+        value = value.get("name", value.get("class_path"))
     if value is None:
         value = known.get(f"--{kind} {run.get(kind)}")
-    if value is None or isinstance(value, (str, Mapping)):
+    if value is None or isinstance(value, str):
         return None
     options.pop(kind, None)
-    cls = value if isinstance(value, type) else type(value)
+    cls: type = value if isinstance(value, type) else type(value)
     for fault in faults(cls, kind, listed=False):
         raise UserError(f"{kind}: {cls.__name__} {fault}")
+    for name, option in own.items():
+        short = name.partition(".")[2]
+        what = f"the class {cls.__name__}" if isinstance(value, type) else f"an object of {cls.__name__}"
+        fix = f"give it to the object: {kind}={cls.__name__}({short}={option!r})"
+        if short not in (takes := option_names(cls)):
+            fix = f"{cls.__name__} has no option {short!r}; leave it out.{nearest(short, takes)}"
+        raise UserError(f"{name} is {option!r}, but {kind} is {what}, not a name; {fix}")
     if not isinstance(value, type):
         return value  # type: ignore[no-any-return]
     theirs = {name.partition(".")[2]: option for name, option in run.items() if name.startswith(f"{kind}.")}
