@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,12 +12,14 @@ from jsonargparse import ArgumentParser
 from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.plugins import contract
-from sparsekit.plugins.objects import is_brought
-from sparsekit.plugins.registry import BUILT_IN, Plugin, adopt, discover, find
+from sparsekit.plugins.objects import find_object, is_brought
+from sparsekit.plugins.registry import BUILT_IN, adopt, discover, find
 from sparsekit.plugins.signatures import NO_OPTIONS
 
 SHARED = tuple(item.name for item in fields(DataConfig) if item.name != "options")
 """The options of `--data` that every data set has."""
+_PLAIN = (str, bool, int, float, type(None), list, tuple, dict)
+"""The types of values that options have."""
 _STREAMS = ("wds", "tfds", "hfids")
 
 
@@ -26,14 +28,12 @@ class DataFunction:
     """The function behind a `--data.name`, which returns a `sparsekit.Data`.
 
     Attributes:
-        plugin: Where it comes from.
         call: The function.
         rest: What stands behind the slash of `torch/cifar10`; empty without one.
     """
 
-    plugin: Plugin
     call: Callable[..., Any]
-    rest: str
+    rest: str = ""
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -42,13 +42,20 @@ class DataFunction:
         return {name: p for name, p in found.items() if name not in NO_OPTIONS and not name.startswith("_")}
 
 
-def find_data(name: str) -> DataFunction | None:
-    """The function behind a `--data.name`; None where the data set is built in, or was given from Python.
+def find_data(name: str, given: Collection[str] = ()) -> DataFunction | None:
+    """The function behind a `--data.name`; None where the data set is built in, or was given from Python as it is.
+
+    Args:
+        name: The name.
+        given: Options that stand beside it. Without any, a function that was given from Python need not keep the
+            contract: it is called as it is.
 
     Raises:
         UserError: there is no such data set, it cannot be imported, or it breaks the contract.
     """
-    if name in BUILT_IN["dataset"] or is_brought("--data.name", name):
+    if is_brought("--data.name", name):
+        return _given(name, given)
+    if name in BUILT_IN["dataset"]:
         return None
     adopt("dataset", name)
     known = discover().of("dataset")
@@ -69,7 +76,23 @@ def find_data(name: str) -> DataFunction | None:
     if bool(rest) != takes_name:
         need = "leave it out" if rest else f"write {family}/NAME; see --data.help {family}"
         raise UserError(f"--data.name {name}: {family} takes {'a' if takes_name else 'no'} name behind a slash; {need}")
-    return DataFunction(plugin, call, rest)
+    return DataFunction(call, rest)
+
+
+def _given(name: str, given: Collection[str]) -> DataFunction | None:
+    """The function that was given from Python for a name; None for data, and for one whose arguments are no options."""
+    found = find_object("--data.name", name)
+    if not callable(found):
+        return None
+    try:
+        function = DataFunction(found)
+        faults = list(contract.function_faults(found, SHARED))
+    except ValueError:  # of some functions that are written in C
+        return None
+    if faults and given:
+        raise UserError(f"--data.name {name} {faults[0]}")
+    plain = all(p.default is p.empty or isinstance(p.default, _PLAIN) for p in function.options.values())
+    return None if faults or not (plain or given) else function
 
 
 def is_own(name: str) -> bool:

@@ -30,7 +30,7 @@ from sparsekit.config.messages import GROUPED, Given, begins, explain, no_mappin
 from sparsekit.config.options import DataConfig, FitConfig, chosen_kinds, option_types
 from sparsekit.errors import UserError
 from sparsekit.plugins.choices import check_choice, known_names
-from sparsekit.plugins.objects import import_modules
+from sparsekit.plugins.objects import import_modules, is_brought
 from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, adopt, discover, name_of
 from sparsekit.plugins.signatures import options_of, unclear
 
@@ -359,12 +359,14 @@ def _class(kind: Kind, choice: _Choice, given: Given) -> list[str]:
 
 def _of_data(choice: _Choice, parser: OptionParser) -> list[str]:
     """The arguments of a data set's own options, which are added to the parser."""
-    function = data_sets.find_data(choice.name)
+    filed = choice.filed if choice.filed and choice.name == choice.base else {}
+    function = data_sets.find_data(choice.name, [*filed, *choice.own])
     if function:
         data_sets.add_options(parser, function)
         parser.given.known = [*parser.given.known, *(f"--data.{name}" for name in function.options)]
+    elif is_brought("--data.name", choice.name):
+        filed = {name: value for name, value in filed.items() if not data_sets.is_own(name)}  # data was given, made
     parser.given.plugins["dataset"] = choice.name, list(function.options) if function else []
-    filed = choice.filed if choice.filed and choice.name == choice.base else {}
     return [*_as_arguments(filed), *choice.own]
 
 

@@ -22,6 +22,8 @@ def open_data(config: DataConfig) -> Data | None:
     arguments: dict[str, Any] = {}
     if is_brought("--data.name", config.name):
         made = find_object("--data.name", config.name)
+        rooted = config.root is not None and callable(made) and "root" in inspect.signature(made).parameters
+        arguments = config.options | ({"root": config.root} if rooted else {})
     elif (function := find_data(config.name)) is None:
         return None
     else:

@@ -10,8 +10,10 @@ from torch import nn
 
 import sparsekit
 from sparsekit.config.options import EvaluateConfig, FitConfig
+from sparsekit.data.sources import open_data
 from sparsekit.merges import Greedy
 from sparsekit.methods import GMP, IMP
+from sparsekit.plugins.objects import brought
 from sparsekit.python.options import read
 from sparsekit.tasks import Classification
 
@@ -72,3 +74,55 @@ def test_an_object_is_taken_by_the_dotted_name_and_in_a_mapping_too() -> None:
     for keywords in ({"model.name": nn.ReLU}, {"model": {"name": nn.ReLU}}, {"model": nn.ReLU}):
         call = read(FitConfig, keywords)
         assert call.objects[f"--model.name {call.config.model.name}"] is nn.ReLU
+
+
+def examples(noise: float = 0.0, count: int = 64) -> sparsekit.Data:
+    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    return sparsekit.Data(train=(x + noise, x[:, :4].argmax(1)), test=(x, x[:, :4].argmax(1)))
+
+
+def bare(noise=0.0, layer=nn.Identity()):  # type: ignore[no-untyped-def]  # noqa: B008
+    return examples(noise)
+
+
+def test_a_function_for_data_takes_its_options_whether_it_is_named_or_given() -> None:
+    by_name = read(FitConfig, {"data": {"name": f"{__name__}:examples", "noise": 0.5}})
+    for keywords in ({"data": {"name": examples, "noise": 0.5}}, {"data": examples, "data.noise": 0.5}):
+        call = read(FitConfig, keywords)
+        assert call.config.data.options == {"noise": 0.5, "count": 64} == by_name.config.data.options
+        with brought(call.objects):
+            made = open_data(call.config.data)
+        assert made is not None
+        assert torch.equal(made.train[0], made.test[0] + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"data": {"name": examples, "noisy": 0.5}}, ["data.noisy", "'data.noise'"]),
+        ({"data": {"name": examples, "noise": "loud"}}, ["data.noise", "loud"]),
+        ({"data": {"name": bare, "noise": 0.5}}, ["data.name", "bare", "'noise' without a type"]),
+        ({"data": {"name": examples(), "noise": 0.5}}, ["data.noise"]),
+    ],
+)
+def test_a_wrong_option_of_a_data_function_is_told(keywords: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(sparsekit.UserError) as told:
+        sparsekit.plan(**keywords)
+    assert all(word in str(told.value) for word in words), told.value
+
+
+def test_a_function_whose_arguments_are_no_options_is_called_as_it_is() -> None:
+    call = read(FitConfig, {"data": bare})
+    assert call.config.data.options == {}
+    with brought(call.objects):
+        assert open_data(call.config.data) is not None
+
+
+def test_what_a_run_recorded_of_its_data_function_holds_again() -> None:
+    name = f"{__name__}:examples"
+    run = {"data.name": name, "data.noise": 0.25, "data.count": 32}
+    for keywords, noise in (({}, 0.25), ({"data.noise": 0.5}, 0.5)):
+        config = read(EvaluateConfig, keywords, run, {f"--data.name {name}": examples}).config
+        assert config.data.options == {"noise": noise, "count": 32}
+    made = read(EvaluateConfig, {}, run, {f"--data.name {name}": examples()}).config
+    assert made.data.options == {}
