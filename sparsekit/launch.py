@@ -219,6 +219,8 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
                 leader.finish()
                 setup.team.leave()
                 summary |= finish.finish(setup, result, out)
+                for warning in finish.warnings(setup, summary):
+                    display.warn(warning)
                 done = summary | {"status": "done"}
                 row = {key: value for key, value in done.items() if key not in finish.NOT_REPRODUCIBLE}
                 # before summary.json: once its status is `done`, the run is never resumed

@@ -36,7 +36,13 @@ _TRIED = 20
 
 
 class Source(Protocol):
-    """Where examples come from."""
+    """Where examples come from.
+
+    Attributes:
+        what: The split of `Data` that gives them.
+    """
+
+    what: str
 
     def __len__(self) -> int: ...
 
@@ -63,11 +69,9 @@ class TensorPair:
             raise UserError(
                 f"data.{what}: inputs and targets of shapes {sizes} do not belong together; give [N, ...] each"
             )
-        if len(self.inputs) and self.inputs.is_floating_point():
-            finite = self.inputs.isfinite().reshape(len(self.inputs), -1).all(1)
-            if not bool(finite.all()):
-                first = int((~finite).nonzero()[0, 0])
-                raise UserError(f"data.{what}: the input of example {first} is not finite; correct it, or leave it out")
+        if len(odd := not_finite(self.inputs)):
+            raise UserError(f"data.{what}: the input of example {odd[0]} is not finite; correct it, or leave it out")
+        self.what = what
         self.on_device = self.inputs.to(device), self.labels.to(device)
 
     def __len__(self) -> int:
@@ -354,6 +358,21 @@ class ExampleData(MadeImages):
         count = max(1, round(order.checked(fraction) * self.train_size))
         return torch.randperm(self.train_size, generator=order.generator(seed, "subset"))[:count].sort().values
 
+    def not_finite_at(self, split: Split, position: int, name: str = "target") -> str:
+        """A line about the input or target of an example, with its number in what the user gave."""
+        source, examples = self._splits[split]
+        number = int(examples[position])
+        return f"data.{source.what}: the {name} of example {number} is not finite; correct it, or leave it out"
+
+    def first_not_finite(self, split: Split) -> str | None:
+        begun = 0
+        for inputs, targets in self.raw_batches(split):
+            for name, each in (("input", inputs), ("target", targets)):
+                if odd := not_finite(each):
+                    return self.not_finite_at(split, begun + odd[0], name)
+            begun += len(inputs)
+        return None
+
     def known_targets(self, split: Split) -> Tensor | None:
         """The targets of a split on the CPU, where they lie in memory; None where they would have to be read."""
         source, examples = self._splits[split]
@@ -362,6 +381,14 @@ class ExampleData(MadeImages):
     def _relabelled(self, targets: Tensor) -> Tensor:
         targets = targets if self._labels is None else targets.long()
         return targets if self._mapping is None else self._mapping.to(targets.device)[targets]
+
+
+def not_finite(values: Tensor) -> list[int]:
+    """The numbers of the examples that hold NaN or an infinite number."""
+    if not values.is_floating_point() or not len(values):
+        return []
+    finite = values.isfinite().reshape(len(values), -1).all(1)
+    return (~finite).nonzero()[:, 0].tolist() if not bool(finite.all()) else []
 
 
 def count_outputs(task: Task, targets: Tensor) -> int:

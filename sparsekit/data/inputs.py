@@ -145,6 +145,10 @@ class MadeImages:
         other._changed()
         return other
 
+    def first_not_finite(self, split: Any) -> str | None:
+        """A line about the first example of a split that is not finite; None without one. Images never are."""
+        return None
+
     def _changed(self) -> None:
         """Prepare for another strength."""
 

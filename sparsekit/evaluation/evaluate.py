@@ -95,6 +95,9 @@ def evaluate(source: SavedModel, config: EvaluateConfig, report: Report | None =
         clean = ((evaluator.normalise(raw), labels) for raw, labels in images)
         recalibrate_batchnorm(evaluator.model, clean, evaluator.autocast)
         variants["recalibrated"] = measure_variant(evaluator, seen, config, dense, published, report)
+    if any(found["test"][config.task.score_name] is None for found in variants.values()):
+        why = seen.first_not_finite("test") or "look at what the model gives"
+        report(f"test.{config.task.score_name} is not finite: {why}")
     about = header(str(source.path), config.data.name, seen, config.task, config.seed)
     return about | ({"dense": config.dense} if config.dense else {}) | {"variants": variants}
 

@@ -83,6 +83,13 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     return measured | summary
 
 
+def warnings(setup: Setup, summary: dict[str, Any]) -> list[str]:
+    """Lines about a result that is not as the user may think."""
+    if summary[name := f"test.{setup.task.score_name}"] is not None:
+        return []
+    return [f"{name} is not finite: {setup.data.first_not_finite('test') or 'look at what the model gives'}"]
+
+
 def _finite(value: float) -> float | None:
     return value if isfinite(value) else None
 

@@ -88,9 +88,12 @@ def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress
         at = context.executor(context, segment.stage, remaining, at)
         context.checkpoints.wait()
     if not at.candidates:
+        data = context.setup.data
+        why = data.first_not_finite("train") or data.first_not_finite("held_out")
+        why = why or "lower --optimizer.lr or set --optimizer.clip_norm"
         raise RunError(
-            f"segment {segment.stage.index + 1}: no replica stayed finite; lower --optimizer.lr or set "
-            f"--optimizer.clip_norm; the last checkpoint is in {context.checkpoints.folder}"
+            f"segment {segment.stage.index + 1}: no replica stayed finite; {why}; the last checkpoint is in "
+            f"{context.checkpoints.folder}"
         )
     return replace(at, candidates=tuple(sorted(at.candidates, key=lambda candidate: candidate.index)))
 

@@ -14,6 +14,7 @@ from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig, describe
 from sparsekit.data import ExampleData, LoadedData, Split, load
+from sparsekit.data.batches import not_finite
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
 from sparsekit.evaluation.evaluate import check_corruptible
@@ -365,3 +366,18 @@ def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor, splits:
         raise UserError(f"--task {told}: its loss must be one floating-point number, not {tuple(loss.shape)}")
     if not isinstance(plain(found.get(task.score_name)), (int, float)):
         raise UserError(f"--task {told}: its meter measures {', '.join(found)}, not its score {task.score_name!r}")
+    if isinstance(setup.data, ExampleData):
+        for split in splits:
+            _check_targets(setup.data, task, outputs, split)
+
+
+def _check_targets(data: ExampleData, task: Task, outputs: Tensor, split: Split) -> None:
+    """Raise UserError where a target that lies in memory is not finite, and the task's loss of it is not either."""
+    targets = data.known_targets(split)
+    if targets is None or not (odd := not_finite(targets)):
+        return
+    sound = sorted({*range(len(targets))} - {*odd})
+    some = targets[[*odd[:1], *sound[:1]]]  # beside a sound one, as a task may leave out what is not known
+    loss = task.loss(outputs[:1].float().cpu().expand(len(some), *outputs.shape[1:]), some)
+    if not bool(loss.isfinite()):
+        raise UserError(data.not_finite_at(split, odd[0]))
