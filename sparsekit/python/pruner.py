@@ -32,6 +32,7 @@ from sparsekit.python.options import keyword_names, read
 from sparsekit.seeds import derive
 from sparsekit.training.masking import Masking
 from sparsekit.training.probes import notes
+from sparsekit.training.setup import loss_fault
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """The mean training loss of a model on one batch, differentiable."""
@@ -410,6 +411,8 @@ class Pruner:
             torch.manual_seed(derive(self._config.seed, "gradients", stage.index))
             for batch in islice(self._batches, batches):
                 loss = self._loss(self._model, batch)
+                if fault := loss_fault(loss):
+                    raise UserError(f"loss {fault}")
                 taken += 1
                 found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
                 torch._foreach_add_(total, torch._foreach_div(found, batches))

@@ -41,7 +41,7 @@ from sparsekit.seeds import derive
 from sparsekit.training import optimizers
 from sparsekit.training.ranks import Ranks
 from sparsekit.training.replica import averaged_from
-from sparsekit.training.setup import Setup, forward
+from sparsekit.training.setup import Setup, forward, loss_fault
 from sparsekit.training.team import Team, make_team
 
 _USUAL = (torch.float32, torch.int64)
@@ -265,15 +265,18 @@ def _try_step(setup: Setup) -> None:
     averages = any(averaged_from(setup, segment.stage) is not None for segment in setup.plan)
     parameters = [setup.model.get_parameter(name) for name in setup.prunable] + averages * [*setup.model.parameters()]
     beside = [torch.empty_like(parameter) for parameter in parameters]
+    if not any(parameter.requires_grad for parameter in setup.model.parameters()):
+        name = resolve_model(config.model)[0]
+        raise UserError(f"--model.name {name}: no parameter is trained; set requires_grad of those that shall be")
     optimizer = optimizers.build(o, setup.model, {}, o.lr, o.weight_decay)
     images, labels = next(iter(setup.data.train_batches(0, 1, part=(setup.team.member, setup.team.size))))
     setup.model.train()
     try:
         with setup.autocast():
-            loss = setup.loss(setup.model(images), labels, images)
-        loss.backward()  # type: ignore[no-untyped-call]
+            outputs = setup.model(images)
     except ValueError as error:  # BatchNorm refuses a single value per channel
         raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error
+    _try_loss(setup, outputs, labels, images).backward()  # type: ignore[no-untyped-call]
     try:
         optimizer.step()
         optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
@@ -285,6 +288,28 @@ def _try_step(setup: Setup) -> None:
     del beside
     setup.model.zero_grad(set_to_none=True)
     setup.model.load_state_dict(fresh)
+
+
+def _try_loss(setup: Setup, outputs: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    """The training loss of a batch; raises UserError where the task gives none that trains the model."""
+    if not outputs.requires_grad:
+        name = resolve_model(setup.config.model)[0]
+        raise UserError(
+            f"--model.name {name}: its outputs have no gradient; set requires_grad of what is to be trained"
+        )
+    told = describe(setup.config)["task"]["name"]
+    try:
+        with setup.autocast():
+            loss = setup.loss(outputs, labels, images)
+    except Exception as error:  # a plugin may raise anything
+        if lacks_memory(error):
+            raise
+        raise UserError(
+            f"--task {told}: its loss raises {type(error).__name__}: {first_line(error).rstrip('.;')}; correct it"
+        ) from error
+    if fault := loss_fault(loss):
+        raise UserError(f"--task {told}: its loss {fault}")
+    return loss
 
 
 def _try_forward(setup: Setup) -> None:
@@ -362,8 +387,14 @@ def _try_task(setup: Setup, name: str, outputs: Tensor, targets: Tensor, splits:
         raise UserError(
             f"--task {told}: {about} do not suit it: {first_line(error).rstrip('.;')}; change the model or the targets"
         ) from error
-    if loss.dim() or not loss.is_floating_point():
-        raise UserError(f"--task {told}: its loss must be one floating-point number, not {tuple(loss.shape)}")
+    with torch.no_grad():
+        if fault := loss_fault(loss):
+            raise UserError(f"--task {told}: its loss {fault}")
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"--task {told}: its meter's compute() gives {type(found).__name__}; give measures by name, with "
+            f"{task.score_name!r} among them"
+        )
     if not isinstance(plain(found.get(task.score_name)), (int, float)):
         raise UserError(f"--task {told}: its meter measures {', '.join(found)}, not its score {task.score_name!r}")
     if isinstance(setup.data, ExampleData):

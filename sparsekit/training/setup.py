@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,3 +132,17 @@ def forward(model: nn.Module, weights: Tensors, images: Tensor) -> Tensor:
     if not weights:
         return model(images)  # type: ignore[no-any-return]
     return functional_call(model, weights, (images,))  # type: ignore[no-any-return]
+
+
+def loss_fault(loss: Any) -> str:
+    """Why a loss cannot train a model, with the fix, as the rest of a sentence; empty if it can."""
+    if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.dim() else _kind(loss)
+        return f"must be one floating-point number as a tensor, not {what}; give what torch makes of the outputs"
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        return "has no gradient; make it of the outputs by torch alone, without detach, item or no_grad"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
