@@ -114,3 +114,23 @@ def test_a_built_in_plugin_imports_what_a_third_party_may() -> None:
     for module, source in files().items():
         if room(module) in ("methods", "merges"):
             assert {room(other) for other in imported(source)} <= {"api", "schedules", "_types", room(module)}, module
+
+
+def swallowed(source: str) -> list[int]:
+    """The lines of `try` that turn an error for people, raised inside, into another: it is a ValueError, too."""
+    found: list[int] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Try):
+            inside = [call for part in node.body for call in ast.walk(part) if isinstance(call, ast.Raise)]
+            raised = {ast.unparse(call.exc).partition("(")[0] for call in inside if call.exc}
+            first = next((ast.unparse(handler.type) for handler in node.handlers if handler.type), "")
+            wide = any(name in first for name in ("ValueError", "RuntimeError", "Exception"))
+            if raised & {"UserError", "RunError"} and wide:
+                found.append(node.lineno)
+    return found
+
+
+def test_no_error_for_people_is_caught_where_it_is_raised() -> None:
+    assert {module: lines for module, source in files().items() if (lines := swallowed(source))} == {}
+    assert swallowed("try:\n    raise UserError('x')\nexcept (OSError, ValueError):\n    pass") == [1]
+    assert not swallowed("try:\n    raise UserError('x')\nexcept UserError:\n    raise\nexcept ValueError:\n    pass")

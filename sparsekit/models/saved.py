@@ -19,6 +19,7 @@ from sparsekit._types import Tensor, Tensors
 from sparsekit.config.options import ArchitectureConfig, ModelConfig
 from sparsekit.errors import UserError, first_line
 from sparsekit.files import expanded
+from sparsekit.plugins.objects import is_object
 
 if TYPE_CHECKING:
     from sparsekit.models.state_dict import StateDict
@@ -169,7 +170,8 @@ class SavedModel:
 
     def fitted(self, expected: Collection[str]) -> SavedModel:
         """The same model with its tensors under the names that a model expects, as `StateDict.fitted` finds them."""
-        return replace(self, given=self.content.fitted(expected, self.where))
+        one = is_object(self.name)  # sparsekit wrote it, with the names of a module of the user's own
+        return replace(self, given=self.content.fitted(expected, self.where, one))
 
     def _guarded(self) -> _Guard:
         return _Guard(self.option, self.file)

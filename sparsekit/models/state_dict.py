@@ -54,7 +54,7 @@ class StateDict:
     masks: Readers = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def fitted(self, expected: Collection[str], where: str) -> StateDict:
+    def fitted(self, expected: Collection[str], where: str, one: bool = False) -> StateDict:
         """The same tensors under the names that a model expects, as far as a prefix tells them apart.
 
         What wrappers put into names is left out. Of several prefixes the one that fits most names is taken, of equal
@@ -63,6 +63,7 @@ class StateDict:
         Args:
             expected: The model's names.
             where: The option and the file, for messages.
+            one: Whether the file is known to hold one model; where several prefixes fit, none is taken then.
 
         Raises:
             UserError: the file holds several models, and nothing says which is meant.
@@ -70,7 +71,7 @@ class StateDict:
         if self.readers.keys() == set(expected):
             return self
         names, wanted = without_wrappers(self.readers), without_wrappers(expected)
-        prefix, notes = _prefix(names, wanted, where), list(self.notes)
+        prefix, notes = _prefix(names, wanted, "" if one else where), list(self.notes)
         found = {name.removeprefix(prefix): own for name, own in names.items() if name.startswith(prefix)}
         inside = {wanted.get(name, name): own for name, own in found.items()}
         if "n_averaged" not in expected:
@@ -245,7 +246,10 @@ def _no_batches() -> Tensor:
 
 
 def _prefix(names: Collection[str], expected: Collection[str], where: str) -> str:
-    """The prefix under which most of the expected names are found, if these are more than half; else the empty one."""
+    """The prefix under which most of the expected names are found, if these are more than half; else the empty one.
+
+    Several that fit are refused with the words of `where`; without any the empty one is taken.
+    """
     fits = Counter(prefix for name in names for prefix, rest in _splits(name) if rest in expected)
     most = max(fits.values(), default=0)
     best = [prefix for prefix, count in fits.items() if count == most]
@@ -253,6 +257,8 @@ def _prefix(names: Collection[str], expected: Collection[str], where: str) -> st
         return ""
     averaged = [prefix for prefix in best if "ema" in re.split(r"[._]", prefix)]
     if len(best) > 1 and len(averaged) != 1:
+        if not where:
+            return ""
         raise UserError(f"{where} holds several models: {', '.join(sorted(best))}; save the state dict of one")
     return (averaged if len(best) > 1 else best)[0]
 

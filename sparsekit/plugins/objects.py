@@ -34,6 +34,12 @@ def is_object(name: str | None) -> bool:
     return bool(name and re.fullmatch(r"(?!hf_hub:)[^\W\d][\w.<>]*:[\w.<>]+", name))
 
 
+def needs_object(name: str | None) -> bool:
+    """Whether a `module:name` cannot be imported, as it stood in a main file or inside of a function."""
+    module, _, attribute = (name or "").partition(":")
+    return is_object(name) and (module == "__main__" or "<" in attribute)
+
+
 def path_of(thing: Any) -> str:
     """`module:name` of a class or function, or of an object's class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
@@ -97,7 +103,7 @@ def find_object(option: str, name: str) -> Any:
     if is_brought(option, name):
         return _BROUGHT.get()[f"{option} {name}"]
     module, _, attribute = name.partition(":")
-    if module == "__main__" or "<" in attribute:
+    if needs_object(name):
         keyword = option.removeprefix("--").removesuffix(".name")
         raise UserError(
             f"{option} {name}: it was given from Python and cannot be imported; give it again from Python, as "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparsekit._types import Tensors
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
-from sparsekit.plugins.objects import brought
+from sparsekit.plugins.objects import brought, needs_object, path_of
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -74,7 +74,7 @@ class Run:
         """The finished model, on the CPU in evaluation mode.
 
         Raises:
-            UserError: its class cannot be imported again; give it to `sparsekit.load` as `model`.
+            UserError: its class cannot be imported again, or is another now; give it to `sparsekit.load` as `model`.
         """
         import torch
 
@@ -82,12 +82,23 @@ class Run:
         from sparsekit.data.stream import random_states_kept
         from sparsekit.models.create import load_model  # only now: it imports torch
         from sparsekit.models.saved import architecture, open_saved_model, sizes
+        from sparsekit.python.options import in_keywords
 
         cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        with brought(self.objects), random_states_kept(cuda):
-            source = open_saved_model("run", self.out)
-            channels, classes = sizes(source, ArchitectureConfig())
-            return load_model(source, architecture(source, ArchitectureConfig()), classes, channels)
+        source = open_saved_model("run", self.out)
+        again = f"sparsekit.load({str(self.out)!r}, model=…)"
+        given = self.objects.get(f"--model.name {source.name}")
+        if given is None and needs_object(source.name):
+            raise UserError(f"model: {source.name} cannot be imported again; give it once more: {again}")
+        try:
+            with brought(self.objects), random_states_kept(cuda):
+                channels, classes = sizes(source, ArchitectureConfig())
+                return load_model(source, architecture(source, ArchitectureConfig()), classes, channels)
+        except UserError as error:
+            text = in_keywords(str(error)).removesuffix(" (see model.name and model.kwargs)")
+            if given is not None:
+                text = f"model: {path_of(given)} is not what was trained: {text}; give that: {again}"
+            raise UserError(text) from error
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the run's page; returns its path, by default report.html in the run's directory.

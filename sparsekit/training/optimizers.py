@@ -45,6 +45,8 @@ def build(
         for decay, names in ((weight_decay, [n for n in extra if n not in undecayed]), (0.0, undecayed)):
             if names:
                 optimizer.add_param_group({"params": [extra[name] for name in names], "weight_decay": decay})
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError, ImportError, ModuleNotFoundError) as error:
         given = f"--optimizer.momentum {config.momentum:g} and --optimizer.kwargs {config.kwargs}"
         raise UserError(f"--optimizer.name {config.name} with {given}: {error}") from error

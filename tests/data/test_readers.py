@@ -300,3 +300,15 @@ def test_published_files_by_torchvisions_reader(tmp_path: Path, monkeypatch: pyt
     for index, image in enumerate(shown):
         assert np.array_equal(np.asarray(theirs.test[index][0]), image.permute(1, 2, 0))
     assert list(own.class_names) == list(theirs.class_names)
+
+
+def test_an_array_that_is_not_there_is_told_by_its_option(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((8, 2)), y=np.zeros(8))
+    with pytest.raises(UserError) as told:
+        npz.read(str(tmp_path), "a.npz", y="nope")
+    assert str(told.value).startswith("--data.y 'nope' is no array of 'a.npz'")
+    assert "cannot be read" not in str(told.value)
+    (tmp_path / "b.npz").write_text("no archive")
+    with pytest.raises(UserError) as told:
+        npz.read(str(tmp_path), "b.npz")
+    assert str(told.value).count("--data.file") == 1

@@ -179,3 +179,22 @@ def test_a_model_of_no_known_data_says_which_option_is_missing(run: sparsekit.Ru
     with pytest.raises(sparsekit.UserError, match=r"digits.*data\.name") as told:
         sparsekit.evaluate(tmp_path / "model.safetensors", model={"name": Net, "kwargs": {"width": 16}})
     assert "image_size" not in str(told.value)
+
+
+class Other(nn.Linear):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(6, 1)
+
+
+def test_a_loaded_runs_model_says_what_load_needs(run: sparsekit.Run) -> None:
+    with pytest.raises(sparsekit.UserError) as told:
+        _ = sparsekit.load(run.out).model
+    assert all(word in str(told.value) for word in ("model", "__main__:Net", "load(", "model=")), told.value
+    assert "model.name" not in str(told.value)
+    with pytest.raises(sparsekit.UserError) as told:
+        _ = sparsekit.load(run.out, model=Other).model
+    assert all(word in str(told.value) for word in ("model", ":Other", "0.bias", "load(", "model=")), told.value
+    assert "several models" not in str(told.value)
+    with pytest.raises(sparsekit.UserError, match=r"0\.bias.*another architecture") as told:
+        sparsekit.evaluate(run.out, model=Other, data=EXAMPLES, task=Scaled)
+    assert "several models" not in str(told.value)

@@ -55,6 +55,8 @@ def read(
                         f"{nearest(name, arrays.files)}"
                     )
             found = {option: arrays[name] for option, name in names}
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"--data.file {file!r} cannot be read: {first_line(error)}; give an .npz file of numbers"
