@@ -544,6 +544,13 @@ class Task(ABC):
         """
         return {}
 
+    def constant_outputs(self, targets: Tensor) -> Tensor | None:
+        """The outputs for one example that suit all these targets best, whatever the input; by default None.
+
+        Against a model that answers so, a run says where a finished model has learned nothing.
+        """
+        return None
+
     def predict(self, outputs: Tensor) -> Tensor | None:
         """What is predicted, so that equal predictions can be counted; None where outputs are numbers of any size."""
         return None

@@ -376,6 +376,8 @@ class ExampleData(MadeImages):
     def known_targets(self, split: Split) -> Tensor | None:
         """The targets of a split on the CPU, where they lie in memory; None where they would have to be read."""
         source, examples = self._splits[split]
+        if self._labels is not None:
+            return self._labels[split]
         return source.labels.cpu()[examples] if isinstance(source, TensorPair) else None
 
     def _relabelled(self, targets: Tensor) -> Tensor:

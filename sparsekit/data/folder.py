@@ -310,6 +310,10 @@ class FolderData(MadeImages):
         for images, labels in self.evaluation_batches(split, limit):
             yield self.normalise.undo(images), labels
 
+    def known_targets(self, split: Split) -> Tensor:
+        """The labels of a split on the CPU."""
+        return self._labels[split]
+
     def subset(self, fraction: float, seed: int) -> Tensor:
         """Choose a random, stratified `fraction` of the training split with at least one image of each class.
 

@@ -251,6 +251,10 @@ class ImageData(MadeImages):
             index = part if some is None else some[part]
             yield images[index], labels[index]
 
+    def known_targets(self, split: Split) -> Tensor:
+        """The labels of a split on the CPU."""
+        return self._cpu_labels[split]
+
     def subset(self, fraction: float, seed: int) -> Tensor:
         """Choose a random, stratified `fraction` of the training split with at least one image of each class.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from sparsekit._types import Tensor
 from sparsekit.config.options import DataConfig
 from sparsekit.errors import UserError
 
@@ -144,6 +145,10 @@ class MadeImages:
         other.strength = strength
         other._changed()
         return other
+
+    def known_targets(self, split: Any) -> Tensor | None:
+        """The targets of a split on the CPU, where they lie in memory; None where they would have to be read."""
+        return None
 
     def first_not_finite(self, split: Any) -> str | None:
         """A line about the first example of a split that is not finite; None without one. Images never are."""

@@ -13,6 +13,8 @@ from sparsekit.api import Meter, Score, Task
 from sparsekit.errors import RunError
 from sparsekit.tasks.classification import Classification
 
+_MOST_OUTPUTS = 100_000_000
+"""Outputs, of all examples, that are looked at on a CPU in some seconds."""
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -80,6 +82,28 @@ def measure_model(
 def score_model(model: nn.Module, batches: Batches, autocast: torch.autocast, task: Task | None = None) -> Score:
     """A model's score and mean loss, as `measure_model` measures them; by default of a classification."""
     return measure_model(model, batches, autocast, task or Classification()).score
+
+
+@torch.no_grad()
+def constant_score(task: Task, targets: Tensor) -> Score | None:
+    """The best score of the same outputs for all examples; None where the task has none, or it would take long."""
+    constant = task.constant_outputs(targets)
+    if constant is None or constant.numel() * len(targets) > _MOST_OUTPUTS:
+        return None
+    parts = torch.split(targets, max(1, _MOST_OUTPUTS // 100 // constant.numel()))
+    batches, plain_type = ((part, part) for part in parts), torch.autocast("cpu", enabled=False)
+    return score_model(_Constant(constant), batches, plain_type, task)
+
+
+class _Constant(nn.Module):
+    """A model that gives the same outputs for every input."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.outputs.expand(len(inputs), *self.outputs.shape)
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ from typing import Any
 from sparsekit._types import Tensors
 from sparsekit.config.options import EvaluateConfig, describe
 from sparsekit.display.live import Display
+from sparsekit.display.text import score_text
 from sparsekit.evaluation import cost, evaluate
+from sparsekit.evaluation.scores import constant_score
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
 from sparsekit.pruning import masks
@@ -85,9 +87,21 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
 
 def warnings(setup: Setup, summary: dict[str, Any]) -> list[str]:
     """Lines about a result that is not as the user may think."""
-    if summary[name := f"test.{setup.task.score_name}"] is not None:
+    score = setup.task.score_name
+    value, loss = summary[f"test.{score}"], summary["test.loss"]
+    if value is None:
+        return [f"test.{score} is not finite: {setup.data.first_not_finite('test') or 'look at what the model gives'}"]
+    targets = setup.data.known_targets("test")
+    constant = constant_score(setup.task, targets) if targets is not None else None
+    if constant is None or value > constant.value:
         return []
-    return [f"{name} is not finite: {setup.data.first_not_finite('test') or 'look at what the model gives'}"]
+    if loss is not None and loss < constant.loss - 0.01 * abs(constant.loss):
+        return []  # it knows something, as where one class is most of the examples
+    own, other = (score_text(score, each, 2) for each in (value, constant.value))
+    return [
+        f"the model learned nothing: {own} on the test split, and one answer for every example gives {other}; try "
+        "another --optimizer.lr, more --epochs, or a model with normalisation"
+    ]
 
 
 def _finite(value: float) -> float | None:

@@ -249,6 +249,28 @@ def single_examples_make_up_the_whole(case: TaskCase) -> None:
             )
 
 
+def constant_outputs_suit_best(case: TaskCase) -> None:
+    """What `constant_outputs` gives is the outputs of one example, and others near them have no lower loss."""
+    task = case.make()
+    for some in case.examples:
+        found = task.constant_outputs(some.targets)
+        if found is None:
+            continue
+        fine = isinstance(found, Tensor) and found.dim() + 1 == some.outputs.dim()
+        need(fine, f"{some.what}: constant_outputs() gave {_about(found)}; give one example's outputs, without [N]")
+
+        def loss(values: Tensor, task: Task = task, some: Examples = some) -> float:
+            return float(task.loss(values.expand(len(some.targets), *values.shape), some.targets))
+
+        best = loss(found.double())
+        for index in range(min(found.numel(), 4)):
+            for change in (-0.3, 0.3):
+                near = found.double().flatten().clone()
+                near[index] += change
+                other = loss(near.reshape(found.shape))
+                need(other >= best - 1e-6 * abs(best), f"{some.what}: the loss is {best:.6g}, and {other:.6g} nearby")
+
+
 # --- whole runs --------------------------------------------------------------------------------------
 
 

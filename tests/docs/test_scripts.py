@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import nbclient
 import nbformat
 import pytest
 import torch
+from documents import blocks
 from safetensors.torch import load_file
 
 SCRIPTS = Path(__file__).parents[2] / "docs" / "scripts"
@@ -49,6 +51,23 @@ def test_a_script_has_thirty_lines_of_code_at_most(script: Path) -> None:
     docstring = tree.body[0].end_lineno or 1
     code = [line for line in script.read_text().splitlines()[docstring:] if line.strip()]
     assert len(code) <= 30
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_run_of_the_page_on_own_models_learns_with_any_seed(tmp_path: Path, seed: int) -> None:
+    page = list(blocks(SCRIPTS.parent / "own-model.md"))
+    for block in page:
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
+    command = next(command for block in page for command in block.commands if " fit " in command)
+    arguments = [*shlex.split(command)[1:], "--seed", str(seed), "--wandb.mode", "disabled"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsekit", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "learned nothing" not in done.stderr
+    assert json.loads((tmp_path / "runs" / "small" / "summary.json").read_text())["test.accuracy"] > 0.93
 
 
 @pytest.mark.docs

@@ -153,6 +153,8 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("smoothing_of_0_is_none", {"smoothed_loss": lambda s, o, t, x: 2 * Numbers.loss(s, o, t)}, "at 0"),
     ("teachers_are_followed", {"distillation": lambda s, o, t, x: -(o - t).square().mean()}, "for its own outputs"),
     ("an_ensemble_of_equals_is_one_of_them", {"mean_outputs": sums}, "as an ensemble of 3"),
+    ("constant_outputs_suit_best", {"constant_outputs": lambda s, t: t.double().mean()}, "without [N]"),
+    ("constant_outputs_suit_best", {"constant_outputs": lambda s, t: t.double().mean()[None] + 1}, "nearby"),
     ("single_examples_make_up_the_whole", {"per_example": lambda s, o, t: {"loss": o.sum()}}, "for 12 examples"),
     ("single_examples_make_up_the_whole", {"per_example": lambda s, o, t: {"loss": o[:, 0] + 9}}, "over the examples"),
     ("single_examples_make_up_the_whole", {"per_example": lambda s, o, t: {"size": o[:, 0]}}, "size is no measure"),
