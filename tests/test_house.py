@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sparsekit.plugins.registry import BUILT_IN, discover
+
+STEMS = ("cifar", "torch/", "hfds/")
 PACKAGE = Path(__file__).parents[1] / "sparsekit"
 FLOORS = [
     "__main__",
@@ -134,3 +137,29 @@ def test_no_error_for_people_is_caught_where_it_is_raised() -> None:
     assert {module: lines for module, source in files().items() if (lines := swallowed(source))} == {}
     assert swallowed("try:\n    raise UserError('x')\nexcept (OSError, ValueError):\n    pass") == [1]
     assert not swallowed("try:\n    raise UserError('x')\nexcept UserError:\n    raise\nexcept ValueError:\n    pass")
+
+
+def special_cases(source: str) -> list[int]:
+    """The lines that compare with the name of a data set, task, method or merge, whose own entry should say it."""
+    plugins = {plugin.name for plugin in discover().plugins if plugin.kind in ("dataset", "task", "method", "merge")}
+    names = {*BUILT_IN["dataset"], *plugins} - {"str", "none"}  # words of Python and of options, too
+    found: list[int] = []
+    for node in ast.walk(ast.parse(source)):
+        compared: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            compared = node.args if node.func.attr in ("startswith", "endswith") else []
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        values = {part.value for each in compared for part in ast.walk(each) if isinstance(part, ast.Constant)}
+        if any(isinstance(value, str) and (value in names or value in STEMS) for value in values):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_module_makes_a_special_case_of_a_name() -> None:
+    assert {module: lines for module, source in files().items() if (lines := special_cases(source))} == {}
+    assert special_cases("if config.name == 'digits':\n    pass") == [1]
+    assert special_cases("found = name in ('mnist', 'x')") == [1]
+    assert special_cases("name.startswith('cifar')") == [1]

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsekit.config.options import DataConfig
-from sparsekit.data.contents import Contents, sizes
+from sparsekit.data.built_in import DATA_SETS
+from sparsekit.data.contents import Contents
 from sparsekit.data.examples import Data
 from sparsekit.data.sources import open_data
-from sparsekit.errors import UserError
-from sparsekit.files import expanded
 from sparsekit.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
         if pictures.has_pictures(own) and task.stratified:
             return pictures.load(own, config, device, channels_last)
         return ExampleData.load(own, config, device, channels_last, task)
-    data = _images(config, device, channels_last)
+    data = DATA_SETS[config.name].load(config, device, channels_last)
     if not task.stratified:
         from sparsekit.data.batches import count_outputs
 
@@ -69,30 +68,11 @@ def load(config: DataConfig, device: torch.device, channels_last: bool, task: Ta
     return data
 
 
-def _images(config: DataConfig, device: torch.device, channels_last: bool) -> ImageData | FolderData:
-    if config.name == "imagefolder":
-        from sparsekit.data.folder import FolderData
-
-        return FolderData.load(config, device, channels_last)
-    for option, value in (("kwargs", config.kwargs), ("labels", config.labels), ("white", config.white)):
-        if value:
-            raise UserError(f"--data.{option} is for --data.name imagefolder, not for {config.name}; leave it out")
-    from sparsekit.data.images import ImageData
-
-    return ImageData.load(config, device, channels_last)
-
-
 def contents_at_hand(config: DataConfig) -> Contents | None:
     """What the data set of `--data` holds, where that can be told without torch and without reading more than a sample.
 
     Raises:
         UserError: the folder of images is there, but its layout is not clear.
     """
-    if config.name == "digits":
-        return Contents.of_published("digits", (*sizes(400, 397, config), 1_000), 10, config, cut=False)
-    if config.name == "imagefolder" and config.root is not None and expanded(config.root).is_dir():
-        from sparsekit.data.folder_labels import list_images
-
-        listing = list_images(config)
-        return Contents(*listing.parts(config), listing.notes)
-    return None
+    known = DATA_SETS.get(config.name)
+    return known.at_hand(config) if known else None

@@ -27,8 +27,6 @@ from sparsekit.files import expanded
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-"""The class in torchvision.datasets that downloads each data set."""
 _NUMERALS = tuple(map(str, range(10)))
 _FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -49,6 +47,8 @@ class RawData:
         class_names: The classes' names, by label.
         held_out: Number of images at the end of the training images that the data set itself holds out; None if it
             defines no such split.
+        flip: Whether a mirrored image keeps its label, which a digit does not.
+        shown: Side in pixels in which images are shown by default; None for that of the files.
     """
 
     train_images: Images
@@ -57,6 +57,13 @@ class RawData:
     test_labels: Labels
     class_names: tuple[str, ...]
     held_out: int | None = None
+    flip: bool = False
+    shown: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Side in pixels in which images are shown by default."""
+        return self.shown or int(self.train_images.shape[1])
 
     def record(self) -> dict[str, Any]:
         """The arrays of each published split with the SHA-256 of their values, for `Contents`."""
@@ -80,46 +87,64 @@ def read(name: str, root: str | None) -> RawData:
     Raises:
         UserError: the name or the folder does not exist, or a file is missing, unreadable or not the published one.
     """
-    if name == "digits":
-        return _digits()
-    if name not in _TORCHVISION:
-        known = ["digits", *_TORCHVISION]
-        raise UserError(f"--data.name: no data set {name!r}; choose from {', '.join(known)}.{nearest(name, known)}")
-    hint = f"for {name} give the folder that torchvision's datasets.{_TORCHVISION[name]}(root, download=True) fills"
-    if not name.startswith("cifar"):
-        hint += ", or one with train-images-idx3-ubyte(.gz) and its companions"
-    if name == "fashion_mnist":
-        hint += ", as /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
-    if root is None:
-        raise UserError(f"--data.root: {name} is read from files and no folder is given; {hint}")
-    folder = expanded(root)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, also False where a parent may not be read
-        state = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise UserError(f"--data.root: '{root}' {state}; {hint}")
-    return (_cifar if name.startswith("cifar") else _mnist)(folder, _TORCHVISION[name], hint)
+    if name not in _READERS:
+        raise UserError(
+            f"--data.name: no data set {name!r}; choose from {', '.join(_READERS)}.{nearest(name, _READERS)}"
+        )
+    return _READERS[name](name, root)
 
 
 def _checksum(array: Images | Labels) -> str:
     return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
-def _digits() -> RawData:
+def _digits(name: str, root: str | None) -> RawData:
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         order = file["order"]
         images = np.rint(file["images"][order] * (255 / 16)).astype(np.uint8)[..., None]
         labels = file["labels"][order].astype(np.int64)
-    return RawData(images[:797], labels[:797], images[797:], labels[797:], _NUMERALS, held_out=397)
+    return RawData(images[:797], labels[:797], images[797:], labels[797:], _NUMERALS, held_out=397, shown=16)
 
 
-def _cifar(root: Path, published: str, hint: str) -> RawData:
+@dataclass(frozen=True)
+class _Downloaded:
+    """A data set in the files that torchvision downloads.
+
+    Attributes:
+        published: Its class in torchvision.datasets.
+        read: Reads the files: `read(folder, self, hint)`.
+        names: The classes' names, by label; empty where the files hold them.
+        flip: Whether a mirrored image keeps its label.
+        others: Which other folders will do, for messages.
+    """
+
+    published: str
+    read: Callable[[Path, _Downloaded, str], RawData]
+    names: tuple[str, ...] = ()
+    flip: bool = True
+    others: str = ""
+
+    def __call__(self, name: str, root: str | None) -> RawData:
+        hint = f"for {name} give the folder that torchvision's datasets.{self.published}(root, download=True) fills"
+        hint += self.others
+        if root is None:
+            raise UserError(f"--data.root: {name} is read from files and no folder is given; {hint}")
+        folder = expanded(root)
+        if not os.path.isdir(folder):  # unlike Path.is_dir, also False where a parent may not be read
+            state = "is not a folder" if os.path.exists(folder) else "does not exist"
+            raise UserError(f"--data.root: '{root}' {state}; {hint}")
+        return self.read(folder, self, hint)
+
+
+def _cifar(root: Path, which: _Downloaded, hint: str) -> RawData:
     """Read CIFAR's pickles after checking the MD5 sums that torchvision lists, as unpickling can run code."""
     from torchvision import datasets  # costs 1.6 s
     from torchvision.datasets.utils import check_integrity
 
-    base = getattr(datasets, published)
+    base = getattr(datasets, which.published)
     files = dict([*base.train_list, *base.test_list, (base.meta["filename"], base.meta["md5"])])
     folder = _complete([root / base.base_folder, root], list(files), hint, Path)
-    reader = type(published, (base,), {"base_folder": ""})  # the files may also be in the root itself
+    reader = type(which.published, (base,), {"base_folder": ""})  # the files may also be in the root itself
     try:
         for file, md5 in files.items():
             if not check_integrity(folder / file, md5):
@@ -127,19 +152,19 @@ def _cifar(root: Path, published: str, hint: str) -> RawData:
         train, test = reader(folder, train=True), reader(folder, train=False)
     except OSError as error:
         _bad(folder, f"cannot be read ({error})")
-    return RawData(train.data, np.array(train.targets), test.data, np.array(test.targets), tuple(train.classes))
+    labels = np.array(train.targets), np.array(test.targets)
+    return RawData(train.data, labels[0], test.data, labels[1], tuple(train.classes), flip=which.flip)
 
 
-def _mnist(root: Path, published: str, hint: str) -> RawData:
+def _mnist(root: Path, which: _Downloaded, hint: str) -> RawData:
     """Read idx files; torchvision reads them neither gzipped nor from other folders than its own."""
     files = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    folder = _complete([root / published / "raw", root / "raw", root], files, hint, _plain_or_gz)
+    folder = _complete([root / which.published / "raw", root / "raw", root], files, hint, _plain_or_gz)
     images, labels = _idx_split(*(_plain_or_gz(folder / file) for file in files[:2]))
     test_images, test_labels = _idx_split(*(_plain_or_gz(folder / file) for file in files[2:]))
     if (side := images.shape[1]) != (test_side := test_images.shape[1]):
         _bad(folder, f"has training images of {side} pixels a side, but test images of {test_side}")
-    names = _FASHION if published == _TORCHVISION["fashion_mnist"] else _NUMERALS
-    return RawData(images, labels, test_images, test_labels, names)
+    return RawData(images, labels, test_images, test_labels, which.names, flip=which.flip)
 
 
 def _complete(folders: Sequence[Path], files: Sequence[str], hint: str, find: Callable[[Path], Path]) -> Path:
@@ -186,3 +211,15 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     if len(data) - start != math.prod(shape):
         _bad(path, f"has {len(data) - start} bytes of data, but its header announces {math.prod(shape)}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+_IDX = ", or one with train-images-idx3-ubyte(.gz) and its companions"
+_DEBIAN = ", as /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist"
+_READERS: dict[str, Callable[[str, str | None], RawData]] = {
+    "digits": _digits,
+    "mnist": _Downloaded("MNIST", _mnist, _NUMERALS, flip=False, others=_IDX),
+    "fashion_mnist": _Downloaded("FashionMNIST", _mnist, _FASHION, others=f"{_IDX}{_DEBIAN}"),
+    "cifar10": _Downloaded("CIFAR10", _cifar),
+    "cifar100": _Downloaded("CIFAR100", _cifar),
+}
+"""By name, how each is read."""

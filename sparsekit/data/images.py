@@ -20,7 +20,6 @@ from sparsekit.errors import UserError
 
 Split = Literal["train", "held_out", "test"]
 
-_FLIPPED = ("fashion_mnist", "cifar10", "cifar100")  # not the digits: a mirrored digit is not that digit
 _EVALUATION_BATCH = 500
 
 
@@ -117,8 +116,7 @@ class ImageData(MadeImages):
         if config.batch_size < 1:
             raise UserError(f"--data.batch_size: {config.batch_size} is too small; give at least 1")
         raw = read(config.name, config.root)
-        native = 16 if config.name == "digits" else raw.train_images.shape[1]
-        side = native if config.image_size is None else config.image_size
+        side = raw.side if config.image_size is None else config.image_size
         if side < 4:
             raise UserError(f"--data.image_size: {side} is too small; give at least 4 pixels")
         size = size or (side, side)
@@ -138,7 +136,7 @@ class ImageData(MadeImages):
             num_classes=raw.num_classes,
             batch_size=config.batch_size,
             shift=round(min(size) / 8) if config.augment else 0,
-            flip=config.augment and config.name in _FLIPPED,
+            flip=config.augment and raw.flip,
             strength=config.augment_strength,
             device=device,
             channels_last=channels_last,

@@ -123,10 +123,9 @@ def empty_layers(names: Sequence[str]) -> str:
 
 def run_title(method: object, merge: object, merged: bool | None) -> str:
     """What a run was: its method and its merge, which is not named where it never had anything to merge."""
-    alone = merged is False and merge != "none"
-    return (
-        f"{method}, nothing merged" if alone else " + ".join(str(part) for part in (method, merge) if part is not None)
-    )
+    if merged is False:
+        return f"{method}, nothing merged"
+    return " + ".join(str(part) for part in (method, merge) if part is not None)
 
 
 def _candidate(score: str, about: str, value: float, soup: float) -> str:

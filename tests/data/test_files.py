@@ -29,8 +29,10 @@ from torchvision.datasets import utils
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import ImageData
+from sparsekit.data.built_in import DATA_SETS
 from sparsekit.data.files import read
 from sparsekit.errors import UserError
+from sparsekit.plugins.registry import BUILT_IN
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -228,3 +230,7 @@ def test_the_published_fashion_mnist() -> None:
     assert data.std == pytest.approx([0.3530], abs=1e-3)
     held_out = torch.cat([labels for _, labels in data.evaluation_batches("held_out")])
     assert (held_out.bincount() == 600).all()
+
+
+def test_every_built_in_data_set_has_its_entry() -> None:
+    assert list(DATA_SETS) == list(BUILT_IN["dataset"])

@@ -85,7 +85,7 @@ def test_a_layer_that_lost_all_its_weights_is_told_once_and_in_the_last_table() 
 @pytest.mark.parametrize(
     ("changes", "title"),
     [({"merged": False}, "gmp, nothing merged"), ({"merged": True}, "gmp + uniform"),
-     ({"merged": False, "merge": "none"}, "gmp + none"), ({}, "gmp + uniform")],
+     ({"merged": False, "merge": "none"}, "gmp, nothing merged"), ({}, "gmp + uniform")],
 )  # fmt: skip
 def test_a_run_that_merged_nothing_is_not_named_after_its_merge(changes: dict[str, Any], title: str) -> None:
     screen = Screen(False)

@@ -80,10 +80,13 @@ class Segmentation(Task):
         return super().mean_outputs(each.softmax(1) for each in outputs).log()
 
     def constant_outputs(self, targets: Tensor) -> Tensor:
-        """The logarithm of the labels' shares of all pixels, at every pixel."""
-        counts = self._counted(targets).long().flatten().bincount().double()
-        shares = (counts / counts.sum()).clamp(min=1e-9)
-        return shares.log()[:, None, None].expand(-1, *targets.shape[1:])
+        """The logarithm of the labels' shares at each pixel."""
+        from torch import stack
+
+        counts = stack([(targets == label).sum(0) for label in range(self.num_outputs(targets))]).double()
+        if self.ignore is not None and 0 <= self.ignore < len(counts):
+            counts[self.ignore] = 0.0
+        return (counts / counts.sum(0).clamp(min=1.0)).clamp(min=1e-9).log()
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(1)
