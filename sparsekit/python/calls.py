@@ -19,6 +19,7 @@ from sparsekit.planning.plan import PlanSummary, make_plan, make_stages, summari
 from sparsekit.plugins.objects import brought, is_object, record_of
 from sparsekit.python.options import in_keywords, keyword_names, read
 from sparsekit.python.run import Run
+from sparsekit.python.torch_first import import_torch
 from sparsekit.run.directory import finished
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C came; a checkpoint is kept, and the same call with `resume=True` goes on.
     """
     call = read(FitConfig, {"method": method, "merge": merge, "task": task, "model": model, "data": data, **options})
-    from sparsekit.python.around import as_it_was  # only now: it imports torch
+    import_torch()
+    from sparsekit.python.around import as_it_was
 
     with as_it_was(), brought(call.objects), keyword_names():
         from sparsekit.display.live import Display, Silent  # here, as what these import draws random numbers
@@ -116,7 +118,7 @@ def evaluate(saved: Saved, /, **options: Any) -> dict[str, Any]:
     """
     (source,), own, options = _opened("model", [saved], options)
     call = read(EvaluateConfig, options, run_options([source]), own)
-    from sparsekit.evaluation.evaluate import evaluate as measure  # only now: it imports torch
+    from sparsekit.evaluation.evaluate import evaluate as measure
     from sparsekit.python.around import as_it_was
 
     with as_it_was(), brought({**own, **call.objects}), keyword_names():
@@ -143,7 +145,7 @@ def merge(models: Sequence[Saved], *, out: str | Path, **options: Any) -> dict[s
         raise UserError("models: give one at least")
     sources, own, options = _opened("models", models, options)
     call = read(MergeConfig, {"out": out, **options}, run_options(sources), own)
-    from sparsekit.merging.finished import merge as average  # only now: it imports torch
+    from sparsekit.merging.finished import merge as average
     from sparsekit.python.around import as_it_was
 
     data = call.config.data if "data" in options or any(source.run.get("data") for source in sources) else None
@@ -170,7 +172,7 @@ def export(saved: Saved, /, *, format: str | Format, out: str | Path, **options:
     """
     (source,), own, options = _opened("model", [saved], options)
     call = read(ExportConfig, {"format": format, "out": out, **options}, run_options([source]), own)
-    from sparsekit.exporting.export import export as write  # only now: it imports torch
+    from sparsekit.exporting.export import export as write
     from sparsekit.python.around import as_it_was
 
     data = call.config.data if "data" in options or source.run.get("data") else None
@@ -194,6 +196,7 @@ def _opened(
     Raises:
         UserError: a model cannot be opened, or the calls of runs brought different objects.
     """
+    import_torch()
     sources = [open_saved_model(keyword, model.out if isinstance(model, Run) else model) for model in models]
     options, again = _model_again(sources, options)
     own = dict(again)

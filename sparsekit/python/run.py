@@ -13,6 +13,7 @@ from sparsekit._types import Tensors
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.plugins.objects import brought, needs_object, path_of
+from sparsekit.python.torch_first import import_torch
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -65,7 +66,8 @@ class Run:
     @cached_property
     def masks(self) -> Tensors:
         """Bool masks of the prunable weights by parameter name, True keeps."""
-        from sparsekit.files import load_tensors  # only now: it imports torch
+        import_torch()
+        from sparsekit.files import load_tensors
 
         return load_tensors(self.out / "masks.safetensors")
 
@@ -76,11 +78,12 @@ class Run:
         Raises:
             UserError: its class cannot be imported again, or is another now; give it to `sparsekit.load` as `model`.
         """
+        import_torch()
         import torch
 
         from sparsekit.config.options import ArchitectureConfig
         from sparsekit.data.stream import random_states_kept
-        from sparsekit.models.create import load_model  # only now: it imports torch
+        from sparsekit.models.create import load_model
         from sparsekit.models.saved import architecture, open_saved_model, sizes
         from sparsekit.python.options import in_keywords
 
