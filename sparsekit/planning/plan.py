@@ -267,6 +267,7 @@ def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummar
     lengths = [[replica.length for replica in planned.replicas] for planned in plan]
     critical = sum(row.epochs * max(each, default=0.0) for row, each in zip(rows, lengths, strict=True))
     total = sum(row.epochs * length for row, each in zip(rows, lengths, strict=True) for length in each)
+    critical, total = round(critical, 9), round(total, 9)  # parts of a whole number add up to it
     return PlanSummary(rows, critical, total, config.replicas.vary, tuple(axis_values(config)))
 
 

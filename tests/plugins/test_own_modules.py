@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import yaml
 from fake_site import distribution, visible
 from plugin_sources import METHOD, run
+from resuming import contents, strike
 from tiny import ARGUMENTS
 
 import sparsekit
@@ -243,6 +245,25 @@ def test_a_finished_model_knows_how_many_outputs_it_has(here: Path, capsys: Capt
         argv = ["fit", "--model.name", "made_up_bare", *PLAIN, "--data.image_size", "8", "--out", "run"]
         assert run(capsys, *argv)[0] == 0
         assert sparsekit.load("run").model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_a_model_that_says_nothing_of_itself_is_saved_and_resumed(
+    here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "made_up_bare_nets.py").write_text(BARE)
+    argv = ["fit", "--import", "made_up_bare_nets", "--model.name", "made_up_bare", *PLAIN, "--data.image_size", "8"]
+    assert run(capsys, *argv, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        strike(patched, 20)
+        assert run(capsys, *argv, "--out", "stopped")[0] == 128 + signal.SIGTERM
+    assert run(capsys, *argv, "--out", "stopped", "--resume")[0] == 0
+    assert contents(here / "stopped") == contents(here / "whole")
+    assert run(capsys, *argv, "--out", "stopped", "--resume")[0] == 0  # it is done
+    accuracy = json.loads((here / "stopped" / "summary.json").read_text())["test.accuracy"]
+    assert run(capsys, "evaluate", "stopped", "-o", "found.json", "--precision", "fp32")[0] == 0
+    found = json.loads((here / "found.json").read_text())
+    assert found["variants"]["saved"]["test"]["accuracy"] == accuracy
 
 
 # --- plugins and data in no package ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch.optim", "torch._C", "torch.distributed"])
 def test_the_next_call_works(tmp_path: Path, module: str) -> None:
     code = f"""

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 import sparsekit
 from sparsekit.cli import main
 from sparsekit.methods.gmp import GMP
+from sparsekit.python.run import Metrics
 
 QUICK: dict[str, Any] = {
     "epochs": 6, "sparsity": 0.8, "device": "cpu", "wandb": {"mode": "disabled"}, "evaluation": {"report": False},
@@ -458,6 +460,22 @@ def test_a_run_from_a_notebook_is_worked_with_from_python_and_refused_on_the_com
     assert merged["sparsity"] == run.summary["sparsity"]
     sparsekit.export(run, format="torch", out=tmp_path / "model.pt2")
     assert (tmp_path / "model.pt2").is_file()
+
+
+def test_metrics_make_a_data_frame_or_say_what_that_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Metrics([{"event": "train", "loss": 1.5}, {"event": "done", "test.accuracy": 0.5}])
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+    with pytest.raises(sparsekit.UserError, match="pip install pandas"):
+        rows.to_pandas()
+    made = types.SimpleNamespace(DataFrame=list)  # what pandas gets
+    monkeypatch.setitem(sys.modules, "pandas", made)
+    assert rows.to_pandas() == rows
+
+
+def test_a_plan_adds_up_to_its_epochs() -> None:
+    """Its parts are fractions, such as 0.4 · 12 and three times 0.2 · 12."""
+    plan = sparsekit.plan(method="imp", epochs=12, sparsity=0.95)
+    assert (plan.critical_epochs, plan.total_epochs) == (12.0, 26.4)
 
 
 def test_a_plan_needs_no_torch() -> None:

@@ -140,7 +140,6 @@ def test_a_loop_by_hand_ends_with_the_schedulers_bits(method: PruningMethod, opt
     assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
-@pytest.mark.slow
 class Noisy(Twice):
     """Adds noise to the gradients."""
 
