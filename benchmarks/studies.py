@@ -40,6 +40,7 @@ DIGITS = (
     "digits-apart",
     "digits-methods",
     "digits-bimp",
+    "digits-saturated",
 )
 FASHION = ("fashion", "fashion-bimp")
 FULL = ("fashion-full", "fashion-full-bimp")

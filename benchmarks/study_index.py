@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import study_forks
 import study_pages
+from study_saturated import saturated
 from study_soups import Page, Rows, soups
 from study_tables import table
 
@@ -38,6 +39,7 @@ def page(name: str, every: Rows) -> Page:
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
+        "digits-saturated": saturated,
     }[name]
     told = make(name, every)
     command = f"python benchmarks/studies.py {name}"
