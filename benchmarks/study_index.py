@@ -19,6 +19,8 @@ where p < 0.05 (t-test, not corrected for their number). Each page is made from 
 train them anew.
 """
 UNRUN = """
+[When do soups pay?](when.md) puts all of them on one picture.
+
 All of them are small. Fashion-MNIST at full size, in bf16, is ready for a CUDA device and was not run, for want of one:
 `python benchmarks/studies.py fashion-full fashion-full-bimp --jobs 1`.
 """

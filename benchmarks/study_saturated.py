@@ -34,9 +34,9 @@ def saturated(name: str, every: Rows) -> Page:
     method = str(rows[0]["method"]).upper()
     for sparsity in sorted({row["sparsity"] for row in rows}):
         at, label = select(rows, sparsity=sparsity), f"{100 * sparsity:g} %"
-        single = Arm("one model", _part(at, "single"))
-        soups = {m: Arm(f"soup of {m}", _part(at, f"soup{m}")) for m in SIZES}
-        longer = {m: Arm(f"one model, retrained {m}×", _part(at, f"retrained{m}")) for m in SIZES}
+        single = Arm("one model", part(at, "single"))
+        soups = {m: Arm(f"soup of {m}", part(at, f"soup{m}")) for m in SIZES}
+        longer = {m: Arm(f"one model, retrained {m}×", part(at, f"retrained{m}")) for m in SIZES}
         arms = [arm for arm in (single, *soups.values(), *longer.values()) if arm.rows]
         body = [[arm.name, images(arm.rows), count(arm.rows), *_reached(arm)] for arm in arms]
         parts += [f"## {label} sparse\n", table(COLUMNS, body)]
@@ -67,7 +67,7 @@ fork at every pruning and are averaged at the end of every cycle. This is the re
     return Page("\n".join([head, *parts]), plots, found)
 
 
-def _part(at: Sequence[Row], ending: str) -> list[Row]:
+def part(at: Sequence[Row], ending: str) -> list[Row]:
     """Rows of the sweep file `N-ending`."""
     return [row for row in at if row["part"].partition("-")[2] == ending]
 

@@ -22,6 +22,7 @@ import study_plots
 import study_soups
 import study_tables
 import study_tests
+import study_when
 from study_tables import Arm
 
 from sparsekit.cli import main
@@ -78,6 +79,11 @@ def test_a_plot_is_the_same_whatever_the_users_own_style_is() -> None:
 
 def test_the_page_that_leads_to_them_is_up_to_date() -> None:
     assert (studies.RESULTS / "index.md").read_text("utf-8") == study_index.index(EVERY)
+    page, drawn = study_when.when(EVERY)
+    assert (studies.RESULTS / "when.md").read_text("utf-8") == page
+    there = (studies.RESULTS / "when.svg").read_text("utf-8")
+    if f"Matplotlib v{matplotlib.__version__}" in there:
+        assert unnamed(there) == unnamed(drawn)
 
 
 def test_the_readme_quotes_the_rows() -> None:
