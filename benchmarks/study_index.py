@@ -22,7 +22,7 @@ All of them are small. Fashion-MNIST at full size, in bf16, is ready for a CUDA 
 `python benchmarks/studies.py fashion-full fashion-full-bimp --jobs 1`.
 """
 
-CLIPPED = """`bimp` ran with `--method.dense 0.3` and three cycles: 0.3 of the budget for the dense phase, 0.233 a cycle.
+CLIPPED = """`bimp` ran with `--method.dense 0.3` and three cycles: 0.3 of the budget dense, 0.233 a cycle.
 There ALLR's factor d is held at its lower bound, 0.778: the rate is the clip's and does not adapt to a pruning, as it
 does by default since ([why](../decisions/0020-retraining-rates.md)).
 """
