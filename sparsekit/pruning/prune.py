@@ -99,8 +99,9 @@ def prune(
     if rewound is not None:
         pruned = replace(pruned, tensors=rewound, optimizer={})
         pruned = pruned if has_dense_weights(method) else effective(method, pruned)
-    others = [tensor for name, tensor in parent.tensors.items() if name not in {*parent.masks, *probe.buffers}]
-    squares += [_squares(tensor, tensor) for tensor in others]
+    others = parent.tensors.keys() - parent.masks.keys() - probe.buffers
+    # sorted, as files do not keep an order, and the sum of a resumed run has to be the same to the bit
+    squares += [_squares(parent.tensors[name], parent.tensors[name]) for name in sorted(others)]
     norm, change = (sum(parts) for parts in zip(*squares, strict=True))
     return pruned, replace(stage, relative_change=math.sqrt(change / norm) if norm else 0.0)
 

@@ -96,6 +96,16 @@ def test_relative_change_by_hand() -> None:
     assert at == replace(stage(2), relative_change=at.relative_change)
 
 
+def test_relative_change_is_the_same_to_the_bit_in_whatever_order_tensors_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    others = {f"bias.{i}": torch.randn(3, generator=generator) for i in range(40)}
+    one = replace(parent(), tensors=parent().tensors | others)
+    for names in (reversed(one.tensors), [*reversed(others), *parent().tensors]):
+        other = replace(one, tensors={name: one.tensors[name] for name in names})
+        changes = {prune(Ramp(), each, stage(1), GLOBAL, 0, probe=PROBE)[1].relative_change for each in (one, other)}
+        assert len(changes) == 1
+
+
 def test_nothing_changes_where_nothing_is_pruned() -> None:
     before = parent()
     after, at = prune(Ramp(), before, stage(0), GLOBAL, 0)
