@@ -62,10 +62,12 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
         rewound = None if stage.segment.rewind is None else at.beginnings[stage.segment.rewind]
         parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients, probe, rewound)
         at = replace(at, parent=parent, change=stage.relative_change)
+        d = config.method.learning_rate(stage).d
         values = told | {
             "sparsity": masks.sparsity(parent.masks),
             "replicas": len(segment.replicas),
             "relative_change": stage.relative_change,
+            **({} if d is None else {"d": d}),
             "mask": masks.digest(parent.masks),
             "layers": {name: masks.sparsity({name: mask}) for name, mask in parent.masks.items()},
         }

@@ -27,6 +27,7 @@ from sparsekit.models.state import State, cpu_state_dict, effective
 from sparsekit.models.teacher import open_teacher
 from sparsekit.planning.plan import (
     PlannedSegment,
+    check_rates,
     check_steps,
     make_plan,
     make_stages,
@@ -85,6 +86,7 @@ def prepare(
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:
+        check_rates(config, plan)
         check_steps(config, stages, data.steps_per_epoch)
     pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
     if pattern:

@@ -57,6 +57,26 @@ def test_the_committed_page_is_what_the_committed_rows_say(name: str) -> None:
             assert unnamed(there) == unnamed(drawn)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_are_of_the_runs_that_the_files_ask_for(name: str) -> None:
+    for file in (files := studies.files(name)):
+        asked = [
+            {key: value for key, value in cell.values.items() if key not in studies.IDLE}
+            for cell in spec.read(file).cells(None)
+        ]
+        rows = [row for row in EVERY[name] if len(files) == 1 or row["part"] == file.stem]
+        assert [{key: row.get(key) for key in wanted} for wanted, row in zip(asked, rows, strict=True)] == asked
+
+
+def test_pages_say_where_bimp_was_held_at_its_lower_bound() -> None:
+    held = {name for name in EVERY if "`--method.dense 0.3`" in study_index.page(name, EVERY).text}
+    assert held == {"digits-bimp", "digits-fork", "digits-robust", "digits-vary", "fashion-bimp"}
+    # 7/30 of the budget a cycle, 9/30 for the dense phase
+    assert all(f"{7 / 9:.3f}" in study_index.page(name, EVERY).text for name in held)
+    anew = [{key: value for key, value in row.items() if key != "method.dense"} for row in EVERY["digits-bimp"]]
+    assert "method.dense" not in study_index.page("digits-bimp", {"digits-bimp": anew}).text
+
+
 def unnamed(svg: str) -> str:
     """Without its own ids, which are hashes of places down to their last bit."""
     return re.sub(r"\b[mp][0-9a-f]{10}\b", "", svg)
