@@ -499,7 +499,7 @@ def test_only_dpf_lets_masked_weights_compete_again(name: str, regrows: bool) ->
         ("dpf", {"freeze": 0.5}, "--method.freeze is 0.5; give a fraction of the budget from --method.end (0.6) to 1"),
         ("dpf", {"interval": 1e-9}, "--method.interval is 1e-09; give"),
         ("dpf", {"end": 0.01}, "--method.end is 0.01; give"),
-        ("imp", {"dense": 0.0}, "--method.dense is 0; give a fraction of the budget above 0 and below 1"),
+        ("imp", {"dense": -0.1}, "--method.dense is -0.1; give a fraction of the budget from 0 to below 1"),
         ("imp", {"dense": 1.0}, "--method.dense is 1; give"),
         ("imp", {"cycles": 0}, "--method.cycles is 0; give 1 to 1000"),
         ("bimp", {"cycles": 10**9}, "--method.cycles is 1e+09; give 1 to 1000"),
@@ -512,6 +512,16 @@ def test_an_option_out_of_range_is_refused_with_its_name_and_rule(
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         METHODS[name](**options)
     assert message in str(caught.value)
+
+
+def test_imp_of_a_trained_model_has_no_dense_phase() -> None:
+    with_one, without = IMP(dense=0.5).plan(Budget(60, 0.9)), IMP(dense=0.0).plan(Budget(30, 0.9))
+    assert without == with_one[1:]
+    stage = Stage(Budget(30, 0.9), without, 0)
+    assert IMP(dense=0.0).learning_rate(stage).multiplier(0.55) == pytest.approx(0.5)  # llr, halfway after its warm-up
+    for method in (BIMP(dense=0.0), IMP(dense=0.0, retrain="lrw")):
+        with pytest.raises(ValueError, match=r"--method\.retrain (allr|lrw).*--method\.dense 0"):
+            method.plan(Budget(30, 0.9))
 
 
 @pytest.mark.parametrize("name", METHODS)
