@@ -261,6 +261,17 @@ def varied(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
     return variation(config, any(len(each.replicas) == config.replicas.count for each in plan))
 
 
+def carries_optimizer(config: FitConfig, plan: tuple[PlannedSegment, ...], index: int) -> bool:
+    """Whether the next segment that trains goes on with the optimizer's state at the end of segment `index`."""
+    for planned in plan[index + 1 :]:
+        if planned.stage.segment.rewind is not None:
+            return False
+        if planned.replicas:
+            methods = [replica.method or config.method for replica in planned.replicas]
+            return any(not s.restarts for method in methods for s in _bounds(method, planned.stage))
+    return False
+
+
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
     """The plan as `sparsekit plan` prints it and plan.json holds it."""
     rows = tuple(_row(config, planned) for planned in plan)
@@ -272,7 +283,7 @@ def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummar
 
 def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
     stage = planned.stage
-    bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
+    bounds = _bounds(config.method, stage)
     lr = config.optimizer.lr
     return PlanRow(
         segment=stage.index,
@@ -285,6 +296,11 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
         lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
         rewind=stage.segment.rewind,
     )
+
+
+def _bounds(method: PruningMethod, stage: Stage) -> list[Schedule]:
+    """A segment's schedules where its pruning changes nothing, and where it changes all."""
+    return [method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
 
 
 def _peak(schedule: Schedule) -> float:

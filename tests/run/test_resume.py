@@ -148,8 +148,8 @@ OUTSIDE = [
     ("sparsekit.run.loop.probes.gradients", 0),
     ("sparsekit.training.setup.score_model", 3),
     ("sparsekit.training.setup.recalibrate_batchnorm", 1),
-    ("sparsekit.merging.candidates.save_tensors", 2),  # a candidate's file
-    ("sparsekit.run.checkpoint.save_tensors", 4),  # a checkpoint's
+    ("sparsekit.merging.candidates.FileCandidate.save", 2),
+    ("sparsekit.models.stored.save", 7),  # a checkpoint's file
     ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
     ("sparsekit.run.checkpoint.CheckpointStore._sweep", 2),
     ("sparsekit.run.finish.save_model", 0),
