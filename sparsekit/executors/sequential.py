@@ -10,6 +10,7 @@ from math import isfinite
 from sparsekit.api import Score, Stage
 from sparsekit.errors import ReadError
 from sparsekit.merging.candidates import FileCandidate
+from sparsekit.models.device import release_freed_memory
 from sparsekit.models.state import State
 from sparsekit.planning.plan import carries_optimizer
 from sparsekit.planning.replicas import Replica
@@ -46,6 +47,7 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         )
 
     for attempt in range(snapshot.attempt if snapshot else 0, ATTEMPTS):
+        release_freed_memory()
         training = Training(context.setup, at.parent, stage, replica, schedule, attempt)
         if snapshot and snapshot.attempt == attempt:
             training.restore(snapshot)

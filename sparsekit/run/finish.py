@@ -15,6 +15,7 @@ from sparsekit.display.live import Display
 from sparsekit.evaluation import cost, evaluate
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
+from sparsekit.models.device import release_freed_memory
 from sparsekit.pruning import masks
 from sparsekit.pruning.coverage import coverage
 from sparsekit.run.loop import Result
@@ -51,6 +52,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     Raises:
         RunError: the saved model has a masked weight that is not 0.
     """
+    release_freed_memory()
     setup.model.load_state_dict(result.state.tensors)
     with torch.no_grad():
         for name, weight in result.state.weights.items():  # a negative weight times 0 is -0.0, whose bits are not 0
