@@ -278,6 +278,17 @@ def varied(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
     return variation(config, any(len(each.replicas) == config.replicas.count for each in plan))
 
 
+def carries_optimizer(config: FitConfig, plan: tuple[PlannedSegment, ...], index: int) -> bool:
+    """Whether the next segment that trains goes on with the optimizer's state at the end of segment `index`."""
+    for planned in plan[index + 1 :]:
+        if planned.stage.segment.rewind is not None:
+            return False
+        if planned.replicas:
+            methods = [replica.method or config.method for replica in planned.replicas]
+            return any(not s.restarts for method in methods for s in _bounds(method, planned.stage))
+    return False
+
+
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
     """The plan as `sparsekit plan` prints it and plan.json holds it."""
     rows = tuple(_row(config, planned) for planned in plan)
@@ -289,7 +300,7 @@ def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummar
 
 def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
     stage = planned.stage
-    bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
+    bounds = _bounds(config.method, stage)
     lr = config.optimizer.lr
     factors = [schedule.d for schedule in bounds if schedule.d is not None]
     return PlanRow(
@@ -304,6 +315,11 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
         rewind=stage.segment.rewind,
         d=_range(factors) if factors else None,
     )
+
+
+def _bounds(method: PruningMethod, stage: Stage) -> list[Schedule]:
+    """A segment's schedules where its pruning changes nothing, and where it changes all."""
+    return [method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
 
 
 def _peak(schedule: Schedule) -> float:

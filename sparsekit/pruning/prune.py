@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -106,7 +106,7 @@ def prune(
     return pruned, replace(stage, relative_change=math.sqrt(change / norm) if norm else 0.0)
 
 
-def _without(parent: State, chosen: Tensors) -> Tensors:
+def _without(parent: State, chosen: Tensors) -> Mapping[str, torch.Tensor]:
     """The optimizer's state with 0 for weights that are masked now or were before: regrown weights start at 0 too."""
     if not parent.optimizer:
         return {}

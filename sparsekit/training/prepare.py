@@ -277,7 +277,7 @@ def _try_step(setup: Setup) -> None:
         raise UserError(f"--data.batch_size {config.data.batch_size} does not suit the model: {error}") from error
     try:
         optimizer.step()
-        optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
+        optimizers.exported(optimizer, optimizers.names_of(optimizer, setup.model, {}))
     except RuntimeError as error:
         if lacks_memory(error):
             raise
