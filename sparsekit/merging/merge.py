@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
-from sparsekit.merging.average import average
+from sparsekit.merging.average import average, check_coefficients
 from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.reparametrized import all_finite
 from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights, in_use
@@ -71,6 +71,7 @@ def merge(
         merged = setup.recalibrated(merged)
     if soup.coefficients is not None:
         coefficients = soup.coefficients
+        check_coefficients(coefficients, len(candidates))  # they are used only when a state is read
 
         def momentum(name: str) -> Tensor:
             return average(candidates, coefficients, [OPTIMIZER + name], setup.device)[OPTIMIZER + name]
