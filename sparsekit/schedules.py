@@ -55,6 +55,14 @@ def cubic_sparsity(time: float, start: float, end: float, initial: float, final:
     return final + (initial - final) * (1.0 - done) ** 3
 
 
+def check_ramp(start: float, end: float, interval: float) -> None:
+    """Raise ValueError unless these are a ramp's `method.start`, `.end` and `.interval`, fractions of the budget."""
+    check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+    above = f"a fraction of the budget above --method.start ({start:g}) and below 1"
+    check_option("method.end", end, start < end < 1.0, above)
+    check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+
+
 def gradual_plan(
     budget: Budget, start: float, end: float, interval: float, initial: float, stop: float
 ) -> tuple[Segment, ...]:
