@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,9 +41,11 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), float(half)
 
 
-def measure(method: str, seeds: int, sparsity: float, starts: list[float]) -> list[dict[str, float]]:
+def measure(
+    method: str, seeds: int, sparsity: float, starts: list[float], options: Sequence[str] = ()
+) -> list[dict[str, float]]:
     """One row a start: accuracies and gains in points, with half intervals."""
-    common = ["--method", method, "--sparsity", str(sparsity)]
+    common = ["--method", method, "--sparsity", str(sparsity), *options]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
 
         def runs(*options: str) -> list[dict[str, float]]:

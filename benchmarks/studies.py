@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import study_index
+import study_when
 from study_tables import Row, select
 
 from sparsekit.cli import main as cli
@@ -40,6 +41,7 @@ DIGITS = (
     "digits-apart",
     "digits-methods",
     "digits-bimp",
+    "digits-saturated",
 )
 FASHION = ("fashion", "fashion-bimp")
 FULL = ("fashion-full", "fashion-full-bimp")
@@ -220,6 +222,9 @@ def tell() -> None:
         (RESULTS / f"{name}.md").write_text(page.text, "utf-8")
         for plot, svg in page.plots.items():
             (RESULTS / plot).write_text(svg, "utf-8")
+    text, svg = study_when.when(every)
+    (RESULTS / "when.md").write_text(text, "utf-8")
+    (RESULTS / "when.svg").write_text(svg, "utf-8")
     (RESULTS / "index.md").write_text(study_index.index(every), "utf-8")
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import study_forks
 import study_pages
+from study_saturated import saturated
 from study_soups import Page, Rows, soups
-from study_tables import table
+from study_tables import select, table
 
 HEAD = """# Results
 
@@ -18,9 +19,30 @@ where p < 0.05 (t-test, not corrected for their number). Each page is made from 
 train them anew.
 """
 UNRUN = """
+[When do soups pay?](when.md) puts all of them on one picture.
+
 All of them are small. Fashion-MNIST at full size, in bf16, is ready for a CUDA device and was not run, for want of one:
 `python benchmarks/studies.py fashion-full fashion-full-bimp --jobs 1`.
 """
+
+CLIPPED = """`bimp` ran with `--method.dense 0.3` and three cycles: 0.3 of the budget dense, 0.233 a cycle.
+There ALLR's factor d is held at its lower bound, 0.778: the rate is the clip's and does not adapt to a pruning, as it
+does by default since ([why](../decisions/0020-retraining-rates.md)).
+"""
+LINEAR = """Retraining warmed up linearly in these runs; it does so on half a cosine since 29 November 2026.
+"""
+WARMED_UP_LINEARLY = ("digits-bimp", "digits-fork", "digits-methods", "digits-robust", "digits-vary", "fashion-bimp")
+"""Studies with runs of before: a study that is trained anew leaves this list."""
+BORROWED = {"digits-fork": "digits-bimp"}
+"""Studies whose page tells another's rows."""
+
+
+def notes(name: str, every: Rows) -> str:
+    """What a reader must know of how the runs differ from those of today."""
+    rows = [*every[name], *every.get(BORROWED.get(name, ""), [])]
+    clipped = bool(select(rows, method="bimp", method__dense=0.3))
+    restarts = any(row.get("method") in ("imp", "bimp", "oneshot") for row in rows)
+    return "\n" * clipped + CLIPPED * clipped + ("\n" + LINEAR) * (restarts and name in WARMED_UP_LINEARLY)
 
 
 def page(name: str, every: Rows) -> Page:
@@ -38,12 +60,14 @@ def page(name: str, every: Rows) -> Page:
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
+        "digits-saturated": saturated,
     }[name]
     told = make(name, every)
     command = f"python benchmarks/studies.py {name}"
     made = f"\nMade from [{name}.jsonl]({name}.jsonl) by `{command}`; the sweep files are in `configs/studies/`.\n"
     plots = {f"{name}-{plot}.svg": svg for plot, svg in told.plots.items()}
-    return Page(told.text + made, plots, told.found)
+    title, rest = told.text.split("\n", 1)
+    return Page(f"{title}\n{notes(name, every)}{rest}{made}", plots, told.found)
 
 
 def index(every: Rows) -> str:

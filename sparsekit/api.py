@@ -44,10 +44,12 @@ class Schedule:
         multiplier: Maps the fraction of the segment that is done, 0 to 1, to the multiplier.
         restarts: True starts with a new optimizer; False keeps the optimizer's state of the previous segment
             (averaged with the soup's coefficients).
+        d: ALLR's factor of the largest rate, where the pruning decided it; plans and rows tell it.
     """
 
     multiplier: Callable[[float], float]
     restarts: bool = True
+    d: float | None = None
 
     def __call__(self, fraction: float) -> float:
         return self.multiplier(fraction)
@@ -107,7 +109,7 @@ class Stage:
         budget: The budget of the plan.
         plan: All segments of the run.
         index: Index of this segment in the plan.
-        relative_change: ‖W − W_p‖₂ / ‖W‖₂ over the prunable weights W before and W_p after this segment's pruning.
+        relative_change: ‖W − W_p‖₂ / ‖W‖₂ over all parameters W before and W_p after this segment's pruning.
             Planning calls `learning_rate` with 0 and with infinity to find the bounds of the schedule.
     """
 

@@ -58,21 +58,27 @@ class Launch:
     began: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """Where a call of `fit` starts or resumes its run.
 
     Attributes:
-        at: The run's progress.
+        at: The run's progress, until `take`.
         metrics: Size of metrics.jsonl in bytes at that progress.
         seconds: Wall time of earlier calls.
         executor: Name of the executor of the call that wrote the checkpoint; empty if it does not say.
     """
 
-    at: RunProgress
+    at: RunProgress | None
     metrics: int = 0
     seconds: float = 0.0
     executor: str = ""
+
+    def take(self) -> RunProgress:
+        """Hand the progress over: what is kept here, its parent too, would stay in memory to the end."""
+        assert self.at is not None
+        at, self.at = self.at, None
+        return at
 
 
 @device.enough_memory(
@@ -178,6 +184,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     with signals.deferred():  # an interrupted read would look like a damaged checkpoint
         fresh = first_progress(setup)
         start = _resume(setup, launch, checkpoints, fresh) or _begin(setup, launch, fresh)
+        del fresh
     for note in setup.notes:
         display.note(note)
     for warning in setup.warnings:
@@ -196,6 +203,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
     alone = launch.ranks.size == 1
     if setup.device.type == "cpu" and (slow := device.crowded_threads()):
         display.warn(slow)
+    assert start.at is not None
     display.begin(_steps_left(setup, start.at))
     options, summary = flatten(describe(config)), finish.initial_summary(setup, out)
 
@@ -215,7 +223,7 @@ def _run(setup: Setup, launch: Launch) -> dict[str, Any]:
         )  # fmt: skip
         try:
             with signals.reraise_if_swallowed():
-                result = run(context, torchrun.add_interrupted_results(context, start.at))
+                result = run(context, torchrun.add_interrupted_results(context, start.take()))
                 leader.finish()
                 setup.team.leave()
                 summary |= finish.finish(setup, result, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import cos, pi, sqrt
 from typing import Literal
 
@@ -52,6 +53,14 @@ def cubic_sparsity(time: float, start: float, end: float, initial: float, final:
         return final
     done = max(0.0, (time - start) / (end - start))
     return final + (initial - final) * (1.0 - done) ** 3
+
+
+def check_ramp(start: float, end: float, interval: float) -> None:
+    """Raise ValueError unless these are a ramp's `method.start`, `.end` and `.interval`, fractions of the budget."""
+    check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
+    above = f"a fraction of the budget above --method.start ({start:g}) and below 1"
+    check_option("method.end", end, start < end < 1.0, above)
+    check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
 
 
 def gradual_plan(
@@ -111,9 +120,11 @@ def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
     """The learning rate of one retraining phase (arXiv 2111.00843, section 3), as a multiplier of the largest rate.
 
     `ft` keeps the original schedule's last rate; `lrw` repeats the original schedule's end, of the same length; `slr`
-    compresses the whole original schedule; `clr` is a cosine from 1 to the last rate; `llr` falls linearly from 1 to 0;
-    `allr` falls linearly to 0 from a rate that depends on how much the pruning changed the weights. All but `ft` and
-    `lrw` warm up over the first tenth.
+    compresses the whole original schedule, at its largest rate where that warmed up; `clr` is a cosine from 1 to the
+    last rate; `llr` falls linearly from 1 to 0; `allr` falls linearly to 0 from a rate that depends on how much the
+    pruning changed the weights. All but `ft` and `lrw` warm up over the first tenth, on half a cosine from 0.
+
+    The original schedule is that of `stage.budget`.
     """
     budget, dense_epochs, epochs = stage.budget, stage.plan[0].epochs, stage.segment.epochs
     last = budget.decay(1.0)
@@ -123,18 +134,20 @@ def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
         replayed = min(epochs / dense_epochs, 1.0)
         return Schedule(lambda done: budget.rate(1.0 - replayed * (1.0 - done)))
     if name == "slr":
-        return _warmed_up(budget.decay)
+        return _warmed_up(lambda done: budget.rate(max(done, budget.warmup)))
     if name == "clr":
         return _warmed_up(lambda done: cosine(done, last))
-    factor = allr_factor(stage) if name == "allr" else 1.0
-    return _warmed_up(lambda done: factor * (1.0 - done))
+    if name == "llr":
+        return _warmed_up(lambda done: 1.0 - done)
+    d = allr_factor(stage)
+    return replace(_warmed_up(lambda done: d * (1.0 - done)), d=d)
 
 
 def allr_factor(stage: Stage) -> float:
     """ALLR's d = clip(‖W − W_p‖₂ / (‖W‖₂ √s), min(T_rt / T, 1), 1) (arXiv 2111.00843, section 3.2).
 
     s is the fraction of the remaining weights that this phase pruned, T the epochs of the dense phase, T_rt those of
-    this phase; the norms are over the prunable weights.
+    this phase; the norms are over all parameters, as in the authors' code.
     """
     lowest = min(stage.segment.epochs / stage.plan[0].epochs, 1.0)
     pruned = stage.pruned_fraction
@@ -145,7 +158,7 @@ def allr_factor(stage: Stage) -> float:
 def _warmed_up(decay: Callable[[float], float]) -> Schedule:
     def multiplier(done: float) -> float:
         if done < RETRAIN_WARMUP:
-            return decay(0.0) * done / RETRAIN_WARMUP
+            return decay(0.0) * (1.0 - cosine(done / RETRAIN_WARMUP, 0.0))
         return decay((done - RETRAIN_WARMUP) / (1.0 - RETRAIN_WARMUP))
 
     return Schedule(multiplier)

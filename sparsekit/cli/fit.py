@@ -32,16 +32,17 @@ def plan(arguments: Sequence[str]) -> int:
     if config is not None:
         from sparsekit.data import contents_at_hand
         from sparsekit.display.live import Display
-        from sparsekit.planning.plan import make_plan, make_stages, nothing_to_merge, summarize, table_rows, varied
+        from sparsekit.planning import plan as planning
 
-        segments = make_plan(config, make_stages(config))
-        plan = summarize(config, segments)
+        segments = planning.make_plan(config, planning.make_stages(config))
+        planning.check_rates(config, segments)
+        plan = planning.summarize(config, segments)
         display = Display()
         if contents := contents_at_hand(config.data):
             display.notes(contents.lines())
-        display.plan(table_rows(plan), plan.critical_epochs, plan.total_epochs)
+        display.plan(planning.table_rows(plan), plan.critical_epochs, plan.total_epochs)
         display.picture(plan)
-        for line in [*nothing_to_merge(config, segments), *varied(config, segments)]:
+        for line in [*planning.nothing_to_merge(config, segments), *planning.varied(config, segments)]:
             display.note(line)
     return 0
 

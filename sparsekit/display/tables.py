@@ -32,8 +32,9 @@ VARIANTS = {"saved": "as saved", "recalibrated": "BatchNorm recalibrated"}
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A plan with a row per segment, each a mapping as `planning.plan.table_rows` returns."""
     table = _table()
-    for title in ("segment", "start", "epochs", "sparsity", "learning rate", "replicas", "merge"):
-        table.add_column(title, justify="left" if title in ("learning rate", "merge") else "right")
+    adapts = ["d"] if any(row.get("d") for row in rows) else []
+    for title in ("segment", "start", "epochs", "sparsity", "learning rate", *adapts, "replicas", "merge"):
+        table.add_column(title, justify="left" if title in ("learning rate", "d", "merge") else "right")
     rewinds = any(row.get("rewind") is not None for row in rows)
     if rewinds:
         table.add_column("weights of")
@@ -45,6 +46,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['epochs']:.4g}",
             percent(row["sparsity"], 2),
             row["lr"] or "–",
+            *([row["d"] or "–"] if adapts else []),
             str(row["replicas"]),
             row["merge"] or "–",
             *([f"epoch {rows[back]['start_epoch']:.4g}" if back is not None else "–"] if rewinds else []),

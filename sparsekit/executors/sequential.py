@@ -10,7 +10,9 @@ from math import isfinite
 from sparsekit.api import Score, Stage
 from sparsekit.errors import ReadError
 from sparsekit.merging.candidates import FileCandidate
+from sparsekit.models.device import release_freed_memory
 from sparsekit.models.state import State
+from sparsekit.planning.plan import carries_optimizer
 from sparsekit.planning.replicas import Replica
 from sparsekit.pruning import masks
 from sparsekit.run.context import RunContext
@@ -45,6 +47,7 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         )
 
     for attempt in range(snapshot.attempt if snapshot else 0, ATTEMPTS):
+        release_freed_memory()
         training = Training(context.setup, at.parent, stage, replica, schedule, attempt)
         if snapshot and snapshot.attempt == attempt:
             training.restore(snapshot)
@@ -69,7 +72,9 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
 def finish_replica(
     context: RunContext, stage: Stage, replica: Replica, trained: tuple[State, Score] | None, at: RunProgress
 ) -> RunProgress:
-    """Mark a replica as finished; a trained one becomes a candidate, whose file is written beside what follows.
+    """Mark a replica as finished; a trained one becomes a candidate.
+
+    Its file is written at once, out of memory, and waited for with the checkpoint that names it.
 
     Candidates of the last merge are also scored on the test split, for the summary only: no merge sees that score.
     """
@@ -85,7 +90,8 @@ def finish_replica(
         values |= {f"test.{name}": tested.value, "test.loss": tested.loss}
     path = context.checkpoints.new(f"segment-{stage.index:03}-{replica.index}")
     candidate = FileCandidate(path, replica.index, score, masks.digest(state.masks), tested)
-    context.checkpoints.beside(partial(candidate.save, state))
+    read_again = carries_optimizer(setup.config, setup.plan, stage.index)
+    candidate.save(state if read_again else replace(state, optimizer={}))
     step = at.step + setup.plan[stage.index].steps
     context.tracker.log("candidate", values, step=step, segment=stage.index, replica=replica.index)
     return replace(at, candidates=(*at.candidates, candidate))

@@ -60,7 +60,9 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
         except NonFinite as fault:
             sequential.log_fault(context, stage, training, fault, at)
             again = Training(context.setup, at.parent, stage, training.replica, training.schedule, attempt=1)
-            at = replace(at, snapshots={**at.snapshots, index: again.snapshot()})
+            begun = again.snapshot()  # copied, as the working model goes on to others
+            begun = replace(begun, tensors={name: t.cpu().clone() for name, t in begun.tensors.items()})
+            at = replace(at, snapshots={**at.snapshots, index: begun})
     context.keep(at)  # one checkpoint for all: resuming only some of them in lockstep would not give the same bits
     context.signals.stop()
     return sequential.train_replicas(context, stage, [r for r in replicas if r.index not in at.finished], at)

@@ -27,10 +27,7 @@ def average(
     Raises:
         RunError: the coefficients do not match the candidates, are not finite, or do not sum up to 1.
     """
-    if len(coefficients) != len(candidates) or not abs(sum(coefficients) - 1.0) < 1e-6:
-        raise RunError(
-            f"a merge gave coefficients {list(coefficients)} for {len(candidates)} candidates; they must sum to 1"
-        )
+    check_coefficients(coefficients, len(candidates))
     used = [(c, weight) for c, weight in zip(candidates, coefficients, strict=True) if weight]
     scratch = torch.empty(2, 0, dtype=torch.float64, device=device)
     averaged = {}
@@ -52,6 +49,12 @@ def average(
         mean = total.to(first.dtype, copy=True).cpu()
         averaged[name] = mean if parts is _as_it_is else torch.view_as_complex(mean)
     return averaged
+
+
+def check_coefficients(coefficients: Sequence[float], count: int) -> None:
+    """Raise RunError unless there are `count` coefficients, finite, that sum up to 1."""
+    if len(coefficients) != count or not abs(sum(coefficients) - 1.0) < 1e-6:
+        raise RunError(f"a merge gave coefficients {list(coefficients)} for {count} candidates; they must sum to 1")
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

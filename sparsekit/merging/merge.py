@@ -13,10 +13,11 @@ from torch import Tensor
 from sparsekit._types import Tensors
 from sparsekit.api import Candidate, MergeStep, Score, Soup, Stage
 from sparsekit.errors import RunError
-from sparsekit.merging.average import average
+from sparsekit.merging.average import average, check_coefficients
 from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.reparametrized import all_finite
 from sparsekit.models.state import OPTIMIZER, State, effective, has_dense_weights, in_use
+from sparsekit.models.stored import Lazy
 from sparsekit.pruning import masks
 from sparsekit.seeds import derive
 from sparsekit.training import probes
@@ -36,8 +37,8 @@ def merge(
         row: Where the strategy's `log` writes; by default nowhere that is kept.
 
     Returns:
-        The next parent and the soup. The optimizer state is averaged with the soup's coefficients; it is empty if the
-        soup has none.
+        The next parent and the soup. The optimizer state is averaged with the soup's coefficients, from the
+        candidates' files when it is read; it is empty if the soup has none.
 
     Raises:
         RunError: the candidates' masks differ, or the soup breaks the contract.
@@ -69,8 +70,14 @@ def merge(
     if len(soup.ingredients) > 1:
         merged = setup.recalibrated(merged)
     if soup.coefficients is not None:
-        stored = average(candidates, soup.coefficients, candidates[0].optimizer_names(), setup.device)
-        merged = replace(merged, optimizer={name.removeprefix(OPTIMIZER): t for name, t in stored.items()})
+        coefficients = soup.coefficients
+        check_coefficients(coefficients, len(candidates))  # they are used only when a state is read
+
+        def momentum(name: str) -> Tensor:
+            return average(candidates, coefficients, [OPTIMIZER + name], setup.device)[OPTIMIZER + name]
+
+        momenta = [name.removeprefix(OPTIMIZER) for name in candidates[0].optimizer_names()]
+        merged = replace(merged, optimizer=Lazy.of(momenta, momentum))
     masks.check(in_use(setup.method, merged).tensors, merged.masks, f"soup of segment {stage.index + 1}")
     return merged, soup
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsekit._types import Tensors
 from sparsekit.api import Budget, PruningMethod, PruningStep, Segment, TrainingStep
-from sparsekit.schedules import check_option, gradual_plan
+from sparsekit.schedules import check_option, check_ramp, gradual_plan
 
 
 class DPF(PruningMethod):
@@ -22,14 +22,7 @@ class DPF(PruningMethod):
     """
 
     def __init__(self, start: float = 0.05, end: float = 0.6, interval: float = 0.05, freeze: float = 0.8) -> None:
-        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
-        check_option(
-            "method.end",
-            end,
-            start < end < 1.0,
-            f"a fraction of the budget above --method.start ({start:g}) and below 1",
-        )
-        check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+        check_ramp(start, end, interval)
         check_option(
             "method.freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsekit.api import Budget, PruningMethod, Segment
-from sparsekit.schedules import check_option, gradual_plan
+from sparsekit.schedules import check_option, check_ramp, gradual_plan
 
 
 class GMP(PruningMethod):
@@ -20,14 +20,7 @@ class GMP(PruningMethod):
     """
 
     def __init__(self, start: float = 0.1, end: float = 0.7, interval: float = 0.1, initial: float = 0.0) -> None:
-        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
-        check_option(
-            "method.end",
-            end,
-            start < end < 1.0,
-            f"a fraction of the budget above --method.start ({start:g}) and below 1",
-        )
-        check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+        check_ramp(start, end, interval)
         check_option("method.initial", initial, 0.0 <= initial <= 1.0, "a fraction of the target from 0 to 1")
         self.start, self.end, self.interval, self.initial = start, end, interval, initial
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
+from sparsekit.models.stored import Lazy
 
 EXTRA, OPTIMIZER = "extra.", "optimizer."
 
@@ -22,7 +25,8 @@ class State:
         tensors: Parameters and buffers by their state-dict names.
         masks: Bool masks of the prunable weights, True keeps.
         extra: The method's own tensors.
-        optimizer: The optimizer's state, as `optimizers.export` returns it; empty for a new optimizer.
+        optimizer: The optimizer's state, as `optimizers.export` returns it; empty for a new optimizer. It may be made
+            when it is read, or lie in a file: of AdamW it is twice the model.
         progress: Fraction of the whole budget that was trained, 0 to 1.
         target: The run's final sparsity, 0 to 1.
     """
@@ -30,7 +34,7 @@ class State:
     tensors: Tensors
     masks: Tensors
     extra: Tensors = field(default_factory=dict)
-    optimizer: Tensors = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     target: float = 0.0
 
@@ -84,19 +88,22 @@ def in_use(method: PruningMethod, state: State) -> State:
     return effective(method, state) if has_dense_weights(method) else state
 
 
-def to_file(state: State) -> Tensors:
+def to_file(state: State) -> Mapping[str, Tensor]:
     """All tensors of the state, under prefixed names for one file."""
     parts = {"model.": state.tensors, "mask.": state.masks, EXTRA: state.extra, OPTIMIZER: state.optimizer}
-    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    return Lazy({prefix + n: partial(part.__getitem__, n) for prefix, part in parts.items() for n in part})
 
 
-def from_file(tensors: Tensors, progress: float, target: float) -> State:
-    """The state from tensors that `to_file` named; tensors with other names are ignored."""
+def from_file(tensors: Mapping[str, Tensor], progress: float, target: float) -> State:
+    """The state from tensors that `to_file` named; tensors with other names are ignored.
 
-    def part(prefix: str) -> Tensors:
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    The optimizer's stay where they are, to be read when they are needed.
+    """
 
-    return State(part("model."), part("mask."), part(EXTRA), part(OPTIMIZER), progress, target)
+    def part(prefix: str) -> Mapping[str, Tensor]:
+        return Lazy({n.removeprefix(prefix): partial(tensors.__getitem__, n) for n in tensors if n.startswith(prefix)})
+
+    return State(dict(part("model.")), dict(part("mask.")), dict(part(EXTRA)), part(OPTIMIZER), progress, target)
 
 
 def cpu_state_dict(model: nn.Module) -> Tensors:
@@ -104,10 +111,14 @@ def cpu_state_dict(model: nn.Module) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
 
 
-def pruned_optimizer_state(flat: Tensors, masks: Tensors) -> Tensors:
-    """An optimizer's state with 0 where a weight is masked, so that momentum does not revive it."""
-    pruned = {}
-    for name, tensor in flat.items():
-        mask = masks.get(name.rpartition("/")[0])
-        pruned[name] = masked(tensor, mask) if mask is not None and mask.shape == tensor.shape else tensor
-    return pruned
+def pruned_optimizer_state(flat: Mapping[str, Tensor], masks: Tensors) -> Mapping[str, Tensor]:
+    """An optimizer's state with 0 where a weight is masked, so that momentum does not revive it.
+
+    It is made when it is read.
+    """
+
+    def pruned(name: str) -> Tensor:
+        tensor, mask = flat[name], masks.get(name.rpartition("/")[0])
+        return masked(tensor, mask) if mask is not None and mask.shape == tensor.shape else tensor
+
+    return Lazy.of(flat, pruned)

@@ -17,6 +17,7 @@ from sparsekit.plugins.choices import described, find_choice
 from sparsekit.plugins.registry import name_of
 
 _SAMPLES = [i / 1000 for i in range(1001)]
+_MIDDLES = [(i + 0.5) / 100 for i in range(100)]
 _POINTS = 40
 _TRIED = 100  # how many longer budgets are tried to find one that is long enough
 
@@ -58,6 +59,7 @@ class PlanRow:
         replicas: Number of replicas.
         lr_points: Lowest and highest rate at evenly spaced points from its start to its end.
         rewind: Index of the segment whose beginning the weights return to; None where they train on.
+        d: Lowest and highest value of ALLR's factor; None where the rate does not depend on it.
     """
 
     segment: int
@@ -69,6 +71,7 @@ class PlanRow:
     replicas: int
     lr_points: tuple[tuple[float, float], ...] = ()
     rewind: int | None = None
+    d: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,20 @@ def make_plan(config: FitConfig, stages: tuple[Stage, ...], steps_per_epoch: int
     )
 
 
+def check_rates(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> None:
+    """Raise UserError if a segment would train at a learning rate of 0 throughout, whatever its pruning changes."""
+    for planned in plan:
+        for method in {id(m): m for m in (r.method or config.method for r in planned.replicas)}.values():
+            bounds = [method.learning_rate(replace(planned.stage, relative_change=x)) for x in (0.0, math.inf)]
+            if not any(schedule(done) > 0.0 for schedule in bounds for done in _MIDDLES):
+                name = name_of("method", f"{type(method).__module__}.{type(method).__qualname__}")
+                raise UserError(
+                    f"--method {name}, --optimizer.schedule {config.optimizer.schedule}: the learning rate is 0 "
+                    f"throughout segment {planned.stage.index + 1} of {len(plan)}, which would train nothing; choose a "
+                    "schedule that is above 0 there, or other options of the method"
+                )
+
+
 def nothing_to_merge(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
     """A line for the user where a merge is chosen and no segment trains more than one replica; else none."""
     merge = config.merge
@@ -261,6 +278,17 @@ def varied(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:
     return variation(config, any(len(each.replicas) == config.replicas.count for each in plan))
 
 
+def carries_optimizer(config: FitConfig, plan: tuple[PlannedSegment, ...], index: int) -> bool:
+    """Whether the next segment that trains goes on with the optimizer's state at the end of segment `index`."""
+    for planned in plan[index + 1 :]:
+        if planned.stage.segment.rewind is not None:
+            return False
+        if planned.replicas:
+            methods = [replica.method or config.method for replica in planned.replicas]
+            return any(not s.restarts for method in methods for s in _bounds(method, planned.stage))
+    return False
+
+
 def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummary:
     """The plan as `sparsekit plan` prints it and plan.json holds it."""
     rows = tuple(_row(config, planned) for planned in plan)
@@ -273,8 +301,9 @@ def summarize(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> PlanSummar
 
 def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
     stage = planned.stage
-    bounds = [config.method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
+    bounds = _bounds(config.method, stage)
     lr = config.optimizer.lr
+    factors = [schedule.d for schedule in bounds if schedule.d is not None]
     return PlanRow(
         segment=stage.index,
         start_epoch=stage.start,
@@ -285,7 +314,13 @@ def _row(config: FitConfig, planned: PlannedSegment) -> PlanRow:
         replicas=max(len(planned.replicas), 1),
         lr_points=tuple(_range(lr * schedule(i / _POINTS) for schedule in bounds) for i in range(_POINTS + 1)),
         rewind=stage.segment.rewind,
+        d=_range(factors) if factors else None,
     )
+
+
+def _bounds(method: PruningMethod, stage: Stage) -> list[Schedule]:
+    """A segment's schedules where its pruning changes nothing, and where it changes all."""
+    return [method.learning_rate(replace(stage, relative_change=x)) for x in (0.0, math.inf)]
 
 
 def _peak(schedule: Schedule) -> float:
@@ -305,7 +340,8 @@ def table_rows(plan: PlanSummary) -> list[dict[str, object]]:
         trained = row.epochs > 0
         lr = f"{_text(row.lr_first)} → {_text(row.lr_last)}" if trained else ""
         merge = f"of {row.replicas}" if row.replicas > 1 else ""
-        rows.append({**asdict(row), "segment": row.segment + 1, "lr": lr, "merge": merge})
+        d = _text(row.d) if row.d else ""
+        rows.append({**asdict(row), "segment": row.segment + 1, "lr": lr, "d": d, "merge": merge})
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +46,7 @@ def prune(
         rewound: Parameters and buffers as `Segment.rewind` asks for them; None trains on from the parent's.
 
     Returns:
-        The pruned parent, and the stage with `relative_change`, ‖W − W_p‖₂ / ‖W‖₂.
+        The pruned parent, and the stage with `relative_change`, ‖W − W_p‖₂ / ‖W‖₂ over all parameters.
 
     Raises:
         RunError: the method's masks break the contract.
@@ -66,6 +66,7 @@ def prune(
         _check_arguments(f"method {type(method).__name__}: select()", parent.masks, scores, wanted, floor)
         return masks.select(scores, alive, wanted, rule, pattern, config.floor, floor)
 
+    probe = probe or Probe()
     step = PruningStep(
         stage.budget,
         stage.plan,
@@ -79,7 +80,7 @@ def prune(
         allocation=rule,
         pattern=config.pattern,
         floor=config.floor,
-        **vars(probe or Probe()),
+        **vars(probe),
     )
     chosen = method.masks(step)
     maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
@@ -98,11 +99,14 @@ def prune(
     if rewound is not None:
         pruned = replace(pruned, tensors=rewound, optimizer={})
         pruned = pruned if has_dense_weights(method) else effective(method, pruned)
+    others = parent.tensors.keys() - parent.masks.keys() - probe.buffers
+    # sorted, as files do not keep an order, and the sum of a resumed run has to be the same to the bit
+    squares += [_squares(parent.tensors[name], parent.tensors[name]) for name in sorted(others)]
     norm, change = (sum(parts) for parts in zip(*squares, strict=True))
     return pruned, replace(stage, relative_change=math.sqrt(change / norm) if norm else 0.0)
 
 
-def _without(parent: State, chosen: Tensors) -> Tensors:
+def _without(parent: State, chosen: Tensors) -> Mapping[str, torch.Tensor]:
     """The optimizer's state with 0 for weights that are masked now or were before: regrown weights start at 0 too."""
     if not parent.optimizer:
         return {}
@@ -110,8 +114,10 @@ def _without(parent: State, chosen: Tensors) -> Tensors:
 
 
 def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
-    """‖W‖² and ‖W − W_p‖² of one layer, in float64; converted in blocks that fit the cache."""
+    """‖W‖² and ‖W − W_p‖² of one tensor, in float64; converted in blocks that fit the cache."""
     norm = change = 0.0
+    if before.dtype is torch.bfloat16:  # which numpy lacks
+        before, after = before.float(), after.float()
     old, new = before.numpy().reshape(-1), after.numpy().reshape(-1)
     for start in range(0, len(old), _BLOCK):
         part = slice(start, start + _BLOCK)

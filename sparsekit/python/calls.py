@@ -15,7 +15,7 @@ from sparsekit.config.options import EvaluateConfig, ExportConfig, FitConfig, Me
 from sparsekit.errors import UserError
 from sparsekit.files import expanded
 from sparsekit.models.saved import SavedModel, open_saved_model, run_options
-from sparsekit.planning.plan import PlanSummary, make_plan, make_stages, summarize
+from sparsekit.planning.plan import PlanSummary, check_rates, make_plan, make_stages, summarize
 from sparsekit.plugins.objects import brought, is_object, record_of
 from sparsekit.python.options import in_keywords, keyword_names, read
 from sparsekit.python.run import Run
@@ -99,7 +99,9 @@ def plan(**options: Any) -> PlanSummary:
     """
     call = read(FitConfig, options)
     with keyword_names():
-        return summarize(call.config, make_plan(call.config, make_stages(call.config)))
+        planned = make_plan(call.config, make_stages(call.config))
+        check_rates(call.config, planned)
+        return summarize(call.config, planned)
 
 
 def evaluate(saved: Saved, /, **options: Any) -> dict[str, Any]:

@@ -349,7 +349,8 @@ class Pruner:
         index, rewind = segment.stage.index, segment.stage.segment.rewind
         if index in (later.rewind for later in self.plan[index:]):
             self._beginnings[index] = cpu_state_dict(self._model)
-        parent = State(_on_cpu(self._weights), self._masks, target=self._config.sparsity)
+        tensors = _on_cpu(dict(self._model.named_parameters()) | self._weights)
+        parent = State(tensors, self._masks, target=self._config.sparsity)
         gradients, probe = partial(self._gradients, segment.stage), self._probe(self._method)
         with brought(self._objects):
             pruned, stage = prune(

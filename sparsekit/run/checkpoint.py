@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, checksummed, without pickle; the last two are kept.
+"""Checkpoints: written atomically, checksummed, without pickle; the last two are kept (`CheckpointStore.commit`).
 
 A checkpoint is a manifest, `000012.json`, that names its safetensors files with their XXH128, which finds damage and
 takes a thirtieth of SHA-256's time. The manifest's first line is the SHA-256 of the rest. It is written last, so an
@@ -10,26 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import xxhash
+from torch import Tensor
 
-from sparsekit._types import Tensors
 from sparsekit.errors import RunError
-from sparsekit.files import load_tensors, save_tensors, write_whole
+from sparsekit.files import sync, write_whole
+from sparsekit.models import stored
+from sparsekit.models.stored import StoredTensors
 
 T = TypeVar("T")
 KEEP = 2
 OTHERS = "rank"
 """Start of the file prefixes of ranks other than the leader."""
-FORMAT = 2
-READS = (1, 2)
-"""Format 1 names files with their SHA-256."""
+FORMAT = 3
+READS = (1, 2, 3)
+"""Format 1 names files with their SHA-256. In format 2, too, a parent's file has the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class CheckpointStore:
         self.number = max((self._number_of(path) for path in self.manifests()), default=0)
         self._written = time.monotonic()
         self._known: dict[str, StoredFile] = {}
-        self._once: dict[str, tuple[object, StoredFile]] = {}
+        self._once: dict[str, tuple[Callable[[], object], StoredFile]] = {}
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._unfinished: deque[Future[object]] = deque()
+        self._new = set[str]()
 
     @property
     def age(self) -> float:
@@ -89,41 +93,60 @@ class CheckpointStore:
             self._unfinished[0].exception()  # if a signal ends this wait, the next one waits on
             self._unfinished.popleft().result()
 
-    def store(self, stem: str, tensors: Tensors) -> StoredFile:
+    def store(self, stem: str, tensors: Mapping[str, Tensor]) -> StoredFile:
         """Write tensors to a new file, flushed to the disk."""
+        return self.described(self.put(stem, tensors).path)
+
+    def put(self, stem: str, tensors: Mapping[str, Tensor]) -> StoredTensors:
+        """Write tensors to a new file, which is there to be read; it is flushed when a checkpoint names it."""
         path = self.new(f"{self.number + 1:06}-{stem}")
-        save_tensors(path, tensors)
-        return self.described(path)
+        stored.save(path, tensors)
+        return StoredTensors(path)
 
     def new(self, stem: str) -> Path:
-        """The path for a new tensor file of this store; a cached checksum of an older file of that name is dropped."""
+        """The path for a new tensor file of this store, which stays until a checkpoint has named it.
+
+        A cached checksum of an older file of that name is dropped.
+        """
         path = self.folder / f"{self.prefix}{stem}.safetensors"
         self._known.pop(path.name, None)
+        self._new.add(path.name)
         return path
 
-    def store_once(self, stem: str, owner: object, tensors: Callable[[], Tensors]) -> StoredFile:
+    def store_once(self, stem: str, owner: object, tensors: Callable[[], Mapping[str, Tensor]]) -> StoredFile:
         """Store an object's tensors, or reuse its file if the same object was stored last under this stem."""
-        if stem not in self._once or self._once[stem][0] is not owner:
-            self._once[stem] = (owner, self.store(stem, tensors()))
+        if stem not in self._once or self._once[stem][0]() is not owner:
+            self._once[stem] = (_held(owner), self.store(stem, tensors()))
         return self._once[stem][1]
 
     def adopt(self, stem: str, owner: object, file: StoredFile) -> None:
         """Register an existing file as the one that `store_once` would write for this object."""
-        self._once[stem] = (owner, file)
+        self._once[stem] = (_held(owner), file)
 
     def described(self, path: Path) -> StoredFile:
-        """The size and checksum of a file in the folder; the checksum is cached."""
+        """The size and checksum of a file in the folder, once it is on the disk; the checksum is cached."""
         if path.name not in self._known:
+            sync(path)
             self._known[path.name] = StoredFile(path.name, path.stat().st_size, _checksum(path, xxhash.xxh128()))
         return self._known[path.name]
 
-    def commit(self, body: dict[str, Any], files: dict[str, StoredFile]) -> str:
-        """Write the manifest, which makes this the newest checkpoint; remove all but the last two; return its name."""
-        self.number += 1
+    def commit(self, body: dict[str, Any], files: dict[str, StoredFile], alone: bool = False) -> str:
+        """Write the manifest, which makes this the newest checkpoint; remove older ones; return its name.
+
+        What stays is the newest and one more: the last before it that has no replica in the middle of its training.
+
+        Args:
+            body: Entries of the manifest.
+            files: The files that it names.
+            alone: Write the manifest twice, so that no older checkpoint stays, nor the files that only those need.
+        """
         text = json.dumps({"format": FORMAT, **body, "files": {key: asdict(f) for key, f in files.items()}})
         data = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
-        name = f"{self.prefix}{self.number:06}.json"
-        write_whole(self.folder / name, data)
+        for _ in range(KEEP if alone else 1):
+            self.number += 1
+            name = f"{self.prefix}{self.number:06}.json"
+            write_whole(self.folder / name, data)
+        self._new.difference_update(file.name for file in files.values())
         self._written = time.monotonic()
         self._once = {stem: entry for stem, entry in self._once.items() if entry[1] in files.values()}
         self._sweep()
@@ -158,9 +181,9 @@ class CheckpointStore:
             )
         return None
 
-    def load(self, file: StoredFile) -> Tensors:
-        """Read a file's tensors, on the CPU."""
-        return load_tensors(self.path(file))
+    def load(self, file: StoredFile) -> StoredTensors:
+        """A file's tensors, to be read one at a time."""
+        return StoredTensors(self.path(file))
 
     def path(self, file: StoredFile) -> Path:
         """The path of a file."""
@@ -184,7 +207,7 @@ class CheckpointStore:
         try:
             body = json.loads(text)
             if body["format"] not in READS:
-                raise Damaged(f"it has format {body['format']!r}, this version reads {READS[0]} and {READS[1]}")
+                raise Damaged(f"it has format {body['format']!r}, this version reads {READS[0]} to {READS[-1]}")
             files = {key: StoredFile(**entry) for key, entry in body["files"].items()}
             for file in files.values():
                 self._verify(file)
@@ -216,20 +239,40 @@ class CheckpointStore:
     def _sweep(self) -> None:
         """Remove this store's old manifests, and those of its files that no kept manifest of any store names.
 
-        Hidden files stay until the run is done: another rank may be writing one, as safetensors first writes under a
-        hidden name.
+        Files that no manifest has named yet stay, and so do hidden ones, until the run is done.
         """
-        old = sorted(self.manifests(), reverse=True)[KEEP:]
+        others = sorted(self.manifests(), reverse=True)[1:]
+        between = [path for path in others if not _underway(path)] or others
+        old = {*others} - {*between[: KEEP - 1]}
         kept = {path.name for path in self.folder.glob("*.json") if path not in old}
         for path in [self.folder / name for name in kept]:
             try:
                 kept |= {entry["name"] for entry in json.loads(path.read_bytes().partition(b"\n")[2])["files"].values()}
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
                 continue
-        for path in self.folder.glob(f"{self.prefix}*"):
+        found = list(self.folder.glob(f"{self.prefix}*"))
+        new = self._new.copy()  # only now: another thread may just have begun to write one
+        kept |= new | {name + ".part" for name in new}
+        for path in found:
             if path.name not in kept and (self.prefix or not path.name.startswith((OTHERS, "."))):
                 path.unlink()
                 self._known.pop(path.name, None)
+
+
+def _held(owner: object) -> Callable[[], object]:
+    """A function that returns an object, which does not keep it alive where that can be."""
+    try:
+        return weakref.ref(owner)
+    except TypeError:  # a dict
+        return lambda: owner
+
+
+def _underway(path: Path) -> bool:
+    """Whether a manifest has a replica in the middle of its training."""
+    try:
+        return bool(json.loads(path.read_bytes().partition(b"\n")[2]).get("underway"))
+    except (ValueError, AttributeError, RecursionError, OSError):
+        return False
 
 
 def _checksum(path: Path, state: Any) -> str:

@@ -50,9 +50,12 @@ class RunContext:
         self.checkpoints.wait()
         return progress.save(self.checkpoints, at, self.header())
 
-    def keep_beside(self, at: RunProgress) -> None:
-        """Commit a checkpoint beside what follows; `checkpoints.wait` raises what went wrong."""
-        self.checkpoints.beside(partial(progress.save, self.checkpoints, at, self.header()))
+    def keep_beside(self, at: RunProgress, alone: bool = False) -> None:
+        """Commit a checkpoint beside what follows; `checkpoints.wait` raises what went wrong.
+
+        With `alone` no older one stays: where the last two share all that is large but what the newest does not need.
+        """
+        self.checkpoints.beside(partial(progress.save, self.checkpoints, at, self.header(), alone))
 
     def pause(self, at: Callable[[], RunProgress], done: int = 0) -> None:
         """Between two optimizer steps, commit a checkpoint if one is due or a signal came, and stop for a signal.

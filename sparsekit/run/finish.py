@@ -7,6 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsekit._types import Tensors
 from sparsekit.config.options import EvaluateConfig, describe
 from sparsekit.display.live import Display
@@ -15,6 +17,7 @@ from sparsekit.evaluation import cost, evaluate
 from sparsekit.evaluation.scores import constant_score
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
 from sparsekit.models.create import save_model
+from sparsekit.models.device import release_freed_memory
 from sparsekit.pruning import masks
 from sparsekit.pruning.coverage import coverage
 from sparsekit.run.loop import Result
@@ -51,9 +54,11 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     Raises:
         RunError: the saved model has a masked weight that is not 0.
     """
-    # a negative weight times 0 is -0.0, whose bits are not 0
-    weights = {name: weight.where(result.state.masks[name], 0.0) for name, weight in result.state.weights.items()}
-    setup.model.load_state_dict(result.state.with_weights(weights).tensors)
+    release_freed_memory()
+    setup.model.load_state_dict(result.state.tensors)
+    with torch.no_grad():
+        for name, weight in result.state.weights.items():  # a negative weight times 0 is -0.0, whose bits are not 0
+            setup.model.get_parameter(name).copy_(weight.where(result.state.masks[name], 0.0))
     measured = measure(setup, result.state.masks, out)
     save_model(setup.model, setup.config.model, setup.data.inputs, out / "model", setup.data.class_names)
     save_tensors(out / "masks.safetensors", result.state.masks)

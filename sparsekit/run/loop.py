@@ -61,16 +61,20 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
         probe = probes.probe(context.setup, at.parent, probes.notes("method", config.method, told))
         rewound = None if stage.segment.rewind is None else at.beginnings[stage.segment.rewind]
         parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients, probe, rewound)
+        if parent.optimizer:  # into a file, out of memory, and from the candidates' files, which go
+            parent = replace(parent, optimizer=context.checkpoints.put("optimizer", parent.optimizer))
         at = replace(at, parent=parent, change=stage.relative_change)
+        d = config.method.learning_rate(stage).d
         values = told | {
             "sparsity": masks.sparsity(parent.masks),
             "replicas": len(segment.replicas),
             "relative_change": stage.relative_change,
+            **({} if d is None else {"d": d}),
             "mask": masks.digest(parent.masks),
             "layers": {name: masks.sparsity({name: mask}) for name, mask in parent.masks.items()},
         }
         context.tracker.log("segment", values, step=at.step, segment=stage.index)
-        context.keep_beside(at)
+        context.keep_beside(at, alone=True)
     sparsity = masks.sparsity(at.parent.masks)
     context.display.emptied(masks.empty(at.parent.masks), sparsity)
     context.display.start_segment(stage.index, len(stage.plan), sparsity, len(segment.replicas))
@@ -95,7 +99,10 @@ def train_replicas(context: RunContext, segment: PlannedSegment, at: RunProgress
             f"segment {segment.stage.index + 1}: no replica stayed finite; {why}; the last checkpoint is in "
             f"{context.checkpoints.folder}"
         )
-    return replace(at, candidates=tuple(sorted(at.candidates, key=lambda candidate: candidate.index)))
+    at = replace(at, candidates=tuple(sorted(at.candidates, key=lambda candidate: candidate.index)), trained=True)
+    if remaining:
+        context.keep_beside(at, alone=True)
+    return at
 
 
 def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:
@@ -122,7 +129,7 @@ def merge_candidates(context: RunContext, segment: PlannedSegment, at: RunProgre
     tested = tuple(candidate.tested for candidate in candidates if candidate.tested is not None)
     # not by the masks alone: training may leave nothing of the weights that they keep
     context.display.emptied(masks.empty(in_use(setup.method, merged).weights), masks.sparsity(merged.masks))
-    return replace(at, parent=merged, step=step, candidates=(), tested=tested)
+    return replace(at, parent=merged, step=step, candidates=(), trained=False, tested=tested)
 
 
 def evaluate(context: RunContext, segment: PlannedSegment, at: RunProgress) -> RunProgress:

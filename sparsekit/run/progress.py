@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.api import Score, Stage
 from sparsekit.merging.candidates import FileCandidate
-from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
+from sparsekit.models.state import OPTIMIZER, State, cpu_state_dict, from_file, to_file
+from sparsekit.models.stored import StoredTensors
 from sparsekit.pruning import masks
 from sparsekit.run.checkpoint import CheckpointStore, Damaged, StoredFile
 from sparsekit.training.replica import ReplicaSnapshot
@@ -38,6 +40,7 @@ class RunProgress:
         beginnings: Parameters and buffers as they were when a segment began, by its index, for later segments that
             rewind to it.
         ordered: Number of the checkpoint from which the ranks are training now; None with one rank.
+        trained: Whether all of the segment's replicas finished, so that none needs the parent's optimizer state.
     """
 
     segment: int
@@ -51,6 +54,7 @@ class RunProgress:
     test: Score | None = None
     beginnings: Mapping[int, Tensors] = field(default_factory=dict)
     ordered: int | None = None
+    trained: bool = False
 
 
 def first_progress(setup: Setup) -> RunProgress:
@@ -68,13 +72,23 @@ def with_beginning(at: RunProgress, stage: Stage) -> RunProgress:
     return replace(at, beginnings={index: known[index] for index in known if index in wanted})
 
 
-def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) -> str:
-    """Commit a checkpoint, with `header` as further entries of its manifest, and return the manifest's name."""
-    files = {"parent": checkpoints.store_once("parent", at.parent, lambda: to_file(at.parent))}
+def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any], alone: bool = False) -> str:
+    """Commit a checkpoint, and return its manifest's name.
+
+    Args:
+        checkpoints: Where to.
+        at: What it holds.
+        header: Further entries of its manifest.
+        alone: Whether older checkpoints go (`CheckpointStore.commit`).
+    """
+    alone_parent = replace(at.parent, optimizer={})
+    files = {"parent": checkpoints.store_once("parent", at.parent, lambda: to_file(alone_parent))}
+    if at.parent.optimizer and not at.trained:
+        files["optimizer"] = _in_file(checkpoints, "optimizer", at.parent, at.parent.optimizer)
     for candidate in at.candidates:
         files[f"candidate {candidate.index}"] = checkpoints.described(candidate.path)
     for index, snapshot in at.snapshots.items():
-        files[f"replica {index}"] = checkpoints.store_once(f"replica-{index}", snapshot, partial(_tensors, snapshot))
+        files[f"replica {index}"] = _in_file(checkpoints, f"replica-{index}", snapshot, snapshot.tensors)
     for index, tensors in at.beginnings.items():
         stored = checkpoints.store_once(f"beginning-{index}", tensors, partial(dict, tensors))
         files[f"beginning {index}"] = stored
@@ -87,6 +101,7 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
             "target": at.parent.target,
             "change": at.change,
             "finished": at.finished,
+            "trained": at.trained,
             "candidates": [
                 [c.index, _plain(c.score), c.mask_digest, c.tested and _plain(c.tested)] for c in at.candidates
             ],
@@ -97,7 +112,15 @@ def save(checkpoints: CheckpointStore, at: RunProgress, header: dict[str, Any]) 
             "test": at.test and _plain(at.test),
         },
         files,
+        alone,
     )
+
+
+def _in_file(checkpoints: CheckpointStore, stem: str, owner: object, tensors: Mapping[str, Tensor]) -> StoredFile:
+    """The file of some tensors, which may be read from one already; that is named again, or it would go."""
+    if isinstance(tensors, StoredTensors):
+        return checkpoints.described(tensors.path)
+    return checkpoints.store_once(stem, owner, lambda: tensors)
 
 
 def restore(
@@ -130,7 +153,13 @@ def _restored(
         raise Damaged("it has a replica where the parent should be")
     parent = from_file(stored, _fraction(body["progress"]), _fraction(body["target"]))
     _same_tensors(parent, fresh)
-    parent = replace(parent, masks={name: parent.masks[name] for name in fresh.masks})
+    optimizer = checkpoints.path(files.get("optimizer", files["parent"]))
+    prefix = OPTIMIZER if optimizer.name == files["parent"].name else ""  # as up to format 2
+    parent = replace(
+        parent,
+        masks={name: parent.masks[name] for name in fresh.masks},
+        optimizer=StoredTensors(optimizer, prefix),
+    )
     checkpoints.adopt("parent", parent, files["parent"])
     candidates = []
     for index, score, digest, tested in body["candidates"]:
@@ -149,7 +178,7 @@ def _restored(
     beginnings = {}
     for index in body.get("beginnings", []):
         file = files[f"beginning {_count(index, segments)}"]
-        beginnings[index] = checkpoints.load(file)
+        beginnings[index] = dict(checkpoints.load(file))
         _same_tensors(replace(fresh, tensors=beginnings[index]), fresh)
         checkpoints.adopt(f"beginning-{index}", beginnings[index], file)
     at = RunProgress(
@@ -158,6 +187,7 @@ def _restored(
         parent=parent,
         change=None if body["change"] is None else float(body["change"]),
         finished=tuple(_count(index) for index in body["finished"]),
+        trained=bool(body.get("trained")),
         candidates=tuple(candidates),
         tested=tuple(_score(score) for score in body["tested"]),
         snapshots=snapshots,
@@ -197,10 +227,6 @@ def _fraction(value: object) -> float:
     if type(value) not in (int, float) or not 0.0 <= value <= 1.0 + 1e-6:  # type: ignore[operator]
         raise Damaged(f"{value!r} is not a fraction from 0 to 1")
     return float(value)  # type: ignore[arg-type]
-
-
-def _tensors(snapshot: ReplicaSnapshot) -> Tensors:
-    return snapshot.tensors
 
 
 def _plain(score: Score) -> list[float]:

@@ -69,7 +69,8 @@ def trained_segment() -> TrainedSegment:
         segment, at = loop.prune_parent(context, second, loop.evaluate(context, segment, at))
         at = loop.train_replicas(context, segment, at)
         replicas = tuple(problem.state_of(at.parent, candidate) for candidate in at.candidates)
-    return TrainedSegment(setup, at.parent, segment.stage, replicas, tuple(c.score for c in at.candidates))
+    parent = replace(at.parent, optimizer={})  # it lay in a file of the run, and no merge sees it
+    return TrainedSegment(setup, parent, segment.stage, replicas, tuple(c.score for c in at.candidates))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import load_file
 
 from sparsekit.api import MergeStrategy, PruningMethod, Score, Stage
 from sparsekit.config.options import (
@@ -30,7 +29,7 @@ from sparsekit.data.images import ImageData
 from sparsekit.display.live import Display
 from sparsekit.errors import RunError
 from sparsekit.executors import choose_executor, sequential
-from sparsekit.merging.candidates import FileCandidate
+from sparsekit.merging.candidates import FileCandidate, read_tensors
 from sparsekit.models.state import OPTIMIZER, State, effective
 from sparsekit.planning.replicas import Replica
 from sparsekit.plugins.objects import brought
@@ -156,6 +155,7 @@ def run_of(setup: Setup) -> Run:
 
     def keep(where: str, stage: Stage, state: State, mask: str = "", score: Score | None = None) -> None:
         where = f"after {where} segment {stage.index + 1}"
+        state = replace(state, optimizer=dict(state.optimizer))  # the files that it lies in go
         moments.append(Moment(where, stage, mask or masks.digest(state.masks), state, score))
 
     with job(setup) as context:
@@ -182,10 +182,8 @@ def run_of(setup: Setup) -> Run:
 
 def state_of(parent: State, candidate: FileCandidate) -> State:
     """The trained replica that a candidate's file holds."""
-    stored = load_file(candidate.path)
-    optimizer = {name.removeprefix(OPTIMIZER): t for name, t in stored.items() if name.startswith(OPTIMIZER)}
-    named = {name: tensor for name, tensor in stored.items() if not name.startswith(OPTIMIZER)}
-    return replace(parent.renamed(named), optimizer=optimizer)
+    optimizer = {name.removeprefix(OPTIMIZER): candidate.read(name) for name in candidate.optimizer_names()}
+    return replace(parent.renamed(read_tensors(candidate)), optimizer=optimizer)
 
 
 class _Cut(StopSignals):

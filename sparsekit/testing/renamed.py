@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import reduce
@@ -43,7 +44,7 @@ def renamed_setup(setup: Setup, name: str) -> Setup:
 def renamed_state(state: State, name: str) -> State:
     """A state of that network; the method's own tensors keep their names."""
 
-    def longer(tensors: Tensors) -> Tensors:
+    def longer(tensors: Mapping[str, Tensor]) -> Tensors:
         return {f"{name}.{each}": tensor for each, tensor in tensors.items()}
 
     return replace(state, tensors=longer(state.tensors), masks=longer(state.masks), optimizer=longer(state.optimizer))

@@ -91,7 +91,7 @@ def runs_repeatably(case: MethodCase) -> None:
         again = problem.run(case.run.setup.method, Uniform())
     for first, second in zip(case.run.moments, again.moments, strict=True):
         need(first.mask == second.mask, f"{first.where}, a second run of the same instance has another mask")
-        one, two = (moment.state.named() | moment.state.optimizer for moment in (first, second))
+        one, two = ({**moment.state.named(), **moment.state.optimizer} for moment in (first, second))
         name = difference(one, two)
         need(not name, f"{first.where}, a second run of the same instance has another {name}")
 

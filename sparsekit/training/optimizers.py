@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from sparsekit._types import Tensors
 from sparsekit.config.options import OptimizerConfig
 from sparsekit.errors import UserError, nearest
 from sparsekit.models.state import EXTRA
+from sparsekit.models.stored import Lazy
 
 _TORCH = {
     "sgd": (torch.optim.SGD, {"nesterov": True}),
@@ -115,14 +117,26 @@ def export(optimizer: Optimizer, names: dict[int, str]) -> Tensors:
     Raises:
         UserError: the state holds something other than tensors and numbers.
     """
+    return dict(exported(optimizer, names))
+
+
+def exported(optimizer: Optimizer, names: dict[int, str]) -> Mapping[str, Tensor]:
+    """What `export` returns, each tensor copied when it is read: before the optimizer's next step.
+
+    Raises:
+        UserError: the state holds something other than tensors and numbers.
+    """
     state = optimizer.state_dict()
     flat = {f"{names[i]}/{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
     # some optimizers keep their step count, equal in all groups; the number of groups depends on weight decay
     flat |= {f"{_GROUP}/step": group["step"] for group in state["param_groups"] if "step" in group}
-    return {name: _to_tensor(value) for name, value in flat.items() if value is not None}
+    for value in flat.values():
+        if value is not None and not isinstance(value, Tensor):
+            _to_tensor(value)
+    return Lazy({name: partial(_to_tensor, value) for name, value in flat.items() if value is not None})
 
 
-def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
+def restore(optimizer: Optimizer, names: dict[int, str], flat: Mapping[str, Tensor]) -> None:
     """Load what `export` returned into a new optimizer of the same parameters."""
     state = optimizer.state_dict()
     indices = {name: index for index, name in names.items()}
@@ -135,8 +149,8 @@ def restore(optimizer: Optimizer, names: dict[int, str], flat: Tensors) -> None:
                 group[key] = value.clone() if isinstance(value, Tensor) else value  # counted up in place
         else:
             index = indices[parameter]
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
-                value = match_memory_format(parameters[index], value)
+            if isinstance(value, Tensor) and value.dim() and value.shape == parameters[index].shape:
+                value = match_memory_format(parameters[index], value.to(parameters[index].device))
             state["state"].setdefault(index, {})[key] = value
     optimizer.load_state_dict(state)
 

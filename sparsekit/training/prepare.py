@@ -28,6 +28,7 @@ from sparsekit.models.state import State, cpu_state_dict, effective
 from sparsekit.models.teacher import open_teacher
 from sparsekit.planning.plan import (
     PlannedSegment,
+    check_rates,
     check_steps,
     make_plan,
     make_stages,
@@ -86,6 +87,7 @@ def prepare(
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:
+        check_rates(config, plan)
         check_steps(config, stages, data.steps_per_epoch)
     pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
     if pattern:
@@ -279,7 +281,7 @@ def _try_step(setup: Setup) -> None:
     _try_loss(setup, outputs, labels, images).backward()  # type: ignore[no-untyped-call]
     try:
         optimizer.step()
-        optimizers.export(optimizer, optimizers.names_of(optimizer, setup.model, {}))
+        optimizers.exported(optimizer, optimizers.names_of(optimizer, setup.model, {}))
     except RuntimeError as error:
         if lacks_memory(error):
             raise

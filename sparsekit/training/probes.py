@@ -133,7 +133,7 @@ def fisher(setup: Setup, state: State, images: int) -> Tensors:
 def _forward_tensors(setup: Setup, state: State) -> Tensors:
     """Tensors on the device for `functional_call`, with the effective weights, differentiable."""
     tensors = {name: tensor.to(setup.device) for name, tensor in state.tensors.items()}
-    masks = {name: mask.to(setup.device, tensors[name].dtype) for name, mask in state.masks.items()}
+    masks = {name: mask.to(setup.device).to(tensors[name].dtype) for name, mask in state.masks.items()}
     extra = {name: tensor.to(setup.device) for name, tensor in state.extra.items()}
     weights = {name: tensors[name] for name in masks}
     step = TrainingStep(weights, masks, extra, state.progress, state.target)

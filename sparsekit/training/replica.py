@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sparsekit._types import Tensors
 from sparsekit.api import Schedule, Stage
 from sparsekit.models.reparametrized import all_finite
 from sparsekit.models.state import State, cpu_state_dict, from_file, to_file
+from sparsekit.models.stored import Lazy
 from sparsekit.planning.replicas import Replica
 from sparsekit.seeds import derive
 from sparsekit.training import graph, optimizers
@@ -52,13 +52,14 @@ class ReplicaSnapshot:
         done: Optimizer steps taken in the segment.
         attempt: How often it was started again after becoming non-finite.
         averaged: Number of steps in its trajectory mean.
-        tensors: Its tensors and random states, under their names in a file.
+        tensors: Its tensors and random states, under their names in a file; read from there, or from the replica
+            itself, as it is then.
     """
 
     done: int
     attempt: int
     averaged: int
-    tensors: Tensors
+    tensors: Mapping[str, Tensor]
 
 
 class Training:
@@ -168,18 +169,19 @@ class Training:
         return self.done % self.every == 0 or self.done == self.steps
 
     def result(self) -> State:
-        """The trained state.
+        """The trained state; its optimizer's state is read from the optimizer.
 
         Raises:
             NonFinite: a weight is not finite.
         """
         if self.mean is not None:
             self.mean.install()
+        self.optimizer.zero_grad(set_to_none=True)
         state = replace(
             self.parent,
             tensors=cpu_state_dict(self.model),
             extra={name: t.detach().to("cpu", copy=True) for name, t in self.extra.items()},
-            optimizer=optimizers.export(self.optimizer, self.names),
+            optimizer=optimizers.exported(self.optimizer, self.names),
             progress=self.stage.end / self.stage.budget.epochs,
         )
         for name, tensor in state.named().items():
@@ -193,20 +195,25 @@ class Training:
         return self.setup.data.train_batches(self.seed, self.steps, start=self.done, subset=self.subset, part=part)
 
     def snapshot(self) -> ReplicaSnapshot:
-        """A snapshot from which `restore` continues with the same bits."""
+        """A snapshot from which `restore` continues with the same bits.
+
+        Its tensors are read from the replica when they are written, one at a time: before the next step.
+        """
         state = replace(
             self.parent,
-            tensors=cpu_state_dict(self.model),
-            extra={name: t.detach().cpu() for name, t in self.extra.items()},
-            optimizer=optimizers.export(self.optimizer, self.names),
+            tensors={name: t.detach() for name, t in self.model.state_dict().items()},
+            extra={name: t.detach() for name, t in self.extra.items()},
+            optimizer=optimizers.exported(self.optimizer, self.names),
         )
-        tensors = to_file(state) | {"loss": self.loss.cpu(), "random.cpu": torch.get_rng_state()}
+        small = {"loss": self.loss.to("cpu", copy=True), "random.cpu": torch.get_rng_state()}
         if self.setup.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
+            small["random.cuda"] = torch.cuda.get_rng_state(self.setup.device)
         if self.mean is not None:
-            tensors |= {f"mean.{i}": t.cpu() for i, t in enumerate(self.mean.means)}
+            small |= {f"mean.{i}": t.detach() for i, t in enumerate(self.mean.means)}
         if self.take_step.scaler.is_enabled():
-            tensors |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
+            small |= {f"scaler.{key}": torch.tensor(v) for key, v in self.take_step.scaler.state_dict().items()}
+        every = to_file(state)
+        tensors = Lazy.of([*every, *small], lambda name: small[name] if name in small else every[name])
         return ReplicaSnapshot(self.done, self.attempt, self.mean.count if self.mean else 0, tensors)
 
     def restore(self, snapshot: ReplicaSnapshot) -> None:
@@ -222,7 +229,7 @@ class Training:
         if self.mean is not None:
             self.mean.count = snapshot.averaged
         optimizers.restore(self.optimizer, self.names, state.optimizer)
-        scaler = {name.removeprefix("scaler."): t.item() for name, t in tensors.items() if name.startswith("scaler.")}
+        scaler = {name.removeprefix("scaler."): tensors[name].item() for name in tensors if name.startswith("scaler.")}
         if scaler:
             self.take_step.scaler.load_state_dict(scaler)
         self.loss.copy_(tensors["loss"])

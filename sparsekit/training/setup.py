@@ -17,7 +17,7 @@ from sparsekit.data import LoadedData, Split
 from sparsekit.evaluation.batchnorm import RECALIBRATION_IMAGES, batchnorm_layers, recalibrate_batchnorm
 from sparsekit.evaluation.scores import score_model
 from sparsekit.models.device import autocast
-from sparsekit.models.state import State, cpu_state_dict, effective
+from sparsekit.models.state import State, cpu_state_dict, effective, has_dense_weights, masked
 from sparsekit.planning.plan import PlannedSegment
 from sparsekit.planning.replicas import Replica
 from sparsekit.training.team import Team
@@ -105,7 +105,13 @@ class Setup:
 
     def install(self, state: State) -> None:
         """Put a state's effective weights into the working model."""
-        self.model.load_state_dict(effective(self.method, state).tensors)
+        if has_dense_weights(self.method):
+            self.model.load_state_dict(effective(self.method, state).tensors)
+            return
+        self.model.load_state_dict(state.tensors)
+        with torch.no_grad():
+            for name, mask in state.masks.items():  # one after another: no second copy of the model
+                self.model.get_parameter(name).copy_(masked(state.tensors[name], mask))
 
     def score(self, state: State, split: Split) -> Score:
         """The score of a state on `held_out` or `test`, with its own BatchNorm statistics."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -96,8 +98,8 @@ class MaskedStep(Masking):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.mask_weights()
-        for name, value in updated.items():
-            self.extra[name].copy_(value)
+        if updated:
+            torch._foreach_copy_([self.extra[name] for name in updated], [*updated.values()])
 
     @torch.no_grad()
     def _updated(self, step: TrainingStep) -> Tensors:
@@ -112,7 +114,7 @@ class MaskedStep(Masking):
                 self.setup.team.average([*gradients.values()])
             if self.scaler.is_enabled():
                 scale = self.scaler.scale(torch.ones((), device=self.setup.device))
-                gradients = {name: gradient / scale for name, gradient in gradients.items()}
+                gradients = dict(zip(gradients, torch._foreach_mul([*gradients.values()], 1.0 / scale), strict=True))
         found = self.method.update(step, gradients)
         where = f"method {type(self.method).__name__}: update()"
         for name, value in found.items():
@@ -124,6 +126,6 @@ class MaskedStep(Masking):
                 shapes = f"{tuple(value.shape)}, not {tuple(self.extra[name].shape)}"
                 raise RunError(f"{where} gives {name!r} the shape {shapes}")
         if self.scaler.is_enabled():
-            fine = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all()
+            fine = torch.stack(torch._foreach_norm([*gradients.values()], math.inf)).isfinite().all()
             found = {name: torch.where(fine, value, self.extra[name]) for name, value in found.items()}
         return found

@@ -275,6 +275,10 @@ PLAN = rows(
     ("--method imp --method.retrain lrr", "--method.retrain|'lrr'|allr|'slr'", "--method imp --method.retrain slr"),
     ("--method imp --method.retrain lrw --method.dense 0.1", "--method.retrain|raise --method.dense",
      "--method imp --method.retrain lrw --method.dense 0.3"),
+    ("--method imp --method.retrain ft --optimizer.min_lr 0", "--method.retrain ft|is 0|raise --optimizer.min_lr|llr",
+     "--method imp --method.retrain ft --optimizer.min_lr 0.001"),
+    ("--method bimp --method.retrain ft", "--method.retrain ft|is 0|choose lrw, slr, clr, llr or allr",
+     "--method bimp --method.retrain clr"),
     # the rest
     ("--optimizer.lr 0", "--optimizer.lr|0.0|above 0", "--optimizer.lr 1e-05"),
     ("--optimizer.lr .inf", "--optimizer.lr|inf|above 0", "--optimizer.lr 10"),
@@ -488,7 +492,7 @@ def test_bad_input_is_refused_and_its_twin_is_not(
 
 
 def test_the_table_is_as_long_as_it_is_said_to_be() -> None:
-    assert len(CASES) == len({row[:2] for row in CASES}) == 229
+    assert len(CASES) == len({row[:2] for row in CASES}) == 231
     assert len(AS_PROCESSES) == 10
     assert set(AS_PROCESSES) <= {row[1] for row in CASES}
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,8 @@ import study_index
 import study_plots
 import study_soups
 import study_tables
+import study_tests
+import study_when
 from study_tables import Arm
 
 from sparsekit.cli import main
@@ -54,6 +57,26 @@ def test_the_committed_page_is_what_the_committed_rows_say(name: str) -> None:
             assert unnamed(there) == unnamed(drawn)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_are_of_the_runs_that_the_files_ask_for(name: str) -> None:
+    for file in (files := studies.files(name)):
+        asked = [
+            {key: value for key, value in cell.values.items() if key not in studies.IDLE}
+            for cell in spec.read(file).cells(None)
+        ]
+        rows = [row for row in EVERY[name] if len(files) == 1 or row["part"] == file.stem]
+        assert [{key: row.get(key) for key in wanted} for wanted, row in zip(asked, rows, strict=True)] == asked
+
+
+def test_pages_say_where_bimp_was_held_at_its_lower_bound() -> None:
+    held = {name for name in EVERY if "`--method.dense 0.3`" in study_index.page(name, EVERY).text}
+    assert held == {"digits-bimp", "digits-fork", "digits-robust", "digits-vary", "fashion-bimp"}
+    # 7/30 of the budget a cycle, 9/30 for the dense phase
+    assert all(f"{7 / 9:.3f}" in study_index.page(name, EVERY).text for name in held)
+    anew = [{key: value for key, value in row.items() if key != "method.dense"} for row in EVERY["digits-bimp"]]
+    assert "method.dense" not in study_index.page("digits-bimp", {"digits-bimp": anew}).text
+
+
 def unnamed(svg: str) -> str:
     """Without its own ids, which are hashes of places down to their last bit."""
     return re.sub(r"\b[mp][0-9a-f]{10}\b", "", svg)
@@ -76,6 +99,11 @@ def test_a_plot_is_the_same_whatever_the_users_own_style_is() -> None:
 
 def test_the_page_that_leads_to_them_is_up_to_date() -> None:
     assert (studies.RESULTS / "index.md").read_text("utf-8") == study_index.index(EVERY)
+    page, drawn = study_when.when(EVERY)
+    assert (studies.RESULTS / "when.md").read_text("utf-8") == page
+    there = (studies.RESULTS / "when.svg").read_text("utf-8")
+    if f"Matplotlib v{matplotlib.__version__}" in there:
+        assert unnamed(there) == unnamed(drawn)
 
 
 def test_the_readme_quotes_the_rows() -> None:
@@ -122,6 +150,36 @@ def test_differences_are_paired_and_tested_as_scipy_does() -> None:
     assert study_tables.against(theirs, ours).startswith("−2.33")
     assert study_tables.p_value([0.5, 0.5, 0.5]) is None
     assert study_tables.p_value([0.5, 0.6]) is None
+
+
+def test_holms_correction_is_his() -> None:
+    # Holm's own way: 0.01 · 4, then 0.02 · 3 = 0.06, 0.03 · 2 = 0.06, and the last is never less than those before
+    assert study_tests.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert study_tests.holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_intervals_and_power_are_students() -> None:
+    found = [0.4, 0.1, 0.3, 0.2, 0.5, 0.3]
+    each = study_tests.Difference(found, 1, 3)
+    low, high = stats.ttest_1samp(found, 0.0).confidence_interval(0.95)
+    assert each.text() == f"+0.300 [{low:+.3f}, {high:+.3f}]"
+    error = np.std(found, ddof=1) / math.sqrt(6)
+    # of many studies whose true difference is that, four of five tell it: the noncentral t beyond its critical value
+    beyond = stats.nct.sf(stats.t.ppf(0.975, 5), 5, each.smallest / error)
+    assert beyond == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_table_is_corrected_as_a_whole() -> None:
+    ours = Arm("", [{"seed": s, "a": 0.9 + s / 1e3, "l": 0.1 + s / 1e4} for s in range(5)])
+    theirs = Arm("", [{"seed": s, "a": 0.9 + s / 2e3, "l": 0.1} for s in range(5)])
+    pairs = study_tests.compared(ours, theirs, {"accuracy": ("a", "a"), "NLL": ("l", "l")})
+    assert pairs["accuracy"].p == pytest.approx(stats.ttest_rel([0, 1, 2, 3, 4], [0, 0.5, 1, 1.5, 2]).pvalue)
+    alone, said = study_tests.comparisons({"x": pairs})
+    assert alone.count("**") == 0  # 0.0474 each; twice that
+    assert said == ["x: not told apart."]
+    single, said = study_tests.comparisons({"x": {"NLL": pairs["NLL"]}})
+    assert single.count("**") == 2
+    assert said == ["x: worse in NLL (+0.0002)."]
 
 
 def test_only_a_difference_that_seeds_bear_out_is_called_one() -> None:

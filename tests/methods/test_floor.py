@@ -29,7 +29,8 @@ def test_the_floor_holds_at_every_pruning_and_the_total_stays_exact(name: str, p
     total = sum(mask.numel() for mask in state.masks.values())
     for segment in setup.plan:
         gradients = partial(probes.gradients, setup, state, segment.stage)
-        state, stage = prune(method, state, segment.stage, config, 0, gradients)
+        probe = probes.probe(setup, state, lambda name, value: None)
+        state, stage = prune(method, state, segment.stage, config, 0, gradients, probe)
         assert min(masks.kept({layer: mask}) for layer, mask in state.masks.items()) >= 4
         assert total - masks.kept(state.masks) == round(segment.stage.segment.sparsity * total)
         if segment.replicas:

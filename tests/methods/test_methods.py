@@ -2,7 +2,7 @@
 
 from itertools import accumulate, pairwise
 from math import cos, inf, pi
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
@@ -15,6 +15,7 @@ from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.schedules import Retraining, allr_factor, cubic_sparsity, retraining_schedule
+from sparsekit.testing import run
 
 METHODS: dict[str, type[PruningMethod]] = {"gmp": GMP, "imp": IMP, "bimp": BIMP, "dpf": DPF, "oneshot": OneShot}
 LAST = 0.01
@@ -219,7 +220,7 @@ def retraining(
 
 
 ROOT_HALF = 0.5**0.5
-WARM = [0.0, 0.5, 1.0]  # over the first tenth
+WARM = [0.0, 0.5, 1.0]  # half a cosine from 0 over the first tenth
 
 
 @pytest.mark.parametrize(
@@ -227,9 +228,10 @@ WARM = [0.0, 0.5, 1.0]  # over the first tenth
     [
         ("ft", cosine, [LAST] * 6),
         ("ft", lambda done: 1.0, [1.0] * 6),
-        # after the warm-up, at a quarter and a half of what is left
-        ("slr", linear, [*WARM, 0.01 + 0.99 * 0.75, 0.01 + 0.99 * 0.5, LAST]),
-        ("slr", cosine, [*WARM, 0.01 + 0.99 * (1 + ROOT_HALF) / 2, 0.505, LAST]),
+        # after the warm-up, at a quarter and a half of what is left: 0.25 and 0.5 of the whole original schedule, whose
+        # decay began at 0.05
+        ("slr", linear, [*WARM, 0.01 + 0.99 * (1 - 0.2 / 0.95), 0.01 + 0.99 * (1 - 0.45 / 0.95), LAST]),
+        ("slr", cosine, [*WARM, *(0.01 + 0.99 * (1 + cos(pi * x / 0.95)) / 2 for x in (0.2, 0.45)), LAST]),
         ("clr", linear, [*WARM, 0.01 + 0.99 * (1 + ROOT_HALF) / 2, 0.505, LAST]),
         ("clr", lambda done: 1.0, [*WARM, 1.0, 1.0, 1.0]),  # from its largest to its smallest rate: both 1
         ("llr", cosine, [*WARM, 0.75, 0.5, 0.0]),
@@ -238,6 +240,22 @@ WARM = [0.0, 0.5, 1.0]  # over the first tenth
 )
 def test_retraining_schedules_at_points_worked_by_hand(name: Retraining, decay: Any, rates: list[float]) -> None:
     assert retraining(name, decay=decay) == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", ["slr", "clr", "llr", "allr"])
+def test_a_restart_warms_up_on_half_a_cosine(name: Retraining) -> None:
+    schedule = retraining_schedule(name, Stage(Budget(78.0, 0.9, 0.05, cosine), PLAN, 1, inf))
+    # (1 − cos(π t)) / 2 at a fifth, a quarter, a third, a half and three quarters of the tenth
+    expected = [(1 - (1 + 5**0.5) / 4) / 2, (1 - ROOT_HALF) / 2, 0.25, 0.5, (1 + ROOT_HALF) / 2]
+    assert [schedule(t / 10) for t in (0.2, 0.25, 1 / 3, 0.5, 0.75)] == pytest.approx(expected)
+
+
+def test_slr_stays_at_the_largest_rate_where_the_original_schedule_warmed_up() -> None:
+    schedule = retraining_schedule("slr", Stage(Budget(78.0, 0.9, 0.2, linear), PLAN, 1))
+    # the original schedule takes the last nine tenths: its warm-up ends at 0.1 + 0.9 · 0.2 = 0.28
+    assert [schedule(t) for t in (0.1, 0.15, 0.2, 0.28)] == pytest.approx([1.0] * 4)
+    # at 0.64 it is at 0.6 of the whole, half-way down
+    assert [schedule(t) for t in (0.64, 1.0)] == pytest.approx([0.01 + 0.99 * 0.5, LAST])
 
 
 def test_lrw_replays_the_last_stretch_of_the_original_schedule() -> None:
@@ -299,6 +317,12 @@ def test_allr_adapts_its_peak_to_what_the_pruning_changed(index: int, change: fl
     assert allr_factor(Stage(Budget(78.0, 0.9), PLAN, index, change)) == pytest.approx(factor)
     rates = retraining("allr", index, change=change)
     assert rates == pytest.approx([factor * x for x in (0.0, 0.5, 1.0, 0.75, 0.5, 0.0)])
+    assert retraining_schedule("allr", Stage(Budget(78.0, 0.9), PLAN, index, change)).d == pytest.approx(factor)
+
+
+def test_only_a_rate_that_the_pruning_decides_has_a_d() -> None:
+    for name in ("ft", "lrw", "slr", "clr", "llr"):
+        assert retraining_schedule(cast("Retraining", name), Stage(Budget(78.0, 0.9), PLAN, 1, 0.3)).d is None
 
 
 def test_allr_where_nothing_is_pruned_takes_the_lower_bound() -> None:
@@ -312,7 +336,7 @@ def test_allr_where_nothing_is_pruned_takes_the_lower_bound() -> None:
 
 def test_bimp_falls_linearly_to_0_in_its_dense_phase_whatever_the_original_schedule() -> None:
     budget = Budget(60.0, 0.9, warmup=0.05, decay=cosine)
-    assert epochs(BIMP().plan(budget)) == pytest.approx([18, 14, 14, 14])
+    assert epochs(BIMP().plan(budget)) == pytest.approx([36, 8, 8, 8])
     schedule = BIMP().learning_rate(stages(BIMP(), budget)[0])
     assert [schedule(x) for x in (0.0, 0.025, 0.05, 0.525, 0.81, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0.2, 0])
 
@@ -325,10 +349,59 @@ def test_bimp_without_a_warm_up_starts_at_its_peak() -> None:
 def test_bimp_adapts_its_cycles_by_default() -> None:
     budget = Budget(60.0, 0.9)
     plan = BIMP().plan(budget)
-    # p = 1 - 0.1^(1/3) of what remains; 0.8 · √p lies between 14 / 18 and 1
-    change = 0.8 * (1 - 0.1 ** (1 / 3)) ** 0.5
+    # p = 1 - 0.1^(1/3) of what remains; 0.3 · √p lies between 8 / 36 and 1
+    change = 0.3 * (1 - 0.1 ** (1 / 3)) ** 0.5
     schedule = BIMP().learning_rate(Stage(budget, plan, 2, change))
-    assert [schedule(x) for x in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.4, 0.8, 0.4, 0.0])
+    assert [schedule(x) for x in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.15, 0.3, 0.15, 0.0])
+    assert BIMP().learning_rate(Stage(budget, plan, 2, 0.0)).d == pytest.approx(8 / 36)
+
+
+@pytest.mark.parametrize("target", [0.95, 0.98])
+def test_the_d_of_a_run_is_that_of_its_weights_and_is_not_clipped(target: float) -> None:
+    trial = run("bimp", "none", sparsity=target, epochs=20, replicas={"count": 1})
+    rows = [row for row in trial.rows if row["event"] == "segment"]
+    assert "d" not in rows[0]
+    for segment, row in zip(trial.segments[1:], rows[1:], strict=True):
+        before, after = (
+            sum(float(tensors[name].double().square().sum()) for name, _ in trial.model.named_parameters())
+            for tensors in (segment.before, segment.pruned)
+        )
+        # what stays is unchanged, so that ‖W − W_p‖² = ‖W‖² − ‖W_p‖²; a cycle prunes 1 − (1 − S)^(1/3) of what remains
+        d = ((before - after) / before / (1 - (1 - target) ** (1 / 3))) ** 0.5
+        assert row["d"] == pytest.approx(d, rel=1e-9)
+        assert 0.4 / 3 / 0.6 < d < 1.0
+        used = [each["lr"] for each in trial.rows if each["event"] == "train" and each["segment"] == row["segment"]]
+        steps = segment.stage.segment.epochs * 8
+        assert used[-1] == pytest.approx(0.1 * d * 0.5 / steps / 0.9, rel=0.05)  # half a step before the end
+
+
+@pytest.mark.parametrize(
+    ("retrain", "rates"),
+    [
+        # 15 of 30 epochs: the dense phase from its middle on, which is linear after a warm-up of a fifth
+        ("lrw", [0.5 / 0.8, 0.4 / 0.8, 0.25 / 0.8, 0.0]),
+        # half-way up; at 1/9 of the schedule, which warmed up there; at 4/9; its end
+        ("slr", [0.5, 1.0, (5 / 9) / 0.8, 0.0]),
+        ("clr", [0.5, (1 + cos(pi / 9)) / 2, (1 + cos(pi * 4 / 9)) / 2, 0.0]),
+    ],
+)
+def test_bimp_replays_the_linear_schedule_that_it_ran_and_not_the_optimizers(
+    retrain: Retraining, rates: list[float]
+) -> None:
+    method = BIMP(dense=0.5, cycles=2, retrain=retrain)
+    schedule = method.learning_rate(stages(method, Budget(60.0, 0.9, warmup=0.2, decay=cosine))[1])
+    times = (0.0, 0.2, 0.5, 1.0) if retrain == "lrw" else (0.05, 0.2, 0.5, 1.0)
+    assert [schedule(x) for x in times] == pytest.approx(rates, abs=1e-12)
+
+
+@pytest.mark.parametrize("decay", [lambda done: 1.0 - done, lambda done: 0.0], ids=["linear", "none"])
+def test_ft_is_refused_where_the_dense_phase_ends_at_0(decay: Any) -> None:
+    for method in (IMP(retrain="ft"), OneShot(retrain="ft")):
+        method.plan(Budget(60.0, 0.9, decay=cosine))
+        with pytest.raises(ValueError, match=r"^--method\.retrain ft .* is 0; raise --optimizer\.min_lr"):
+            method.plan(Budget(60.0, 0.9, decay=decay))
+    with pytest.raises(ValueError, match=r"^--method\.retrain ft .* is 0; choose lrw, slr, clr, llr or allr"):
+        BIMP(retrain="ft").plan(Budget(60.0, 0.9, decay=cosine))  # whatever the optimizer's schedule is
 
 
 # --- dpf ------------------------------------------------------------------------------------------
@@ -426,7 +499,7 @@ def test_only_dpf_lets_masked_weights_compete_again(name: str, regrows: bool) ->
         ("dpf", {"freeze": 0.5}, "--method.freeze is 0.5; give a fraction of the budget from --method.end (0.6) to 1"),
         ("dpf", {"interval": 1e-9}, "--method.interval is 1e-09; give"),
         ("dpf", {"end": 0.01}, "--method.end is 0.01; give"),
-        ("imp", {"dense": 0.0}, "--method.dense is 0; give a fraction of the budget above 0 and below 1"),
+        ("imp", {"dense": -0.1}, "--method.dense is -0.1; give a fraction of the budget from 0 to below 1"),
         ("imp", {"dense": 1.0}, "--method.dense is 1; give"),
         ("imp", {"cycles": 0}, "--method.cycles is 0; give 1 to 1000"),
         ("bimp", {"cycles": 10**9}, "--method.cycles is 1e+09; give 1 to 1000"),
@@ -439,6 +512,16 @@ def test_an_option_out_of_range_is_refused_with_its_name_and_rule(
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         METHODS[name](**options)
     assert message in str(caught.value)
+
+
+def test_imp_of_a_trained_model_has_no_dense_phase() -> None:
+    with_one, without = IMP(dense=0.5).plan(Budget(60, 0.9)), IMP(dense=0.0).plan(Budget(30, 0.9))
+    assert without == with_one[1:]
+    stage = Stage(Budget(30, 0.9), without, 0)
+    assert IMP(dense=0.0).learning_rate(stage).multiplier(0.55) == pytest.approx(0.5)  # llr, halfway after its warm-up
+    for method in (BIMP(dense=0.0), IMP(dense=0.0, retrain="lrw")):
+        with pytest.raises(ValueError, match=r"--method\.retrain (allr|lrw).*--method\.dense 0"):
+            method.plan(Budget(30, 0.9))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,7 @@
 #include <mutex>
 #include "counts.h"
 
-std::atomic<long> nullcuda_launches, nullcuda_waits, nullcuda_pageable;
+std::atomic<long> nullcuda_launches, nullcuda_waits, nullcuda_pageable, nullcuda_uploaded;  // the last in bytes
 std::atomic<void*> nullcuda_capturing;
 
 static long setting(const char* name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
@@ -52,6 +52,7 @@ static cudaError_t copy(void* to, const void* from, size_t size) {
   bool pageable = source == cudaMemoryTypeUnregistered || target == cudaMemoryTypeUnregistered;
   nullcuda_pageable += pageable && source != target;
   nullcuda_launches += source == target;
+  nullcuda_uploaded += source != target && target == cudaMemoryTypeDevice ? size : 0;
   memmove(to, from, size);
   return cudaSuccess;
 }

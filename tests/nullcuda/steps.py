@@ -1,4 +1,4 @@
-"""What one step costs the host: prints launches, waits for the device and pageable copies, as JSON by kind of step.
+"""What one step costs the host: prints launches, waits, pageable copies and bytes uploaded, as JSON by kind of step.
 
 Arguments: the precision, the optimizer, and methods of which a step is counted too.
 """
@@ -28,10 +28,11 @@ from sparsekit.planning.replicas import replicas_of
 from sparsekit.plugins.registry import find
 from sparsekit.run.progress import first_progress
 from sparsekit.training import optimizers
+from sparsekit.training.masking import Masking
 from sparsekit.training.replica import Training
 from sparsekit.training.setup import Setup
 
-KINDS = ("launches", "waits", "pageable")
+KINDS = ("launches", "waits", "pageable", "uploaded")
 COUNTS = {kind: ctypes.c_long.in_dll(ctypes.CDLL(None), f"nullcuda_{kind}") for kind in KINDS}
 
 
@@ -135,6 +136,14 @@ def upload() -> Callable[[], object]:
     return lambda: torch.ones(3).to(setup.device)
 
 
+def new_masks() -> Callable[[], object]:
+    """Masks go to the device as bools, a byte each."""
+    weights = {name: setup.model.get_parameter(name) for name in setup.prunable}
+    masks = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+    assert all(weight.is_cuda for weight in weights.values())
+    return lambda: Masking(setup.method, weights, masks, {}, 0.9, 0.0)
+
+
 def trained(training: Training) -> Callable[[], object]:
     """A step as a run takes it, with the reports of the loss."""
     batches = training.batches()
@@ -150,6 +159,7 @@ def trained(training: Training) -> Callable[[], object]:
 found = {
     make.__name__: cost(make()) for make in (bare, masked, recorded, stacked, recalibration, score, upload, by_hand)
 }
+found["new_masks"] = cost(new_masks()) | {"weights": sum(setup.model.get_parameter(n).numel() for n in setup.prunable)}
 for name in sys.argv[3:]:
     its = setup_of(find("method", name).load()())
     found[name] = cost(trained(begun(its, 1)), 50)

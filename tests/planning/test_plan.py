@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsekit._types import Tensors
-from sparsekit.api import Budget, MergeStrategy, PruningMethod, PruningStep, Segment, Stage
+from sparsekit.api import Budget, MergeStrategy, PruningMethod, PruningStep, Schedule, Segment, Stage
 from sparsekit.config.options import FitConfig, OptimizerConfig, ReplicasConfig
 from sparsekit.errors import UserError
 from sparsekit.merges.none import NoMerge
@@ -18,8 +18,10 @@ from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.bimp import BIMP
 from sparsekit.methods.gmp import GMP
 from sparsekit.methods.imp import IMP
+from sparsekit.methods.oneshot import OneShot
 from sparsekit.planning.plan import (
     check_plan,
+    check_rates,
     decay_shape,
     make_budget,
     make_plan,
@@ -190,12 +192,14 @@ def test_the_rows_of_gmp_follow_one_schedule() -> None:
 def test_a_schedule_that_depends_on_the_weights_is_given_by_its_bounds() -> None:
     made = config(BIMP(), optimizer=OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.05, min_lr=0.01))
     rows = summarize(made, make_plan(made, make_stages(made))).segments
-    # ALLR between min(T_rt / T, 1) = 14 / 18 and 1 times the largest rate
-    assert rows[1].lr_first == pytest.approx((0.1 * 14 / 18, 0.1))
+    # ALLR between min(T_rt / T, 1) = 8 / 36 and 1 times the largest rate
+    assert rows[1].lr_first == pytest.approx((0.1 * 8 / 36, 0.1))
+    assert rows[1].d == pytest.approx((8 / 36, 1.0))
     assert rows[1].lr_last == pytest.approx((0.0, 0.0), abs=1e-12)
     assert rows[0].lr_first == pytest.approx((0.1, 0.1))
     text = table_rows(summarize(made, make_plan(made, make_stages(made))))
-    assert [row["lr"] for row in text] == ["0.1 → 0", *["0.0778…0.1 → 0"] * 3]
+    assert [row["lr"] for row in text] == ["0.1 → 0", *["0.0222…0.1 → 0"] * 3]
+    assert [row["d"] for row in text] == ["", *["0.222…1"] * 3]
     assert [row["segment"] for row in text] == [1, 2, 3, 4]
 
 
@@ -239,8 +243,40 @@ def test_plan_json_has_every_row_and_the_cost() -> None:
     assert stored["total_epochs"] == pytest.approx(180.0)
     assert set(stored["segments"][0]) == {
         "segment", "start_epoch", "epochs", "sparsity", "lr_first", "lr_last", "replicas", "lr_points", "rewind",
+        "d",
     }  # fmt: skip
+    assert {row["d"] for row in stored["segments"]} == {None}
     assert [row["sparsity"] for row in stored["segments"]] == pytest.approx([0, 0.53584, 0.78456, 0.9], abs=1e-5)
+
+
+class Half(GMP):
+    """Its last segment trains at a rate of its own, or at what its pruning changed."""
+
+    def __init__(self, falls_to: float = 0.0, depends: bool = False) -> None:
+        super().__init__()
+        self.falls_to, self.depends = falls_to, depends
+
+    def learning_rate(self, stage: Stage) -> Schedule:
+        low = min(stage.relative_change, 1.0) if self.depends else self.falls_to
+        return Schedule(lambda done: low if stage.last else 1.0)
+
+
+def test_a_segment_that_would_train_at_a_rate_of_0_is_refused() -> None:
+    for method in (Half(0.1), Half(depends=True), GMP(), IMP(retrain="lrw"), OneShot()):  # at 0 at its end alone
+        made = config(method, optimizer=OptimizerConfig(schedule="linear", min_lr=0.0))
+        check_rates(made, make_plan(made, make_stages(made)))
+    made = config(Half())
+    with pytest.raises(
+        UserError, match=r"Half, --optimizer\.schedule cosine: .* is 0 throughout segment 7 of 7.*choose"
+    ):
+        check_rates(made, make_plan(made, make_stages(made)))
+    # the run's own method trains, but one of its replicas' does not
+    varied = config(Half(0.1), replicas=ReplicasConfig(2, vary="method.falls_to", values=[0.1, 0.0]))
+    with pytest.raises(UserError, match="segment 7 of 7"):
+        check_rates(varied, make_plan(varied, make_stages(varied)))
+    # what only prunes needs no rate
+    last = config(Planned([Segment(0.0, 60.0), Segment(0.9, 0.0)]))
+    check_rates(last, make_plan(last, make_stages(last)))
 
 
 # --- optimizer steps ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import assert_equal, masked_are_zero
 
-from sparsekit import Budget, PruningMethod, PruningStep, Segment, Stage, Tensors, TrainingStep
+from sparsekit import Budget, Probe, PruningMethod, PruningStep, Segment, Stage, Tensors, TrainingStep
 from sparsekit.config.options import MasksConfig
 from sparsekit.errors import RunError
 from sparsekit.methods.dpf import DPF
@@ -23,6 +23,7 @@ from sparsekit.testing import pruning_step
 
 PLAN = (Segment(0.0, 1.0), Segment(0.5, 1.0), Segment(0.75, 1.0))
 GLOBAL = MasksConfig()
+PROBE = Probe(buffers=frozenset({"mean", "count"}))
 
 
 class Ramp(PruningMethod):
@@ -80,16 +81,29 @@ def test_relative_change_by_hand() -> None:
     tensors = {
         "a": torch.tensor([3.0, -4.0, 0.0, 1.0]),
         "b": torch.tensor([12.0, -2.0]),
-        "bias": torch.full((9,), 50.0),
+        "bias": torch.full((9,), 5.0),
+        "half": torch.full((3,), 5.0, dtype=torch.bfloat16),
+        "mean": torch.full((9,), 50.0),
+        "count": torch.tensor(7),
     }
     state = State(tensors, masks.full({"a": tensors["a"], "b": tensors["b"]}))
-    # of 9 + 16 + 0 + 1 + 144 + 4 the three smallest squares go: 0, 1 and 4; biases do not count
-    after, at = prune(Ramp(), state, stage(1), GLOBAL, 0)
-    assert at.relative_change == pytest.approx(math.sqrt(5 / 174), rel=1e-12)
+    # of 9 + 16 + 0 + 1 + 144 + 4 the three smallest squares go: 0, 1 and 4; 12 · 25 of biases stay; no buffers
+    after, at = prune(Ramp(), state, stage(1), GLOBAL, 0, probe=PROBE)
+    assert at.relative_change == pytest.approx(math.sqrt(5 / (174 + 300)), rel=1e-12)
     # to 75 %, which is round(4.5) = 4 of 6: 9 more goes, of what was left
-    _, at = prune(Ramp(), after, stage(2), GLOBAL, 0)
-    assert at.relative_change == pytest.approx(math.sqrt(9 / 169), rel=1e-12)
+    _, at = prune(Ramp(), after, stage(2), GLOBAL, 0, probe=PROBE)
+    assert at.relative_change == pytest.approx(math.sqrt(9 / (169 + 300)), rel=1e-12)
     assert at == replace(stage(2), relative_change=at.relative_change)
+
+
+def test_relative_change_is_the_same_to_the_bit_in_whatever_order_tensors_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    others = {f"bias.{i}": torch.randn(3, generator=generator) for i in range(40)}
+    one = replace(parent(), tensors=parent().tensors | others)
+    for names in (reversed(one.tensors), [*reversed(others), *parent().tensors]):
+        other = replace(one, tensors={name: one.tensors[name] for name in names})
+        changes = {prune(Ramp(), each, stage(1), GLOBAL, 0, probe=PROBE)[1].relative_change for each in (one, other)}
+        assert len(changes) == 1
 
 
 def test_nothing_changes_where_nothing_is_pruned() -> None:
@@ -152,8 +166,10 @@ def test_regrown_weights_start_at_zero_with_no_momentum() -> None:
     def other_way_round(step: PruningStep) -> Tensors:
         return step.select({name: -weight.abs() for name, weight in step.weights.items()}, regrow=True)
 
-    second, at = prune(Ramp(other_way_round), first, again, GLOBAL, 0)
-    assert at.relative_change == pytest.approx(1.0)  # all that was kept is gone
+    second, at = prune(Ramp(other_way_round), first, again, GLOBAL, 0, probe=PROBE)
+    # all that was kept is gone, and the bias stays
+    kept, bias = (sum(float(first.tensors[name].square().sum()) for name in names) for names in ("ab", ["bias"]))
+    assert at.relative_change == pytest.approx(math.sqrt(kept / (kept + bias)))
     assert masks.sparsity(second.masks) == 0.5
     for name, mask in second.masks.items():
         regrown = mask & ~first.masks[name]
@@ -164,21 +180,22 @@ def test_regrown_weights_start_at_zero_with_no_momentum() -> None:
 
 def test_dense_weights_and_their_momentum_survive_behind_the_mask() -> None:
     method, before = DPF(), parent()
-    first, at = prune(method, before, stage(1), GLOBAL, 0)
+    first, at = prune(method, before, stage(1), GLOBAL, 0, probe=PROBE)
     assert_equal(first.tensors, before.tensors)
     assert_equal(first.optimizer, before.optimizer)
     shown = effective(method, first).weights
     assert masked_are_zero(shown, first.masks)
     assert_equal(shown, prune(Ramp(), before, stage(1), GLOBAL, 0)[0].weights)
     change = sum(float((before.weights[n] - shown[n]).square().sum()) for n in shown)
-    whole = sum(float(w.square().sum()) for w in before.weights.values())
+    bias = float(before.tensors["bias"].square().sum())
+    whole = sum(float(w.square().sum()) for w in before.weights.values()) + bias
     assert at.relative_change == pytest.approx(math.sqrt(change / whole), rel=1e-6)
 
     # a masked weight that has grown meanwhile comes back as large as it is
     grown = first.with_weights({name: torch.where(first.masks[name], w, 99.0) for name, w in first.weights.items()})
-    second, at = prune(method, grown, stage(1), GLOBAL, 0)
+    second, at = prune(method, grown, stage(1), GLOBAL, 0, probe=PROBE)
     kept = sum(float(w.square().sum()) for w in shown.values())
-    assert at.relative_change == pytest.approx(math.sqrt((kept + 10 * 99.0**2) / kept), rel=1e-6)
+    assert at.relative_change == pytest.approx(math.sqrt((kept + 10 * 99.0**2) / (kept + bias)), rel=1e-6)
     assert all(torch.equal(second.masks[name], ~first.masks[name]) for name in second.masks)
     assert all(bool((w == 99.0)[second.masks[n]].all()) for n, w in effective(method, second).weights.items())
 

