@@ -98,7 +98,7 @@ def plan(**options: Any) -> PlanSummary:
         UserError: a keyword is wrong; the message names it.
     """
     call = read(FitConfig, options)
-    with keyword_names():
+    with brought(call.objects), keyword_names():
         planned = make_plan(call.config, make_stages(call.config))
         check_rates(call.config, planned)
         return summarize(call.config, planned)

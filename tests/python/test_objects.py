@@ -22,6 +22,13 @@ def flat(done: float, low: float) -> float:
     return 1.0
 
 
+flat.__module__ = "__main__"  # as in a notebook
+
+
+def even(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
+    return shapes
+
+
 class Margin(Classification):
     def __init__(self, width: float = 1.0) -> None:
         self.width = width
@@ -51,6 +58,12 @@ def test_an_option_beside_an_object_is_refused(keywords: dict[str, Any], words: 
         sparsekit.plan(**keywords)
     assert all(word in str(told.value) for word in words), told.value
     assert "\n" not in str(told.value)
+
+
+def test_a_plan_takes_a_schedule_and_an_allocation_of_its_callers() -> None:
+    own: dict[str, Any] = {"optimizer": {"schedule": flat, "lr": 0.5, "warmup": 0.0}, "masks.allocation": even}
+    plan = sparsekit.plan(epochs=6, **own)
+    assert {rate for row in plan.segments for rate in (*row.lr_first, *row.lr_last)} == {0.5}
 
 
 def test_so_it_is_beside_the_task_of_a_runs_own_call() -> None:
