@@ -132,6 +132,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]
     forget("made_up_net")
+    forget("made_up_bare")
 
 
 # --- models ---------------------------------------------------------------------------------------
