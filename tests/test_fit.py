@@ -216,8 +216,8 @@ def test_no_and_almost_all_pruning(tmp_path: Path, method: str, sparsity: float)
     [
         {"masks": MasksConfig("uniform", exclude=["^conv1", "fc"])},
         {"masks": MasksConfig("erk")},
-        {"optimizer": optimizer("adamw", 0.002)},
-        {"optimizer": optimizer("lamb", 0.002, clip_norm=1.0)},
+        {"optimizer": optimizer("adamw", 0.002), "sparsity": 0.5},
+        {"optimizer": optimizer("lamb", 0.002, clip_norm=1.0), "sparsity": 0.5},
         {"precision": "fp32", "channels_last": False, "label_smoothing": 0.1, "sparsity": 0.777},
         {"replicas": ReplicasConfig(2, start=0.0, batchnorm="average")},
     ],

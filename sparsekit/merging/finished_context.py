@@ -209,4 +209,6 @@ class _NoParent(Mapping[str, torch.Tensor]):
         raise self._error()
 
     def _error(self) -> UserError:
-        return UserError(f"--merge {self.name} compares with what the models were trained from; give it as --parent")
+        return UserError(
+            f"--merge {self.name} asks for what the models were trained from (step.parent); give it as --parent"
+        )

@@ -154,5 +154,7 @@ class _Parent(Mapping[str, Tensor]):
 
     def _given(self) -> Tensors:
         if self._tensors is None:
-            raise UserError(f"merge {self._name!r} compares with what the models were trained from; give parent=")
+            raise UserError(
+                f"merge {self._name!r} asks for what the models were trained from (step.parent); give parent="
+            )
         return self._tensors

@@ -184,7 +184,8 @@ def check_plan(name: str, plan: tuple[Segment, ...], budget: Budget) -> None:
             raise UserError(f"{name}: segment {number} allows {segment.replicas!r} replicas; it must be 1 or more")
         if segment.rewind is not None and segment.rewind not in range(number - 1):
             raise UserError(
-                f"{name}: segment {number} rewinds to {segment.rewind!r}; give the index of an earlier segment"
+                f"{name}: plan[{number - 1}].rewind is {segment.rewind!r}; give the index of an earlier segment, below "
+                f"{number - 1}"
             )
     total = sum(segment.epochs for segment in plan)
     if abs(total - budget.epochs) > 1e-6 * budget.epochs:
@@ -269,8 +270,10 @@ def nothing_to_merge(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> lis
     if merge.max_replicas == 1 or merge.average_from is not None or any(len(each.replicas) > 1 for each in plan):
         return []
     name = name_of("merge", f"{type(merge).__module__}.{type(merge).__qualname__}")
-    why = f"--replicas.count {config.replicas.count}, --replicas.start {config.replicas.start:g}"
-    return [f"--merge {name} has nothing to merge: no segment trains two replicas ({why})"]
+    given = config.replicas
+    why = f"--replicas.count {given.count}, --replicas.start {given.start:g}"
+    more = "; replicas part from the start with --replicas.start 0" if given.count > 1 and given.start else ""
+    return [f"--merge {name} has nothing to merge: no segment trains two replicas ({why}){more}"]
 
 
 def varied(config: FitConfig, plan: tuple[PlannedSegment, ...]) -> list[str]:

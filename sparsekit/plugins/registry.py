@@ -193,7 +193,9 @@ def find(kind: Kind, name: str) -> Plugin:
             if (plugin.kind, plugin.name) == (kind, name):
                 raise UserError(f"{option} {name!r}: {plugin.distribution} {plugin.version}: {plugin.flaw}")
         installed = ", ".join(sorted(name for name in known if ":" not in name))
-        raise UserError(f"{option} {name!r} is not installed.{nearest(name, known)} Installed: {installed}.")
+        others = [f"a {plugin.kind}" for plugin in discover().plugins if plugin.name == name]
+        hint = f" There is {' and '.join(others)} of this name." if others else nearest(name, known)
+        raise UserError(f"{option} {name!r} is not installed.{hint} Installed: {installed}.")
     owners = known[name]
     if len(owners) > 1:
         both = " and ".join(f"{p.distribution} {p.version}" for p in owners)

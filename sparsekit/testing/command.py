@@ -44,7 +44,9 @@ def check(name: str, kinds: Sequence[Kind], arguments: Sequence[str] = ()) -> in
         chosen = {plugin.kind: plugin for plugin in known if plugin.name == name}
         if not chosen:
             names = sorted({plugin.name for plugin in known})
-            raise UserError(f"plugin {name!r} is not installed.{nearest(name, names)} Installed: {', '.join(names)}.")
+            others = [f"a {plugin.kind}" for plugin in discover().plugins if plugin.name == name]
+            hint = f" There is {' and '.join(others)} of this name." if others else nearest(name, names)
+            raise UserError(f"plugin {name!r} is not installed.{hint} Installed: {', '.join(names)}.")
         plugins = [plugin if plugin.flaw else find(plugin.kind, name) for plugin in chosen.values()]
     for flag in (argument for argument in arguments if argument.startswith("--")):
         owners = [plugin for plugin in plugins if flag.startswith(f"--{_group(plugin.kind)}.")]

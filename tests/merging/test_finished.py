@@ -296,7 +296,7 @@ def test_models_without_a_matrix_are_averaged_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("asked", [len, dict, list, lambda p: p.get("x"), lambda p: "x" in p, lambda p: p.values()])
 def test_whatever_is_asked_of_a_parent_that_is_not_there_says_so(asked: Any) -> None:
     step = FinishedMergeContext(None, {}, "mine", None).step(Uniform(), [], frozenset(), 0)
-    with pytest.raises(UserError, match=r"--merge mine compares with what the models were trained from; .* --parent"):
+    with pytest.raises(UserError, match=r"--merge mine asks for what the models were trained from .*; .* --parent"):
         list(asked(step.parent))
 
 

@@ -126,7 +126,7 @@ FIT = ("--epochs", "2", "--wandb.mode", "disabled", "--model.kwargs", "{channels
     ("kind", "hook", "segment"),
     [
         ("method", "scores", "segment 1: scores()"),
-        ("method", "learning_rate", "segment 1: learning_rate()"),
+        ("method", "learning_rate", ": learning_rate()"),
         ("method", "plan", "plan()"),
         ("merge", "merge", "segment 1: merge()"),
     ],

@@ -117,7 +117,7 @@ def test_only_an_earlier_segment_can_be_rewound_to(rewind: object) -> None:
             half = budget.epochs / 2
             return Segment(0.0, half), Segment(budget.sparsity, half, rewind=rewind)  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match=r"method Odd: segment 2 rewinds to .*earlier segment"):
+    with pytest.raises(UserError, match=r"method Odd: plan\[1\]\.rewind is .*earlier segment"):
         make_stages(tiny_config(Odd()))
 
 

@@ -490,7 +490,7 @@ CHANGES: list[tuple[str, str, Callable[[State], State], str]] = [
     ("zeros_are_exact", "after the merge of segment 3", unmasked, "0 of .* instead of"),
     ("zeros_are_exact", "in the finished model", unmasked, "0 of .* instead of"),
     ("zeros_are_exact", "in the finished model", alive, "masked weights of conv1.weight are not 0"),
-    ("optimizer_state_is_cleared", "after training replica 2 in segment 3", with_momentum, "entries of .* are not 0"),
+    ("optimizer_state_is_cleared", "after training replica 2 in segment 2", with_momentum, "entries of .* are not 0"),
     ("optimizer_state_is_cleared", "after the pruning of segment 3", with_momentum, "entries of .* are not 0"),
 ]
 
