@@ -34,7 +34,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _VALUES, _BITS, _SIGNS = ":values", ":bits", ":signs"
 _SMALL = 256
 """Tensors of fewer values are written as they are."""
-_MOST = 0.9
+_MOST = 0.7
 """The share of values that are not 0 from which on a tensor is written as it is."""
 
 Array = np.ndarray[Any, Any]
@@ -103,10 +103,12 @@ class StoredTensors(Mapping[str, Tensor]):
         integer = torch.empty(0, dtype=_INTEGERS[dtype.itemsize]).numpy().dtype
         before = int(np.count_nonzero(_bits(bits, 0, start)))
         values = self._part(full + _VALUES, before, before + int(np.count_nonzero(kept))).view(integer)
-        dense = np.zeros(stop - start, integer)
-        dense[kept] = values
         if full + _SIGNS in self._header[0]:
-            dense[_bits(self._part(full + _SIGNS), start, stop)] = np.iinfo(integer).min
+            dense = _bits(self._part(full + _SIGNS), start, stop).astype(integer)
+            dense <<= 8 * integer.itemsize - 1  # -0.0 is the highest bit alone
+        else:
+            dense = np.zeros(stop - start, integer)
+        dense[kept] = values
         return _tensor(dense, dtype)
 
     def _part(self, name: str, start: int = 0, stop: int | None = None) -> Array:
