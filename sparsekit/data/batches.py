@@ -20,7 +20,7 @@ from sparsekit.data.contents import Contents, Part, cut_by, limited_by
 from sparsekit.data.examples import Data
 from sparsekit.data.images import Split
 from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
-from sparsekit.data.stream import handled_signals, random_states_kept, seed_all
+from sparsekit.data.stream import handled_signals, random_states_kept, seed_all, without_alarm
 from sparsekit.errors import ReadError, UserError, first_line
 from sparsekit.files import digest
 from sparsekit.plugins.objects import path_of
@@ -115,7 +115,8 @@ class Examples(Dataset[Any]):
             pin_memory=self.device.type == "cuda", worker_init_fn=self._begin_worker,
             generator=torch.Generator(),  # or the loader would draw from the random numbers of the training
         )  # fmt: skip
-        batches = iter(loader)
+        with without_alarm():
+            batches = iter(loader)
         try:
             for inputs, targets in batches:
                 yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)

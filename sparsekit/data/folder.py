@@ -10,8 +10,6 @@ import copy
 import math
 import mmap
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from sparsekit.data.contents import Contents
 from sparsekit.data.decode import read_rgb
 from sparsekit.data.images import Normaliser, Split
 from sparsekit.data.inputs import InputConfig, MadeImages, with_statistics
-from sparsekit.data.stream import Read, Sample, Seeded, Stream, random_states_kept
+from sparsekit.data.stream import Read, Sample, Seeded, Stream, random_states_kept, without_alarm
 from sparsekit.data.strength import scaled
 from sparsekit.errors import ReadError, RunError, UserError, first_line, nearest
 from sparsekit.seeds import derive
@@ -380,10 +378,10 @@ class FolderData(MadeImages):
         )
 
     def _batches(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        batches, alarm = iter(loader), signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
         while True:
             trouble = ""
-            with random_states_kept(self.device if loader.random_erasing else None):
+            with random_states_kept(self.device if loader.random_erasing else None), without_alarm():
                 try:
                     images, labels = next(batches)
                 except StopIteration:
@@ -398,10 +396,6 @@ class FolderData(MadeImages):
                     reason = first_line(error).rstrip(". ")
                     way_out = "where memory ran out, give fewer --data.workers; go on with --resume"
                     trouble = f"a process that reads images ended: {reason}; {way_out}"
-                finally:
-                    # torch's handler raises a worker's death in the middle of a step too; the next read raises it
-                    if alarm is not None and threading.current_thread() is threading.main_thread():
-                        signal.signal(signal.SIGCHLD, alarm)
             if trouble:
                 raise ReadError(trouble)
             yield images.contiguous(memory_format=self._memory), labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from sparsekit.seeds import derive
 
@@ -52,6 +54,22 @@ class Stream(IterableDataset[tuple[Any, int]]):
 def handled_signals() -> list[int]:
     """The signals for which this process has a handler of its own."""
     return [s for s in signal.valid_signals() - {signal.SIGCHLD} if callable(signal.getsignal(s))]
+
+
+@contextmanager
+def without_alarm() -> Iterator[None]:
+    """Leave no handler of SIGCHLD behind: torch's raises a worker's death in the middle of a step, too.
+
+    The next read raises it all the same.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", "") == signal_handling.__name__:  # of another loader in this process
+        before = signal.SIG_DFL
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 class Seeded:

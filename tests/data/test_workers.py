@@ -17,9 +17,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
 
 from sparsekit.config.options import DataConfig
 from sparsekit.data import folder, load
+from sparsekit.data.batches import Examples
 from sparsekit.errors import ReadError, UserError
 
 FIT = ["--data.name", "imagefolder", "--data.image_size", "32", "--data.batch_size", "12", "--device", "cpu"]
@@ -124,17 +126,24 @@ def test_a_worker_that_is_killed_is_one_line_after_a_checkpoint(images: Path, tm
 
 
 @pytest.mark.slow
-def test_the_death_of_a_worker_is_raised_by_the_next_read_alone(images: Path) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["images", "own examples"])
+def test_the_death_of_a_worker_is_raised_by_the_next_read_alone(images: Path, own: bool) -> None:
     """Not in the middle of an optimizer step, where torch's handler of SIGCHLD would raise it."""
-    config = DataConfig("imagefolder", str(images), batch_size=12, image_size=16, workers=1)
-    batches = load(config, torch.device("cpu"), False).train_batches(0, 100)
+    other = DataLoader(TensorDataset(torch.zeros(4)), num_workers=1)  # such as a user's own, which sets the handler
+    assert len(list(other)) == 4
+    if own:
+        loaded = Examples(TensorDataset(torch.zeros(5000, 3), torch.zeros(5000)), torch.device("cpu"), 1, "train")
+        batches = loaded.batches([(n, 0)] for n in range(5000))
+    else:
+        config = DataConfig("imagefolder", str(images), batch_size=12, image_size=16, workers=1)
+        batches = load(config, torch.device("cpu"), False).train_batches(0, 100)
     next(batches)
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGKILL)
     until = time.monotonic() + 0.5
     while time.monotonic() < until:
         pass
-    with pytest.raises(ReadError, match="reads images ended"):
+    with pytest.raises(ReadError, match="cannot be read.*--data.workers" if own else "reads images ended"):
         list(batches)
 
 
