@@ -51,7 +51,8 @@ def leaves_its_inputs_alone(case: MethodCase) -> None:
                 name = difference(before[part], tensors)
                 need(not name, f"{hook}() changed step.{part}[{name!r}] in place; change a clone")
         if case.defines("update"):
-            gradients = {name: torch.ones_like(w) for name, w in step.weights.items()}
+            generator = torch.Generator().manual_seed(1)  # of both signs: g² and |g| leave 0 and 1 as they are
+            gradients = {name: torch.randn(w.shape, generator=generator) for name, w in step.weights.items()}
             given = clones(gradients)
             with torch.no_grad(), suppress(Exception):
                 method.update(step, given)
@@ -162,9 +163,10 @@ def hooks_stay_on_the_device(case: MethodCase) -> None:
                     if "numpy" in str(error):
                         raise Broken(f"{hook}() would fail on a GPU: it asks for numpy; use torch instead") from error
                     raise Skipped(f"{hook}() cannot be tried as on a GPU: {describe(error)}") from error
-                for name, tensor in named(found).items() if hook in ("effective", "gradients") else ():
-                    on_cpu = not isinstance(tensor, Placed)
-                    need(not on_cpu, f"{hook}() gives {name} on the CPU; make it with device=weight.device")
+                for name, tensor in named(found).items() if hook != "penalty" else ():
+                    like = f"step.extra[{name!r}]" if hook == "update" else "weight"
+                    stays = isinstance(tensor, Placed)
+                    need(stays, f"{hook}() gives {name} on the CPU; make it with device={like}.device")
 
 
 @after("prunes_repeatably", "leaves_its_inputs_alone", "hooks_follow_from_the_step")

@@ -169,6 +169,15 @@ def summed_by_set(self: Any, step: TrainingStep) -> Tensor:
     return sum(step.weights[name].abs().sum() * 0.1 for name in set(step.weights))  # type: ignore[return-value]
 
 
+def squares(step: TrainingStep, gradients: Tensors) -> Tensors:
+    return {"own": sum(g.square_().sum() for g in gradients.values()).expand(3)}  # type: ignore[union-attr]
+
+
+def absolutes(step: TrainingStep, gradients: Tensors) -> Tensors:
+    torch._foreach_abs_(list(gradients.values()))
+    return {"own": gradients["fc.weight"].sum().expand(3)}
+
+
 def no_grad_ever(self: Any, step: PruningStep) -> Tensors:
     torch.set_grad_enabled(False)
     return {name: w.abs() for name, w in step.weights.items()}
@@ -180,7 +189,7 @@ OWN = {"extra": lambda self, weights: {"own": torch.zeros(3)}}
 
 def updating(value: Any, **members: Any) -> type[Any]:
     """A method that gives its own tensor a value."""
-    return method(**OWN, update=lambda self, step, gradients: value(step, gradients), **members)
+    return method(**{**OWN, "update": lambda self, step, gradients: value(step, gradients), **members})
 
 
 def in_rounds(self: Any, budget: Any) -> tuple[Segment, ...]:
@@ -306,6 +315,8 @@ METHODS: list[tuple[str, type[Any], str]] = [
         updating(lambda step, gradients: {"own": gradients["fc.weight"].zero_().sum().expand(3)}),
         r"update\(\) changed gradients\['fc.weight'\] in place; change a clone",
     ),
+    ("leaves_its_inputs_alone", updating(squares), r"update\(\) changed gradients\['conv1.weight'\] in place; change"),
+    ("leaves_its_inputs_alone", updating(absolutes), r"update\(\) changed gradients\['conv1.weight'\] in place; change"),
     (
         "leaves_its_inputs_alone",
         method(scores=in_place),
@@ -416,6 +427,11 @@ METHODS: list[tuple[str, type[Any], str]] = [
         "hooks_stay_on_the_device",
         updating(lambda step, g: {"own": step.extra["own"] + torch.arange(3.0)}),
         r"update\(\) would fail on a GPU: torch.add gets a CPU tensor of shape \(3,\)",
+    ),
+    (
+        "hooks_stay_on_the_device",
+        updating(lambda step, g: {"own": torch.tensor(step.progress)}, extra=lambda self, w: {"own": torch.zeros(())}),
+        r"update\(\) gives own on the CPU; make it with device=step.extra\['own'\].device",
     ),
     ("hashes_decide_nothing", method(scores=by_set), r"scores\(\) depends on hashes of names: .* sorted\(names\)"),
     ("hashes_decide_nothing", method(scores=by_hash), r"scores\(\) depends on hashes of names"),
