@@ -208,6 +208,18 @@ def flat(out: Path, model: ExportModel) -> Loaded:
     return replace(loaded, predict=lambda images: loaded.predict(images)[:, :1])
 
 
+def borrowing(integers: bool) -> Function:
+    """Floating-point or integer buffers are taken from the model in memory, the rest from the file."""
+
+    def load(out: Path, model: ExportModel) -> Loaded:
+        kept = {n: b for n, b in model.model.named_buffers() if b.is_floating_point() is not integers}
+        network = _copy(model, lambda tensor: tensor)
+        network.load_state_dict({**SOUND.load(out, model).tensors, **kept})
+        return Loaded.from_module(network)
+
+    return load
+
+
 FORMATS: list[tuple[Any, str, str]] = [
     ({"write": SOUND.write}, "is_a_format", "it is dict"),
     (replace(SOUND, tolerance=2.0), "is_a_format", "tolerance is 2.0"),
@@ -218,6 +230,8 @@ FORMATS: list[tuple[Any, str, str]] = [
     (replace(SOUND, load=flat), "comes_back_as_it_was", "shape (1, 1), not (1, 3)"),
     (replace(SOUND, load=lambda out, model: model), "comes_back_as_it_was", "load() returned ExportModel"),
     (replace(SOUND, load=lambda out, model: Loaded.from_module(model.model)), "reads_what_was_written", "differs"),
+    (replace(SOUND, load=borrowing(integers=False)), "reads_what_was_written", "load() returned some of its values: "),
+    (replace(SOUND, load=borrowing(integers=True)), "reads_what_was_written", "num_batches_tracked"),
     (
         replace(SOUND, write=keeping, load=lambda out, model: Loaded.from_module(KEPT["last"])),
         "two_exports_differ",
@@ -237,6 +251,18 @@ def test_every_rule_for_formats_catches_its_fault(record: Any, rule: str, words:
     assert words in outcome.finding
     with pytest.raises(ContractError, match=rule):
         check_format(record)
+
+
+def test_the_kits_models_have_no_tensor_in_common_and_tell_images_apart() -> None:
+    one, other = export_model(0), export_model(1)
+    tensors = other.model.state_dict()
+    assert not [name for name, tensor in one.model.state_dict().items() if torch.equal(tensor, tensors[name])]
+    with torch.no_grad():
+        logits = one.model(one.images)
+        one.model.load_state_dict(dict(other.model.named_buffers()), strict=False)
+        moved = one.model(one.images)
+    assert (logits[1:] - logits[0]).abs().amax(1).min() > 1e-3  # the tolerance is 1e-4
+    assert (moved - logits).abs().max() > 0.01
 
 
 def test_a_format_that_refuses_the_kits_model_is_not_tried() -> None:
