@@ -171,8 +171,9 @@ def hooks_stay_on_the_device(case: MethodCase) -> None:
 
 @after("prunes_repeatably", "leaves_its_inputs_alone", "hooks_follow_from_the_step")
 def hashes_decide_nothing(case: MethodCase) -> None:
-    """Masks and hooks do not depend on how Python hashes names, which differs from process to process: of a set of
-    names the order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first letters.
+    """Scores, masks and hooks do not depend on how Python hashes names, which differs from process to process: of a set
+    of names the order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first
+    letters.
     """
     method = case.make()
     first: list[tuple[str, Tensors]] = []

@@ -18,8 +18,8 @@ from sparsekit._types import Tensors
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
 
-NAMES = ("net0", "net1", "net2", "net3", "net4")
-"""A set of four names has the same order under all of these about once in 300,000 times."""
+NAMES = tuple(f"net{number}" for number in range(20))
+"""Many, as a sum of four floats in another order is another in the last bits only once in a few times."""
 
 
 class _Inside(nn.Module):
@@ -74,4 +74,6 @@ def differs_between_processes(kind: str, cls: type[Any], options: dict[str, Any]
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         outputs.add(done.stdout.strip() or done.stderr)
-    return len(outputs) > 1
+        if len(outputs) > 1:
+            return True
+    return False
