@@ -23,9 +23,10 @@ from sparsekit.testing.compare import (
     process_settings,
     revived,
 )
+from sparsekit.testing.hashing import class_differs
 from sparsekit.testing.method_case import MethodCase, check_alike, check_gradients, named
 from sparsekit.testing.placed import Placed, WrongDevice, as_on_gpu, placed
-from sparsekit.testing.renamed import NAMES, differs_between_processes
+from sparsekit.testing.renamed import NAMES
 from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 
@@ -189,7 +190,7 @@ def hashes_decide_nothing(case: MethodCase) -> None:
             differs = bool(first) and difference(first[number][1], tensors)
             if not differs:
                 continue
-            if not differs_between_processes("method", case.cls, case.options):
+            if not class_differs(case):
                 return
             raise Broken(
                 f"{what} depends on hashes of names: it gave another {differs} under names in the same order; go "

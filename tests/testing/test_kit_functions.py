@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from broken_functions import by_set, deaf, eager, moody, narrow
 from plugin_classes import tried
 
 from sparsekit import ExportModel, Format, Loaded, schedules
@@ -64,33 +64,6 @@ def moved(found: dict[str, int], available: Any, least: Any) -> Any:
     return kept
 
 
-def deaf(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Takes no notice of what is available."""
-    from math import prod
-
-    return uniform(shapes, sparsity, {name: prod(shape) for name, shape in shapes.items()}, dict.fromkeys(shapes, 0))
-
-
-def eager(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Changes its arguments."""
-    found = uniform(shapes, sparsity, available, least)
-    available.clear()
-    return found
-
-
-def moody(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Draws where the rounding goes."""
-    found = uniform(shapes, sparsity, available, least)
-    names = [name for name in found if least[name] < found[name] < available[name]]
-    for name, step in zip(random.sample(names, 2) if len(names) > 1 else (), (1, -1), strict=False):
-        found[name] += step
-    return found
-
-
-def narrow(shapes: Any, sparsity: float) -> Any:
-    """Takes two arguments."""
-
-
 @pytest.mark.parametrize(
     ("function", "rule", "words"),
     [
@@ -104,6 +77,7 @@ def narrow(shapes: Any, sparsity: float) -> Any:
         (changed(moved), "keeps_what_is_asked_for", "(least)"),
         (eager, "gives_the_same_again", "changed its arguments"),
         (moody, "gives_the_same_again", "then"),
+        (by_set, "hashes_decide_nothing", "sorted(names)"),
         (narrow, "takes_four_arguments", "(shapes, sparsity, available, least)"),
         (
             lambda shapes, sparsity, available, least: uniform(shapes, sparsity, available, least),
