@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -10,6 +11,7 @@ from typing import Any
 
 from sparsekit.plugins.choices import call_faults
 from sparsekit.pruning import allocation
+from sparsekit.testing.hashing import function_differs
 from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 _NETWORKS: tuple[dict[str, tuple[int, ...]], ...] = (
@@ -39,6 +41,16 @@ class AllocationCase:
         """Raise Broken unless the numbers may be used."""
         for fault in allocation.faults(self.counts(*copy.deepcopy(arguments)), *arguments):
             raise Broken(f"with {_said(*arguments)}: {fault}")
+
+    def digest(self) -> str:
+        """A digest of the numbers for some networks."""
+        found = []
+        for shapes in _NETWORKS:
+            available = {name: prod(shape) for name, shape in shapes.items()}
+            for sparsity in _SPARSITIES:
+                counts = self.counts(shapes, sparsity, dict(available), dict.fromkeys(shapes, 0))
+                found.append(sorted(counts.items()))
+        return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def describes_itself(case: AllocationCase) -> None:
@@ -96,6 +108,19 @@ def gives_the_same_again(case: AllocationCase) -> None:
     for _ in range(3):
         again = case.counts(*copy.deepcopy(arguments))
         need(again == first, f"with {_said(*arguments)} it returned {first}, then {again}")
+
+
+@after("adds_up", "gives_the_same_again")
+def hashes_decide_nothing(case: AllocationCase) -> None:
+    """The numbers do not depend on how Python hashes names, which differs from process to process: of a set of names
+    the order is sorted, and no seed is a hash(). Tried in three processes.
+    """
+    case.digest()
+    need(
+        not function_differs(case),
+        "it gave other numbers in a process that hashes names otherwise; go through shapes or sorted(names) instead of "
+        "a set, and do not use hash()",
+    )
 
 
 def _scarce() -> Iterator[tuple[dict[str, tuple[int, ...]], float, dict[str, int]]]:

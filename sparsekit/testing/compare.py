@@ -22,10 +22,11 @@ def clones(tensors: Tensors) -> Tensors:
 def difference(left: Tensors, right: Tensors) -> str:
     """The first name that one set lacks, or under which the sets differ by a bit; empty if they are equal."""
     names = [*left, *(set(right) - set(left))]
-    return next((n for n in names if n not in left or n not in right or not _same_bits(left[n], right[n])), "")
+    return next((n for n in names if n not in left or n not in right or not same_bits(left[n], right[n])), "")
 
 
-def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors are of the same type and shape, and equal; NaN equals NaN."""
     alike = left.dtype is right.dtype and left.shape == right.shape
     return alike and torch.equal(left.nan_to_num(), right.nan_to_num())
 

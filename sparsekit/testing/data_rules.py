@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from sparsekit.data.examples import Data
 from sparsekit.errors import UserError
 from sparsekit.plugins.contract import function_faults
 from sparsekit.plugins.signatures import NO_OPTIONS
-from sparsekit.testing.rules import Broken, Skipped, describe, need, rules_of
+from sparsekit.testing.hashing import function_differs
+from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class DataCase:
         data: Data = found
         return data
 
+    def digest(self) -> str:
+        """A digest of the tensors, the number of other examples, and the classes' names."""
+        import torch
+
+        data = self.made()
+        found = hashlib.sha256(repr(tuple(data.class_names)).encode())
+        for examples in (data.train, data.test, data.held_out):
+            if isinstance(examples, (tuple, list)):
+                for part in map(torch.as_tensor, examples):
+                    found.update(repr((part.dtype, part.shape)).encode())
+                    found.update(part.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            elif examples is not None:
+                found.update(str(len(examples)).encode())  # type: ignore[arg-type]
+        return found.hexdigest()
+
 
 def describes_itself(case: DataCase) -> None:
     """The first line of the docstring says what `sparsekit plugins list` shows."""
@@ -62,7 +79,13 @@ def names_its_options(case: DataCase) -> None:
 
 
 def returns_examples(case: DataCase) -> None:
-    """It returns a `sparsekit.Data`: map-style data sets or pairs of tensors, each example an input and a target."""
+    """It returns a `sparsekit.Data`: map-style data sets or pairs of tensors, each example an input and a target.
+    Inputs are finite; tensors are looked through.
+    """
+    import torch
+
+    from sparsekit.data.batches import not_finite
+
     data = case.made()
     for split in ("train", "test", "held_out"):
         examples: Any = getattr(data, split)
@@ -72,6 +95,8 @@ def returns_examples(case: DataCase) -> None:
             need(len(examples) == 2, f"{split} has {len(examples)} parts, not inputs and targets")
             sizes = [len(part) for part in examples]
             need(sizes[0] == sizes[1] > 0, f"{split} has {sizes[0]} inputs and {sizes[1]} targets")
+            odd = not_finite(torch.as_tensor(examples[0]))
+            need(not odd, f"{split}: the input of example {(odd or [0])[0]} is not finite; correct it, or leave it out")
             continue
         need(hasattr(examples, "__len__") and hasattr(examples, "__getitem__"), f"{split} has no len or no [index]")
         need(len(examples) > 0, f"{split} is empty")
@@ -85,6 +110,8 @@ def returns_the_same_again(case: DataCase) -> None:
     """
     import torch
 
+    from sparsekit.testing.compare import same_bits
+
     first, again = case.made(), case.made()
     for split in ("train", "test", "held_out"):
         one, other = getattr(first, split), getattr(again, split)
@@ -93,10 +120,22 @@ def returns_the_same_again(case: DataCase) -> None:
         pair = isinstance(one, (tuple, list)) and isinstance(other, (tuple, list))
         sizes = [len(each[1] if pair else each) for each in (one, other)]
         need(sizes[0] == sizes[1], f"{split} has {sizes[0]} examples, and {sizes[1]} at a second call")
-        same = not pair or all(
-            torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True)
-        )
+        parts = zip(one, other, strict=True) if pair else ()
+        same = all(same_bits(torch.as_tensor(a), torch.as_tensor(b)) for a, b in parts)  # NaN is a target not known
         need(same, f"{split} has other values at a second call; draw from a generator that you seed")
+
+
+@after("returns_examples", "returns_the_same_again")
+def hashes_decide_nothing(case: DataCase) -> None:
+    """Examples and class names do not depend on how Python hashes names, which differs from process to process: of a
+    set of names the order is sorted, and no seed is a hash(). Tensors are compared whole, in three processes.
+    """
+    case.made()
+    need(
+        not function_differs(case, case.options),
+        "it returned other examples or class_names in a process that hashes names otherwise; number sorted(names) "
+        "instead of a set, and do not use hash()",
+    )
 
 
 DATA_RULES = rules_of(globals())

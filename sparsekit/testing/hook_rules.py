@@ -23,9 +23,10 @@ from sparsekit.testing.compare import (
     process_settings,
     revived,
 )
+from sparsekit.testing.hashing import class_differs
 from sparsekit.testing.method_case import MethodCase, check_alike, check_gradients, named
 from sparsekit.testing.placed import Placed, WrongDevice, as_on_gpu, placed
-from sparsekit.testing.renamed import NAMES, differs_between_processes
+from sparsekit.testing.renamed import NAMES
 from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 
@@ -51,7 +52,8 @@ def leaves_its_inputs_alone(case: MethodCase) -> None:
                 name = difference(before[part], tensors)
                 need(not name, f"{hook}() changed step.{part}[{name!r}] in place; change a clone")
         if case.defines("update"):
-            gradients = {name: torch.ones_like(w) for name, w in step.weights.items()}
+            generator = torch.Generator().manual_seed(1)  # of both signs: g² and |g| leave 0 and 1 as they are
+            gradients = {name: torch.randn(w.shape, generator=generator) for name, w in step.weights.items()}
             given = clones(gradients)
             with torch.no_grad(), suppress(Exception):
                 method.update(step, given)
@@ -162,15 +164,17 @@ def hooks_stay_on_the_device(case: MethodCase) -> None:
                     if "numpy" in str(error):
                         raise Broken(f"{hook}() would fail on a GPU: it asks for numpy; use torch instead") from error
                     raise Skipped(f"{hook}() cannot be tried as on a GPU: {describe(error)}") from error
-                for name, tensor in named(found).items() if hook in ("effective", "gradients") else ():
-                    on_cpu = not isinstance(tensor, Placed)
-                    need(not on_cpu, f"{hook}() gives {name} on the CPU; make it with device=weight.device")
+                for name, tensor in named(found).items() if hook != "penalty" else ():
+                    like = f"step.extra[{name!r}]" if hook == "update" else "weight"
+                    stays = isinstance(tensor, Placed)
+                    need(stays, f"{hook}() gives {name} on the CPU; make it with device={like}.device")
 
 
 @after("prunes_repeatably", "leaves_its_inputs_alone", "hooks_follow_from_the_step")
 def hashes_decide_nothing(case: MethodCase) -> None:
-    """Masks and hooks do not depend on how Python hashes names, which differs from process to process: of a set of
-    names the order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first letters.
+    """Scores, masks and hooks do not depend on how Python hashes names, which differs from process to process: of a set
+    of names the order is sorted, and no seed is a hash(). Tried with a network whose names differ in their first
+    letters.
     """
     method = case.make()
     first: list[tuple[str, Tensors]] = []
@@ -186,7 +190,7 @@ def hashes_decide_nothing(case: MethodCase) -> None:
             differs = bool(first) and difference(first[number][1], tensors)
             if not differs:
                 continue
-            if not differs_between_processes("method", case.cls, case.options):
+            if not class_differs(case):
                 return
             raise Broken(
                 f"{what} depends on hashes of names: it gave another {differs} under names in the same order; go "

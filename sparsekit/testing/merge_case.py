@@ -28,7 +28,7 @@ from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.compare import clones, difference, process_settings
-from sparsekit.testing.renamed import renamed_setup, renamed_state, shorter
+from sparsekit.testing.renamed import NAMES, renamed_setup, renamed_state, shorter
 from sparsekit.testing.rules import Broken, Skipped, describe, need
 from sparsekit.training.setup import Setup
 
@@ -152,11 +152,13 @@ class MergeCase(PluginCase[MergeStrategy]):
         return made
 
     def digest(self) -> str:
-        """A digest of what the class makes of the trained replicas."""
-        soup, found = self.merge().soup, hashlib.sha256()
-        found.update(repr((soup.coefficients, soup.ingredients)).encode())
-        for name in sorted(soup.tensors):
-            found.update(name.encode() + soup.tensors[name].numpy().tobytes())
+        """A digest of what the class makes of the trained replicas, under each name of the network."""
+        found = hashlib.sha256()
+        for network in NAMES:
+            soup = self.merge(name=network).soup
+            found.update(repr((soup.coefficients, soup.ingredients)).encode())
+            for name in sorted(soup.tensors):
+                found.update(name.encode() + soup.tensors[name].numpy().tobytes())
         return found.hexdigest()
 
     @cached_property

@@ -25,9 +25,10 @@ from sparsekit.testing.compare import (
     not_finite,
     revived,
 )
+from sparsekit.testing.hashing import class_differs
 from sparsekit.testing.merge_case import MergeCase
 from sparsekit.testing.option_rules import OPTION_RULES
-from sparsekit.testing.renamed import NAMES, differs_between_processes
+from sparsekit.testing.renamed import NAMES
 from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 
 # --- one merge of trained replicas -------------------------------------------------------------------
@@ -190,7 +191,7 @@ def hashes_decide_nothing(case: MergeCase) -> None:
             differs = "set of coefficients"
         if not differs:
             continue
-        if not differs_between_processes("merge", case.cls, case.options):
+        if not class_differs(case):
             return
         raise Broken(
             f"merge() depends on hashes of names: it gave another {differs} under names in the same order; go through "

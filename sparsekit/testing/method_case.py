@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -27,7 +29,7 @@ from sparsekit.testing import problem
 from sparsekit.testing.cases import PluginCase
 from sparsekit.testing.compare import clones, difference, frozen, global_draws, not_finite
 from sparsekit.testing.problem import Run
-from sparsekit.testing.renamed import renamed_setup, shorter
+from sparsekit.testing.renamed import NAMES, renamed_setup, shorter
 from sparsekit.testing.rules import need
 from sparsekit.training import probes
 from sparsekit.training.setup import Setup
@@ -137,6 +139,23 @@ class MethodCase(PluginCase[PruningMethod]):
         made: PruningMethod = type(self.cls.__name__, (self.cls,), hooks)(**self.options)
         return made
 
+    @contextmanager
+    def _scored(self) -> Iterator[list[Tensors]]:
+        """The scores that the class's own scores() gives within it."""
+        found: list[Tensors] = []
+        original = self.cls.scores
+
+        def noting(method: Any, step: Any) -> Any:
+            scores = original(method, step)
+            found.append(clones(scores))
+            return scores
+
+        if not self.defines("scores"):
+            yield found
+            return
+        with patch.object(self.cls, "scores", noting):
+            yield found
+
     def training_steps(self, method: PruningMethod, name: str = "") -> Iterator[TrainingStep]:
         """Steps from the start of a run to its end, unpruned and half pruned; what is trained needs gradients.
 
@@ -184,11 +203,12 @@ class MethodCase(PluginCase[PruningMethod]):
                 need(not name, f"{hook}() at progress {step.progress:g} is not finite")
 
     def digest(self) -> str:
-        """A digest of all that the class chooses: masks, own tensors, and what its hooks in training give."""
+        """A digest of all that the class chooses, under each name of the network: in one of them sums show an order."""
         method, found = self.make(), hashlib.sha256()
-        for what, tensors in self.choices(method):
-            for name in sorted(tensors):
-                found.update(f"{what} {name}".encode() + tensors[name].detach().numpy().tobytes())
+        for network in NAMES:
+            for what, tensors in self.choices(method, network):
+                for name in sorted(tensors):
+                    found.update(f"{what} {name}".encode() + tensors[name].detach().numpy().tobytes())
         return found.hexdigest()
 
     def choices(self, method: PruningMethod, name: str = "") -> Iterator[tuple[str, Tensors]]:
@@ -197,8 +217,11 @@ class MethodCase(PluginCase[PruningMethod]):
         The tensors have the names of the network itself.
         """
         yield "extra()", shorter(self.start(method, name).extra, name)
-        for pruning in self.prunings(0.9, method, name=name):
-            yield "masks()" if self.defines("masks") else "scores()", shorter(pruning.child.masks, name)
+        with self._scored() as scored:
+            for pruning in self.prunings(0.9, method, name=name):
+                yield "masks()" if self.defines("masks") else "scores()", shorter(pruning.child.masks, name)
+        for tensors in scored:  # a mask hides the last bits
+            yield "scores()", shorter(tensors, name)
         for step in self.training_steps(method, name):
             for hook, call in self.hooks(method, step):
                 yield f"{hook}()", shorter(named(call()), name)

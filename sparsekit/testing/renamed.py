@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import reduce
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,8 +12,8 @@ from sparsekit._types import Tensors
 from sparsekit.models.state import State
 from sparsekit.training.setup import Setup
 
-NAMES = ("net0", "net1", "net2", "net3", "net4")
-"""A set of four names has the same order under all of these about once in 300,000 times."""
+NAMES = tuple(f"net{number}" for number in range(20))
+"""Many, as a sum of four floats in another order is another in the last bits only once in a few times."""
 
 
 class _Inside(nn.Module):
@@ -53,25 +47,3 @@ def renamed_state(state: State, name: str) -> State:
 def shorter(tensors: Tensors, name: str) -> Tensors:
     """Tensors under their names in the network itself."""
     return {each.replace(f"{name}.", ""): tensor for each, tensor in tensors.items()}
-
-
-def differs_between_processes(kind: str, cls: type[Any], options: dict[str, Any]) -> bool:
-    """Whether a class chooses otherwise in processes that hash text otherwise; True where it cannot be imported there.
-
-    What differs under other names may follow from the names themselves, as a seed that is made of one does.
-    """
-    module: Any = importlib.import_module(cls.__module__)
-    if reduce(lambda owner, name: getattr(owner, name, None), cls.__qualname__.split("."), module) is not cls:
-        return True
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from importlib import import_module; from functools import reduce; "
-        f"from sparsekit.testing.{kind}_case import {kind.title()}Case as Case; "
-        f"cls = reduce(getattr, {cls.__qualname__!r}.split('.'), import_module({cls.__module__!r})); "
-        f"print(Case(cls, {options!r}).digest())"
-    )
-    outputs = set()
-    for seed in ("1", "2", "3"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        outputs.add(done.stdout.strip() or done.stderr)
-    return len(outputs) > 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from broken_functions import numbered_by_set
 from plugin_classes import Once, Pulled, Tensors, Thresholds, Twice, by_zeros, merge, method, option, refuse, tried
 from torch import Tensor
 
@@ -180,6 +182,28 @@ def test_a_data_set_that_draws_anew_is_told() -> None:
         ContractError, match=r"moving breaks a rule[^$]*returns_the_same_again[^$]*train has other values"
     ):
         check_dataset(moving)
+
+
+def test_a_data_set_whose_classes_are_numbered_by_a_set_is_told() -> None:
+    with pytest.raises(ContractError, match=r"breaks a rule[^$]*hashes_decide_nothing[^$]*number sorted\(names\)"):
+        check_dataset(numbered_by_set)
+
+
+def given(inputs: Tensor, targets: Tensor) -> Any:
+    """A data set's function."""
+
+    def examples() -> sparsekit.Data:
+        """What was given."""
+        return sparsekit.Data((inputs, targets), (torch.zeros(5, 2), torch.zeros(5)))
+
+    return examples
+
+
+def test_inputs_that_are_not_finite_are_told_as_that_and_targets_may_be_unknown() -> None:
+    unknown = torch.tensor([0.0, math.nan, 1.0, 0.0, math.nan])
+    check_dataset(given(torch.ones(5, 2), unknown))
+    with pytest.raises(ContractError, match=r"breaks a rule[^$]*train: the input of example 1 is not finite; correct"):
+        check_dataset(given(unknown[:, None], torch.zeros(5)))
 
 
 class Ordinal(sparsekit.Task):

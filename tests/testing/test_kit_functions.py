@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from broken_functions import by_set, deaf, eager, moody, narrow
 from plugin_classes import tried
 
 from sparsekit import ExportModel, Format, Loaded, schedules
@@ -64,33 +64,6 @@ def moved(found: dict[str, int], available: Any, least: Any) -> Any:
     return kept
 
 
-def deaf(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Takes no notice of what is available."""
-    from math import prod
-
-    return uniform(shapes, sparsity, {name: prod(shape) for name, shape in shapes.items()}, dict.fromkeys(shapes, 0))
-
-
-def eager(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Changes its arguments."""
-    found = uniform(shapes, sparsity, available, least)
-    available.clear()
-    return found
-
-
-def moody(shapes: Any, sparsity: float, available: Any, least: Any) -> Any:
-    """Draws where the rounding goes."""
-    found = uniform(shapes, sparsity, available, least)
-    names = [name for name in found if least[name] < found[name] < available[name]]
-    for name, step in zip(random.sample(names, 2) if len(names) > 1 else (), (1, -1), strict=False):
-        found[name] += step
-    return found
-
-
-def narrow(shapes: Any, sparsity: float) -> Any:
-    """Takes two arguments."""
-
-
 @pytest.mark.parametrize(
     ("function", "rule", "words"),
     [
@@ -104,6 +77,7 @@ def narrow(shapes: Any, sparsity: float) -> Any:
         (changed(moved), "keeps_what_is_asked_for", "(least)"),
         (eager, "gives_the_same_again", "changed its arguments"),
         (moody, "gives_the_same_again", "then"),
+        (by_set, "hashes_decide_nothing", "sorted(names)"),
         (narrow, "takes_four_arguments", "(shapes, sparsity, available, least)"),
         (
             lambda shapes, sparsity, available, least: uniform(shapes, sparsity, available, least),
@@ -208,6 +182,18 @@ def flat(out: Path, model: ExportModel) -> Loaded:
     return replace(loaded, predict=lambda images: loaded.predict(images)[:, :1])
 
 
+def borrowing(integers: bool) -> Function:
+    """Floating-point or integer buffers are taken from the model in memory, the rest from the file."""
+
+    def load(out: Path, model: ExportModel) -> Loaded:
+        kept = {n: b for n, b in model.model.named_buffers() if b.is_floating_point() is not integers}
+        network = _copy(model, lambda tensor: tensor)
+        network.load_state_dict({**SOUND.load(out, model).tensors, **kept})
+        return Loaded.from_module(network)
+
+    return load
+
+
 FORMATS: list[tuple[Any, str, str]] = [
     ({"write": SOUND.write}, "is_a_format", "it is dict"),
     (replace(SOUND, tolerance=2.0), "is_a_format", "tolerance is 2.0"),
@@ -218,6 +204,8 @@ FORMATS: list[tuple[Any, str, str]] = [
     (replace(SOUND, load=flat), "comes_back_as_it_was", "shape (1, 1), not (1, 3)"),
     (replace(SOUND, load=lambda out, model: model), "comes_back_as_it_was", "load() returned ExportModel"),
     (replace(SOUND, load=lambda out, model: Loaded.from_module(model.model)), "reads_what_was_written", "differs"),
+    (replace(SOUND, load=borrowing(integers=False)), "reads_what_was_written", "load() returned some of its values: "),
+    (replace(SOUND, load=borrowing(integers=True)), "reads_what_was_written", "num_batches_tracked"),
     (
         replace(SOUND, write=keeping, load=lambda out, model: Loaded.from_module(KEPT["last"])),
         "two_exports_differ",
@@ -237,6 +225,18 @@ def test_every_rule_for_formats_catches_its_fault(record: Any, rule: str, words:
     assert words in outcome.finding
     with pytest.raises(ContractError, match=rule):
         check_format(record)
+
+
+def test_the_kits_models_have_no_tensor_in_common_and_tell_images_apart() -> None:
+    one, other = export_model(0), export_model(1)
+    tensors = other.model.state_dict()
+    assert not [name for name, tensor in one.model.state_dict().items() if torch.equal(tensor, tensors[name])]
+    with torch.no_grad():
+        logits = one.model(one.images)
+        one.model.load_state_dict(dict(other.model.named_buffers()), strict=False)
+        moved = one.model(one.images)
+    assert (logits[1:] - logits[0]).abs().amax(1).min() > 1e-3  # the tolerance is 1e-4
+    assert (moved - logits).abs().max() > 0.01
 
 
 def test_a_format_that_refuses_the_kits_model_is_not_tried() -> None:

@@ -158,6 +158,14 @@ def by_set(self: Any, step: PruningStep) -> Tensors:
     return {name: w.abs() * place[name] for name, w in step.weights.items()}
 
 
+class SharedNorm(Once):
+    """Sums floats in the order of a set, which changes the last bits alone; other processes can import it."""
+
+    def scores(self, step: PruningStep) -> Tensors:
+        total = sum(step.weights[name].norm() for name in set(step.weights))
+        return {name: w.abs() + 0.01 * total for name, w in step.weights.items()}
+
+
 def by_hash(self: Any, step: PruningStep) -> Tensors:
     found = {}
     for name, w in step.weights.items():
@@ -167,6 +175,15 @@ def by_hash(self: Any, step: PruningStep) -> Tensors:
 
 def summed_by_set(self: Any, step: TrainingStep) -> Tensor:
     return sum(step.weights[name].abs().sum() * 0.1 for name in set(step.weights))  # type: ignore[return-value]
+
+
+def squares(step: TrainingStep, gradients: Tensors) -> Tensors:
+    return {"own": sum(g.square_().sum() for g in gradients.values()).expand(3)}  # type: ignore[union-attr]
+
+
+def absolutes(step: TrainingStep, gradients: Tensors) -> Tensors:
+    torch._foreach_abs_(list(gradients.values()))
+    return {"own": gradients["fc.weight"].sum().expand(3)}
 
 
 def no_grad_ever(self: Any, step: PruningStep) -> Tensors:
@@ -180,7 +197,7 @@ OWN = {"extra": lambda self, weights: {"own": torch.zeros(3)}}
 
 def updating(value: Any, **members: Any) -> type[Any]:
     """A method that gives its own tensor a value."""
-    return method(**OWN, update=lambda self, step, gradients: value(step, gradients), **members)
+    return method(**{**OWN, "update": lambda self, step, gradients: value(step, gradients), **members})
 
 
 def in_rounds(self: Any, budget: Any) -> tuple[Segment, ...]:
@@ -306,6 +323,8 @@ METHODS: list[tuple[str, type[Any], str]] = [
         updating(lambda step, gradients: {"own": gradients["fc.weight"].zero_().sum().expand(3)}),
         r"update\(\) changed gradients\['fc.weight'\] in place; change a clone",
     ),
+    ("leaves_its_inputs_alone", updating(squares), r"update\(\) changed gradients\['conv1.weight'\] in place"),
+    ("leaves_its_inputs_alone", updating(absolutes), r"update\(\) changed gradients\['conv1.weight'\] in place"),
     (
         "leaves_its_inputs_alone",
         method(scores=in_place),
@@ -417,8 +436,14 @@ METHODS: list[tuple[str, type[Any], str]] = [
         updating(lambda step, g: {"own": step.extra["own"] + torch.arange(3.0)}),
         r"update\(\) would fail on a GPU: torch.add gets a CPU tensor of shape \(3,\)",
     ),
+    (
+        "hooks_stay_on_the_device",
+        updating(lambda step, g: {"own": torch.tensor(step.progress)}, extra=lambda self, w: {"own": torch.zeros(())}),
+        r"update\(\) gives own on the CPU; make it with device=step.extra\['own'\].device",
+    ),
     ("hashes_decide_nothing", method(scores=by_set), r"scores\(\) depends on hashes of names: .* sorted\(names\)"),
     ("hashes_decide_nothing", method(scores=by_hash), r"scores\(\) depends on hashes of names"),
+    ("hashes_decide_nothing", SharedNorm, r"scores\(\) depends on hashes of names: it gave another conv"),
     ("hashes_decide_nothing", method(penalty=summed_by_set), r"penalty\(\) depends on hashes of names"),
     ("refuses_bad_options", method(__init__=option("share", 0.5)), r"share=nan is taken; .*--method.share is nan"),
     (
