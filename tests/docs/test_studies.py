@@ -65,7 +65,8 @@ def test_rows_are_of_the_runs_that_the_files_ask_for(name: str) -> None:
             for cell in spec.read(file).cells(None)
         ]
         rows = [row for row in EVERY[name] if len(files) == 1 or row["part"] == file.stem]
-        assert [{key: row.get(key) for key in wanted} for wanted, row in zip(asked, rows, strict=True)] == asked
+        told = [{key: row.get(key) for key in asked[0]} for row in rows]
+        assert told == [each for each in asked if each in told]  # in order, each once; a study may be half done
 
 
 def test_pages_say_where_bimp_was_held_at_its_lower_bound() -> None:
