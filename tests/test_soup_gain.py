@@ -25,6 +25,7 @@ def the_same_runs(tmp_path_factory: pytest.TempPathFactory) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_soup_beats_one_model_and_its_own_candidates(the_same_runs: bool) -> None:
     (row,) = soup_gain.measure("gmp", seeds=10, sparsity=0.95, starts=[0.2])
     if the_same_runs:
@@ -37,6 +38,7 @@ def test_the_soup_beats_one_model_and_its_own_candidates(the_same_runs: bool) ->
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_where_the_learning_rate_restarts_it_does_so_clearly(the_same_runs: bool) -> None:
     """Three replicas in the last segment alone, half a training more, at the high rate of the published runs."""
     held = ("--method.dense", "0.3")
