@@ -11,6 +11,7 @@ The ranks of an attempt first agree on a prefix for their messages that no other
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -50,6 +51,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None, lasting: Any = None) -> None:
         self.rank, self.size, self.store, self.lasting, self.over = rank, size, store, lasting, False
+        self.resting = threading.Event()
 
     @classmethod
     def here(cls) -> Ranks:
@@ -70,7 +72,7 @@ class Ranks:
             ranks = cls(rank, count, _attempts_own(store, rank, count), store)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"torchrun's ranks do not find one another: {first_line(error)}") from error
-        threading.Thread(target=ranks.beat, name="ranks", daemon=True).start()
+        ranks.begin()
         return ranks
 
     @property
@@ -125,9 +127,21 @@ class Ranks:
         with suppress(RuntimeError):
             while True:
                 self.store.add(f"sparsekit/beats/{self.rank}", 1)
-                time.sleep(_BEAT_SECONDS)
+                if self.resting.wait(_BEAT_SECONDS):
+                    return
         if not self.leads and not self.over:  # if torchrun was killed, a resumed run may already write to this folder
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def begin(self) -> None:
+        """Send heartbeats until the process ends: with an abort, if a thread were inside torch's store by then."""
+        beating = threading.Thread(target=self.beat, name="ranks", daemon=True)
+        beating.start()
+
+        def rest() -> None:
+            self.resting.set()
+            beating.join(_SIGNAL_SECONDS)
+
+        atexit.register(rest)
 
     def _safely(self, call: Callable[[], Any]) -> Any:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -125,3 +127,19 @@ def test_one_process_alone_leads_and_tells_nobody() -> None:
     alone = Ranks.here()
     assert (alone.leads, list(alone.others), alone.store) == (True, [], None)
     alone.tell("anything", 1)
+
+
+ENDS = """
+import time
+from torch.distributed import TCPStore
+from sparsekit.training import ranks
+ranks._BEAT_SECONDS = 0.0  # so that the thread is nearly always inside the store
+ranks.Ranks(0, 2, TCPStore("127.0.0.1", 0, is_master=True)).begin()
+time.sleep(0.2)
+"""
+
+
+def test_a_process_ends_well_while_its_heart_beats() -> None:
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
