@@ -78,8 +78,7 @@ def of_merge(
             each: list[Mapping[str, Tensor]] = []
             score = ensemble(setup, merged, candidates, "test", each)
             row |= {f"ensemble.test_{name}": score.value, "ensemble.test_loss": score.loss}
-            own = setup.task.per_example(_outputs(setup, merged, "test"), _targets(setup, "test"))
-            row |= gain(own, each, setup.config.seed)
+            row |= gain(setup.task.per_example(*_outputs(setup, merged, "test")), each, setup.config.seed)
         row |= geometry(candidates, parent, names, setup.device)
     return row
 
@@ -101,11 +100,12 @@ def ensemble(
 
     `each` gets the measures of single examples, of one candidate after another.
     """
-    targets = _targets(setup, split)
+    targets = torch.empty(0)
 
     def members() -> Iterator[Tensor]:
+        nonlocal targets
         for candidate in candidates:
-            outputs = _outputs(setup, like.renamed(read_tensors(candidate)), split)
+            outputs, targets = _outputs(setup, like.renamed(read_tensors(candidate)), split)
             if each is not None:
                 each.append(setup.task.per_example(outputs, targets))
             yield outputs
@@ -117,16 +117,14 @@ def ensemble(
     return Score(float(meter.compute()[setup.task.score_name]), loss if math.isfinite(loss) else math.inf)
 
 
-def _targets(setup: Setup, split: Split) -> Tensor:
-    """The targets of all examples of a split."""
-    return torch.cat([targets for _, targets in setup.data.evaluation_batches(split)])
-
-
-def _outputs(setup: Setup, state: State, split: Split) -> Tensor:
-    """A model's outputs for all examples of a split, float64."""
+def _outputs(setup: Setup, state: State, split: Split) -> tuple[Tensor, Tensor]:
+    """A model's outputs for all examples of a split, float64, and their targets, in one reading."""
     setup.install(state)
-    batches = setup.data.evaluation_batches(split)
-    return torch.cat([predict_outputs(setup.model, inputs, setup.autocast()).double() for inputs, _ in batches])
+    outputs, targets = [], []
+    for inputs, some in setup.data.evaluation_batches(split):
+        outputs.append(predict_outputs(setup.model, inputs, setup.autocast()).double())
+        targets.append(some)
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def geometry(

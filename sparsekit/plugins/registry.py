@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
@@ -184,6 +184,14 @@ def discover() -> Discovery:
     return Discovery(tuple(order), tuple(notes))
 
 
+def not_installed(what: str, name: str, known: Collection[str]) -> UserError:
+    """The error where there is no plugin of that name; it says where one of another kind is called so."""
+    others = [f"a {plugin.kind}" for plugin in discover().plugins if plugin.name == name]
+    hint = f" There is {' and '.join(others)} of this name." if others else nearest(name, known)
+    installed = ", ".join(sorted(each for each in known if ":" not in each))
+    return UserError(f"{what} {name!r} is not installed.{hint} Installed: {installed}.")
+
+
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin of that name, or given as `module:name`; raises UserError if there is none or more than one."""
     adopt(kind, name)
@@ -192,10 +200,7 @@ def find(kind: Kind, name: str) -> Plugin:
         for plugin in discover().plugins:
             if (plugin.kind, plugin.name) == (kind, name):
                 raise UserError(f"{option} {name!r}: {plugin.distribution} {plugin.version}: {plugin.flaw}")
-        installed = ", ".join(sorted(name for name in known if ":" not in name))
-        others = [f"a {plugin.kind}" for plugin in discover().plugins if plugin.name == name]
-        hint = f" There is {' and '.join(others)} of this name." if others else nearest(name, known)
-        raise UserError(f"{option} {name!r} is not installed.{hint} Installed: {installed}.")
+        raise not_installed(option, name, known)
     owners = known[name]
     if len(owners) > 1:
         both = " and ".join(f"{p.distribution} {p.version}" for p in owners)

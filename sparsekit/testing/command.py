@@ -11,9 +11,9 @@ from typing import Any
 
 from sparsekit.config.options import FitConfig, describe
 from sparsekit.config.parser import build, parse_as
-from sparsekit.errors import UserError, nearest
+from sparsekit.errors import UserError
 from sparsekit.plugins.objects import is_object
-from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, Plugin, discover, find, option_of
+from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, Kind, Plugin, discover, find, not_installed, option_of
 from sparsekit.testing import check_rules
 from sparsekit.testing.rules import THROUGH
 
@@ -44,9 +44,7 @@ def check(name: str, kinds: Sequence[Kind], arguments: Sequence[str] = ()) -> in
         chosen = {plugin.kind: plugin for plugin in known if plugin.name == name}
         if not chosen:
             names = sorted({plugin.name for plugin in known})
-            others = [f"a {plugin.kind}" for plugin in discover().plugins if plugin.name == name]
-            hint = f" There is {' and '.join(others)} of this name." if others else nearest(name, names)
-            raise UserError(f"plugin {name!r} is not installed.{hint} Installed: {', '.join(names)}.")
+            raise not_installed("plugin", name, names)
         plugins = [plugin if plugin.flaw else find(plugin.kind, name) for plugin in chosen.values()]
     for flag in (argument for argument in arguments if argument.startswith("--")):
         owners = [plugin for plugin in plugins if flag.startswith(f"--{_group(plugin.kind)}.")]
