@@ -136,6 +136,7 @@ MERGES: list[tuple[str, type[Any], str]] = [
     ("is_well_formed", merge(CoefficientMerge), r"lacks the method coefficients\(\)"),
     ("is_well_formed", merge(max_replicas=0), "max_replicas is 0"),
     ("is_well_formed", merge(average_from=1.0), "average_from is 1.0"),
+    ("is_well_formed", merge(average_decay=1.5), "average_decay is 1.5"),
     ("keeps_its_options", merge(__init__=option("share", 0.5, keep=False)), "there is no self.share"),
     ("soups_are_whole", merge(merge=lambda s, candidates, step: step.parent), r"merge\(\) must return a Soup"),
     ("soups_are_whole", merge(merge=soup_of(lambda n, t: None if n == "fc.bias" else t)), "'fc.bias' is missing"),
