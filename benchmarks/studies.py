@@ -42,6 +42,10 @@ DIGITS = (
     "digits-methods",
     "digits-bimp",
     "digits-saturated",
+    "digits-saturated-bimp",
+    "digits-saturated-apart",
+    "digits-saturated-vary",
+    "digits-saturated-swa",
 )
 FASHION = ("fashion", "fashion-bimp")
 FULL = ("fashion-full", "fashion-full-bimp")
