@@ -61,6 +61,7 @@ def page(name: str, every: Rows) -> Page:
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
         "digits-saturated": study_saturated.saturated,
+        "fashion-saturated": study_saturated.saturated,
         "digits-saturated-bimp": study_saturated.saturated,
         "digits-saturated-apart": study_saturated.once,
         "digits-saturated-vary": study_saturated.vary,

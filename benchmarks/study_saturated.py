@@ -49,13 +49,16 @@ def saturated(name: str, every: Rows) -> Page:
             )
         ]
         page.add(sparsity, [single, *soups.values(), *longer.values()], pairs)
-    method = str(every[name][0]["method"]).upper()
-    return page.whole(f"""# Soups where training is saturated: {method} on digits
+    first = every[name][0]
+    dense, method = round(first["epochs"] * first["method.dense"]), str(first["method"]).upper()
+    cycle, data = (first["epochs"] - dense) // 3, "Fashion-MNIST" if name.startswith("fashion") else "digits"
+    note = "Training images are a fifth of Fashion-MNIST's, without augmentation.\n" if data != "digits" else ""
+    return page.whole(f"""# Soups where training is saturated: {method} on {data}
 
-A dense model is trained to its end, 150 epochs; then three cycles prune it and retrain it, 30 epochs each. Replicas
-fork at every pruning and are averaged at the end of every cycle. This is the regime of Sparse Model Soups ([arXiv
-2306.16788](https://arxiv.org/abs/2306.16788)), and retraining m times as long is its baseline of equal compute.
-""")
+A dense model is trained to its end, {dense} epochs; then three cycles prune it and retrain it, {cycle} epochs each.
+Replicas fork at every pruning and are averaged at the end of every cycle. This is the regime of Sparse Model Soups
+([arXiv 2306.16788](https://arxiv.org/abs/2306.16788)), and retraining m times as long is its baseline of equal compute.
+{note}""")
 
 
 def vary(name: str, every: Rows) -> Page:
