@@ -42,8 +42,12 @@ DIGITS = (
     "digits-methods",
     "digits-bimp",
     "digits-saturated",
+    "digits-saturated-bimp",
+    "digits-saturated-apart",
+    "digits-saturated-vary",
+    "digits-saturated-swa",
 )
-FASHION = ("fashion", "fashion-bimp")
+FASHION = ("fashion", "fashion-bimp", "fashion-saturated")
 FULL = ("fashion-full", "fashion-full-bimp")
 """For a CUDA device."""
 KEPT = (

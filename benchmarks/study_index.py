@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import study_forks
 import study_pages
-from study_saturated import saturated
+import study_saturated
 from study_soups import Page, Rows, soups
 from study_tables import select, table
 
@@ -60,7 +60,12 @@ def page(name: str, every: Rows) -> Page:
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
-        "digits-saturated": saturated,
+        "digits-saturated": study_saturated.saturated,
+        "fashion-saturated": study_saturated.saturated,
+        "digits-saturated-bimp": study_saturated.saturated,
+        "digits-saturated-apart": study_saturated.once,
+        "digits-saturated-vary": study_saturated.vary,
+        "digits-saturated-swa": study_saturated.trajectories,
     }[name]
     told = make(name, every)
     command = f"python benchmarks/studies.py {name}"

@@ -43,7 +43,7 @@ def count(rows: Sequence[Row]) -> str:
 
 def images(rows: Sequence[Row]) -> str:
     """Training images that all replicas saw together."""
-    return f"{rows[0]['images.total']:,}" if rows else "–"
+    return f"{rows[0]['images.total']:,}" if rows and "images.total" in rows[0] else "–"
 
 
 def soups(name: str, every: Rows) -> Page:

@@ -18,8 +18,10 @@ STUDIES = {
     "fashion": "GMP, Fashion-MNIST",
     "fashion-bimp": "BIMP, Fashion-MNIST",
     "digits-saturated": "IMP after a long dense phase, digits",
+    "digits-saturated-bimp": "BIMP after a long dense phase, digits",
+    "fashion-saturated": "IMP after a long dense phase, Fashion-MNIST",
 }
-MARKERS = "osv^D"
+MARKERS = "osv^DPX"
 HEAD = """# When do soups pay?
 
 Two answers, each from the cells below:
@@ -105,7 +107,8 @@ def _picture(points: list[tuple[str, float, float]]) -> str:
     with style():
         figure = Figure(figsize=(6.0, 4.2))
         axes = figure.subplots()
-        for (study, name), marker, colour in zip(STUDIES.items(), MARKERS, (*COLOURS, "#e69f00"), strict=True):
+        colours = (*COLOURS, "#e69f00", "#56b4e9", GREY)
+        for (study, name), marker, colour in zip(STUDIES.items(), MARKERS, colours, strict=True):
             own = [(x, y) for each, x, y in points if each == study]
             if own:
                 axes.plot(*zip(*own, strict=True), marker, color=colour, label=name, markersize=5, linestyle="none")

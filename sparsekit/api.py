@@ -457,6 +457,15 @@ class MergeStrategy(ABC):
         """The fraction of a segment from which replicas average their weights, as in `Segment.average_from`."""
         return None
 
+    @property
+    def average_decay(self) -> float:
+        """The factor, 0 to 1, by which each step fades the steps before it in that average; 1, the plain mean.
+
+        Below 1 it is an exponential moving average: a step's share is 1 − decay, and the plain mean's while that is
+        more, as among the first steps. It goes by `average_from` above; a method's own means are plain.
+        """
+        return 1.0
+
     @abstractmethod
     def merge(self, candidates: Sequence[Candidate], step: MergeStep) -> Soup:
         """Combine one or more candidates, which share one mask, into one model with the same names and shapes.

@@ -54,7 +54,8 @@ class PluginCase(Generic[P]):
 def is_well_formed(case: PluginCase[Any]) -> None:
     """The class subclasses PruningMethod, MergeStrategy or Task, defines what that requires, has a docstring, and names
     and annotates every option. A method's `allocation` is a known one; a merge's `max_replicas` is None or 1 and more,
-    and its `average_from` None or a fraction from 0 to below 1; a task's `score_name` is one word other than `loss`.
+    its `average_from` None or a fraction from 0 to below 1, its `average_decay` from 0 to 1; a task's `score_name` is
+    one word other than `loss`.
     """
     for fault in faults(case.cls, case.kind):
         raise Broken(f"{case.cls.__name__} {fault}")
@@ -73,9 +74,10 @@ def is_well_formed(case: PluginCase[Any]) -> None:
         word = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name != "loss"
         need(bool(word), f"{case.cls.__name__}.score_name is {name!r}; give a word such as 'mAP'")
     else:
-        limit, start = case.cls.max_replicas, instance.average_from
+        limit, start, decay = case.cls.max_replicas, instance.average_from, instance.average_decay
         need(limit is None or (type(limit) is int and limit >= 1), f"max_replicas is {limit!r}")
         need(start is None or 0.0 <= start < 1.0, f"average_from is {start!r}")
+        need(isinstance(decay, float | int) and 0.0 <= decay <= 1.0, f"average_decay is {decay!r}")
 
 
 def keeps_its_options(case: PluginCase[Any]) -> None:

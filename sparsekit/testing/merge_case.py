@@ -169,8 +169,9 @@ class MergeCase(PluginCase[MergeStrategy]):
         return self.merge(merge=merge)
 
     def probe(self, instance: MergeStrategy) -> None:
-        start = instance.average_from
+        start, decay = instance.average_from, instance.average_decay
         need(start is None or 0.0 <= start < 1.0, f"average_from is {start!r}")
+        need(0.0 <= decay <= 1.0, f"average_decay is {decay!r}")
         self.merge(merge=instance)
 
     def try_merge(self, what: str, **given: Any) -> Merged:

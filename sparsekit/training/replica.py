@@ -117,8 +117,8 @@ class Training:
         recorded = alone and graph.applies(setup, self.take_step, self.steps)
         self.graphed = GraphedStep(self.take_step) if recorded else None
         self.average_from = averaged_from(setup, stage)
-        averages = self.average_from is not None
-        self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()]) if averages else None
+        averages, decay = self.average_from is not None, average_decay(setup, stage)
+        self.mean = TrajectoryMean([*model.parameters(), *self.extra.values()], decay) if averages else None
         self.loss = torch.zeros((), device=setup.device)
         torch.manual_seed(self.seed)  # dropout and stochastic depth
         model.train()
@@ -265,3 +265,8 @@ def averaged_from(setup: Setup, stage: Stage) -> float | None:
     """The fraction of the segment from which weights are averaged: the plan's value, else the merge strategy's."""
     planned = stage.segment.average_from
     return planned if planned is not None else setup.config.merge.average_from
+
+
+def average_decay(setup: Setup, stage: Stage) -> float:
+    """The factor by which each step fades those before it in that average: the plan's means are plain."""
+    return 1.0 if stage.segment.average_from is not None else setup.config.merge.average_decay

@@ -18,17 +18,17 @@ from sparsekit.training.setup import Setup
 
 
 class TrajectoryMean:
-    """The running mean of parameters over optimizer steps (SWA, arXiv 1803.05407)."""
+    """The running mean of parameters over optimizer steps (SWA, arXiv 1803.05407), exponential with a decay below 1."""
 
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters, self.count = parameters, 0
+    def __init__(self, parameters: list[Tensor], decay: float = 1.0) -> None:
+        self.parameters, self.decay, self.count = parameters, decay, 0
         self.means = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the current parameters to the mean."""
         self.count += 1
-        torch._foreach_lerp_(self.means, self.parameters, 1.0 / self.count)
+        torch._foreach_lerp_(self.means, self.parameters, max(1.0 / self.count, 1.0 - self.decay))
 
     @torch.no_grad()
     def install(self) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sparsekit import Budget, PruningMethod, Schedule, Segment, Stage, Tensors, TrainingStep
 from sparsekit.config.options import DataConfig, MasksConfig, ModelConfig, ReplicasConfig
+from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.dpf import DPF
 from sparsekit.models.state import State
 from sparsekit.planning.replicas import Replica
@@ -479,3 +480,29 @@ def test_a_trajectorys_mean_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyP
     assert masked_are_zero(state.weights, state.masks)
     assert differ(state.weights, last.weights)
     assert_equal(state.optimizer, last.optimizer)
+
+
+class Fading(Uniform):
+    """Candidates are exponential moving averages of the last half of their trajectories."""
+
+    average_from, average_decay = 0.5, 0.6
+
+
+def test_an_exponential_average_fades_early_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: shares of 1, 1/2 and then 0.4 of the step that is added."""
+    monkeypatch.setattr(training, "LOG_STEPS", 1)
+    setup = setup_for_sgd(merge=Fading(), masks=MasksConfig("uniform"))
+    parent, stage = dense_then_pruned(setup)
+    parameters, steps = dict(setup.model.named_parameters()), list[Tensors]()
+
+    def keep(progress: Progress) -> None:
+        steps.append({name: p.detach().double() for name, p in parameters.items()})
+
+    state = trained(setup, parent, stage, report=keep)
+    for name in parameters:
+        first, second, *rest = (step[name] for step in steps[8:])
+        mean = (first + second) / 2
+        for each in rest:
+            mean = 0.6 * mean + 0.4 * each
+        torch.testing.assert_close(state.tensors[name].double(), mean, rtol=1e-5, atol=1e-7)
+    assert len(steps) == 16

@@ -1,4 +1,4 @@
-"""Stochastic weight averaging."""
+"""Stochastic weight averaging, and exponential moving averages."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ class SWA(CoefficientMerge):
 
     Args:
         start: Fraction of the segment from which the trajectory is averaged, 0 to below 1.
+        decay: Factor by which each step fades those before it, above 0 and up to 1. 1 is the plain mean; below 1 it is
+            an exponential moving average over some 1 / (1 − decay) steps, and the plain mean of fewer.
 
     Raises:
         ValueError: an option out of its range.
     """
 
-    def __init__(self, start: float = 0.75) -> None:
+    def __init__(self, start: float = 0.75, decay: float = 1.0) -> None:
         check_option("merge.start", start, 0.0 <= start < 1.0, "a fraction of the segment from 0 to below 1")
-        self.start = start
+        check_option("merge.decay", decay, 0.0 < decay <= 1.0, "a factor above 0 and up to 1")
+        self.start, self.decay = start, decay
 
     @property
     def average_from(self) -> float | None:
         """The fraction of a segment from which candidates are means."""
         return self.start
+
+    @property
+    def average_decay(self) -> float:
+        """The factor by which each step fades those before it."""
+        return self.decay
 
     def coefficients(self, candidates: Sequence[Candidate], step: MergeStep) -> Sequence[float]:
         return equal_shares(len(candidates))

@@ -314,6 +314,7 @@ def test_likelihood_leaves_out_infinite_losses_and_survives_them() -> None:
 def test_swa_asks_for_trajectory_means_and_takes_their_mean() -> None:
     assert SWA().average_from == 0.75
     assert SWA(start=0.0).average_from == 0.0
+    assert (SWA().average_decay, SWA(decay=0.99).average_decay) == (1.0, 0.99)
     assert merged(SWA(), [[1.0, 0.0], [3.0, 0.0]], [9.0, 9.0]) == [2.0, 0.0]
 
 
