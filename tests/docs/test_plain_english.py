@@ -15,7 +15,7 @@ pytestmark = pytest.mark.docs
 SENTENCE, PARAGRAPH = 35, 90
 NOT_YET = (
     "README.md",
-    "docs/decisions/",
+    "docs/decisions/0015-on-a-gpu.md",
     "docs/results/",
     "docs/benchmarks.md",
     "docs/running.md",
