@@ -30,7 +30,8 @@ times the batch, sees 36,000 images; those runs are of [digits-gmp](digits-gmp.m
         _, *others = arms_of(select(every.get(f"digits-{method.lower()}", []), sparsity=0.95)).baselines().items()
         larger, plain = dict(others), axes.get("seed", NO_ARM)
         pairs = [
-            (arm, ({} if arm is plain else {"`seed`": plain}) | arm.candidates() | larger) for arm in axes.values()
+            (arm, ({} if arm is plain else {"`seed`": plain}) | arm.candidates() | larger)
+            for arm in sorted(axes.values(), key=lambda arm: arm is plain)  # whose columns are all, first
         ]
         page.section(method, [*axes.values(), *larger.values()], pairs, facts=facts)
     return page

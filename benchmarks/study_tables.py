@@ -64,7 +64,7 @@ class Arm:
         return {seed: scale * value for seed, value in self.values(key).items()}
 
     def candidates(self, *kinds: str) -> dict[str, Arm]:
-        """A soup's candidates, as far as its runs say what they reached: their mean, their ensemble, the best."""
+        """The candidates of a soup, as far as its runs say what they reached: their mean, their ensemble, the best."""
         names = {"mean": "its mean candidate", "ensemble": "its ensemble", "best": "its best candidate"}
         return {
             names[kind]: Arm(
@@ -73,6 +73,7 @@ class Arm:
                     {"seed": row["seed"]}
                     | {f"test.{key}": row.get(f"candidates.{kind}_{key}") for key in ("accuracy", "loss")}
                     for row in self.rows
+                    if row.get("candidates.count") != 1
                 ],
             )
             for kind in kinds or names
