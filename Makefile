@@ -53,8 +53,8 @@ gpu-bundle: $(STAMP) ## dist/gpu, to be carried to a machine with a GPU and no n
 studies-digits: $(STAMP) ## train the studies on digits (some hours on two cores; they resume), and write docs/results/ from them
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
-studies-fashion: $(STAMP) ## the studies on Fashion-MNIST (two, about an hour each on two cores)
-	$(BIN)/python benchmarks/studies.py fashion fashion-bimp $(ARGS)
+studies-fashion: $(STAMP) ## the studies on Fashion-MNIST (three, about an hour each on two cores)
+	$(BIN)/python benchmarks/studies.py fashion fashion-bimp fashion-saturated $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

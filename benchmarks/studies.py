@@ -47,7 +47,7 @@ DIGITS = (
     "digits-saturated-vary",
     "digits-saturated-swa",
 )
-FASHION = ("fashion", "fashion-bimp")
+FASHION = ("fashion", "fashion-bimp", "fashion-saturated")
 FULL = ("fashion-full", "fashion-full-bimp")
 """For a CUDA device."""
 KEPT = (

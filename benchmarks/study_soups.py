@@ -11,14 +11,6 @@ from study_tables import Arm, Row, Rows, part, select, sparsities
 NO_ARM = Arm("", [])
 TIMES = (3, 5, 10)
 LAST = {0.0: "from the start", 0.5: "half-way", 0.7: "in the last segment"}
-SATURATED = """\
-A dense model is trained to its end, 150 epochs; then three cycles prune it and retrain it, 30 epochs each. Replicas
-fork at every pruning and are averaged at the end of every cycle. This is the regime of Sparse Model Soups ([arXiv
-2306.16788](https://arxiv.org/abs/2306.16788)). Its baseline of equal compute is one model from the same dense one, each
-of whose cycles is m times as long: as many images as the soup of m, one after another.
-"""
-
-
 SHORT = """\
 One model trains alone up to the fork; from there on m replicas train each segment and are averaged at its end. *One m
 times as long* is one model that trains as long as m together: as many images as the soup of m forked from the start.
@@ -71,11 +63,10 @@ def arms_of(at: Sequence[Row]) -> Arms:
 
 def soups(name: str, every: Rows) -> Page:
     """Soups beside one model, as much compute, and their own candidates."""
-    saturated = name.startswith("digits-saturated")
-    method = str(every[name][0]["method"]).upper()
-    data = "Fashion-MNIST" if name.startswith("fashion") else "digits"
+    saturated, first = "saturated" in name, every[name][0]
+    data, method = "Fashion-MNIST" if name.startswith("fashion") else "digits", str(first["method"]).upper()
     what = "Soups where training is saturated" if saturated else "Soups at every pruning step"
-    page = Page(name, f"{what}: {method} on {data}", SATURATED if saturated else SHORT)
+    page = Page(name, f"{what}: {method} on {data}", _saturated(first, data) if saturated else SHORT)
     for label, at in sparsities(every[name]).items():
         arms = arms_of(at)
         more = [*arms.longer.values(), *arms.batches.values()]
@@ -87,3 +78,15 @@ def soups(name: str, every: Rows) -> Page:
     if not saturated:
         page.found = [line for line in page.found if "uniform soup of 3" in line]
     return page
+
+
+def _saturated(row: Row, data: str) -> str:
+    dense = round(row["epochs"] * row["method.dense"])
+    cycle = (row["epochs"] - dense) // 3
+    note = "" if data == "digits" else "Training images are a fifth of Fashion-MNIST's, without augmentation.\n"
+    return f"""\
+A dense model is trained to its end, {dense} epochs; then three cycles prune it and retrain it, {cycle} epochs each.
+Replicas fork at every pruning and are averaged at the end of every cycle. This is the regime of Sparse Model Soups
+([arXiv 2306.16788](https://arxiv.org/abs/2306.16788)). *One m times as long* is its baseline of equal compute: one
+model from the same dense one, each of whose cycles is m times as long, and as many images as the soup of m.
+{note}"""

@@ -17,8 +17,9 @@ STUDIES = {
     "fashion-bimp": "BIMP, Fashion-MNIST",
     "digits-saturated": "IMP after a long dense phase, digits",
     "digits-saturated-bimp": "BIMP after a long dense phase, digits",
+    "fashion-saturated": "IMP after a long dense phase, Fashion-MNIST",
 }
-MARKERS = "osv^DP"
+MARKERS = "osv^DPX"
 HEAD = """# When do soups pay?
 
 Two answers, each from the cells below:
@@ -69,7 +70,7 @@ def _picture(points: list[tuple[str, float, float]]) -> str:
     with style():
         figure = Figure(figsize=(6.0, 4.2))
         axes = figure.subplots()
-        colours = (*COLOURS, "#e69f00", "#56b4e9")
+        colours = (*COLOURS, "#e69f00", "#56b4e9", GREY)
         for (study, name), marker, colour in zip(STUDIES.items(), MARKERS, colours, strict=True):
             own = [(x, y) for each, x, y in points if each == study]
             if own:

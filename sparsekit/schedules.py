@@ -143,6 +143,13 @@ def retraining_schedule(name: Retraining, stage: Stage) -> Schedule:
     return replace(_warmed_up(lambda done: d * (1.0 - done)), d=d)
 
 
+def restarted_schedule(name: Retraining | None, stage: Stage) -> Schedule:
+    """The whole original schedule in the first segment, then `name` after each pruning; None: one schedule goes on."""
+    if name is None:
+        return stage.continued()
+    return retraining_schedule(name, stage) if stage.index else dense_schedule(stage.budget)
+
+
 def allr_factor(stage: Stage) -> float:
     """ALLR's d = clip(‖W − W_p‖₂ / (‖W‖₂ √s), min(T_rt / T, 1), 1) (arXiv 2111.00843, section 3.2).
 

@@ -67,6 +67,18 @@ def shares_sum_up(case: MergeCase) -> None:
     need(sorted(soup.ingredients) == used, f"ingredients {soup.ingredients} for coefficients {shares}")
 
 
+@after("shares_sum_up")
+def shares_are_true(case: MergeCase) -> None:
+    """A soup with coefficients is the candidates' mean with them, as the optimizer's state will be; else give None."""
+    soup, states = case.usual.soup, [state.named() for state in case.trained.replicas]
+    for name, tensor in soup.tensors.items() if soup.coefficients is not None else ():
+        if tensor.is_floating_point():
+            parts = zip(soup.coefficients or (), states, strict=False)  # a merge may take fewer
+            mean = torch.stack([share * state[name].double() for share, state in parts]).sum(0)
+            fine = torch.allclose(tensor.double(), mean, rtol=1e-4, atol=1e-6)
+            need(fine, f"{name} is not the candidates' mean with the coefficients {soup.coefficients}; give None")
+
+
 @after("soups_are_whole")
 def ingredients_are_replicas(case: MergeCase) -> None:
     """`ingredients` lists the `index` of each candidate that was used, once; replicas that failed leave gaps."""

@@ -80,13 +80,13 @@ class MethodCase(PluginCase[PruningMethod]):
 
     def prunings(
         self, sparsity: float, method: PruningMethod | None = None, weights: Tensors | None = None,
-        gradients: Tensors | None = None, name: str = "", most: int | None = None,
+        gradients: Tensors | None = None, name: str = "", most: int | None = None, allocation: str | None = None,
     ) -> Iterator[Pruning]:  # fmt: skip
         """The prunings of a plan of 30 epochs, `most` of them at most, by a new instance unless `method` is given.
 
         Small random changes stand in for the training in between. `weights` and `gradients`, if given, replace the
         first parent's weights and the gradients that a step can ask for; nothing changes between the prunings then.
-        The network is called `name` inside another, if that is given.
+        The network is called `name` inside another, if that is given; `allocation` is `--masks.allocation`.
         """
         method = method or self.make()
         setup = self._setup(method, name)
@@ -107,7 +107,7 @@ class MethodCase(PluginCase[PruningMethod]):
             rewind = plan[index].rewind
             probe = probes.probe(setup, parent, probes.notes("method", method, {}))
             child, stage = prune(
-                method, parent, Stage(given, plan, index), MasksConfig(), 0, slope, probe,
+                method, parent, Stage(given, plan, index), MasksConfig(allocation), 0, slope, probe,
                 None if rewind is None else beginnings[rewind],
             )  # fmt: skip
             yield Pruning(stage, child, difference(before[0], parent.named()) or difference(before[1], parent.masks))

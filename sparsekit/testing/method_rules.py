@@ -207,6 +207,19 @@ def prunes_repeatably(case: MethodCase) -> None:
             need(not name, f"{whose} pruned {name} otherwise in segment {number} when asked again with equal steps")
 
 
+@after("prunes_exactly", "prunes_repeatably")
+def follows_the_allocation(case: MethodCase) -> None:
+    """`--masks.allocation` decides how many weights each layer keeps: masks() chooses with `step.select`, or reads
+    `step.allocation`.
+    """
+    kept = [
+        [{name: int(mask.sum()) for name, mask in p.child.masks.items()} for p in case.prunings(0.9, allocation=rule)]
+        for rule in ("erk", "uniform")  # which go by shapes alone, whatever the scores
+    ]
+    same = bool(kept[0]) and kept[0] == kept[1]
+    need(not same, "masks() keeps as many weights of every layer under --masks.allocation erk and uniform")
+
+
 def _check_counts(case: MethodCase, sparsity: float, what: str, equal: Tensors | None = None) -> None:
     """Raise Broken where pruning along a plan fails or masks another number of weights than planned."""
     try:

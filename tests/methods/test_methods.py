@@ -529,3 +529,15 @@ def test_imp_of_a_trained_model_has_no_dense_phase() -> None:
 def test_every_method_plans_with_its_defaults_from_six_epochs_up(name: str, total: int) -> None:
     plan = METHODS[name]().plan(Budget(total, 0.9))
     assert min(epochs(plan)) * 8 >= 1  # an epoch of digits has eight optimizer steps
+
+
+@pytest.mark.parametrize("method", [GMP(retrain="llr"), DPF(retrain="llr")])
+def test_a_gradual_method_restarts_the_rate_at_each_pruning(method: PruningMethod) -> None:
+    """The whole schedule in the first segment; then from 1 to 0, warmed up over a tenth."""
+    first, *others = stages(method, Budget(60.0, 0.9, decay=cosine))
+    assert method.learning_rate(first)(1.0) == pytest.approx(LAST)
+    for stage in others:
+        schedule = method.learning_rate(stage)
+        assert schedule.restarts
+        assert [schedule(done) for done in (0.0, 0.1, 0.55, 1.0)] == pytest.approx([0.0, 1.0, 0.5, 0.0])
+    assert not type(method)().learning_rate(others[0]).restarts

@@ -147,6 +147,7 @@ MERGES: list[tuple[str, type[Any], str]] = [
     ("zeros_stay", merge(merge=soup_of(floats(lambda t: t + 0.01))), "which are 0 in all candidates, are not 0"),
     ("soups_are_whole", merge(merge=halves), "gave coefficients"),
     ("shares_sum_up", merge(merge=miscounts), r"ingredients \(0,\) for coefficients \[0.33"),
+    ("shares_are_true", merge(merge=soup_of(floats(lambda t: t * 0.99), True)), "candidates' mean .* give None"),
     ("ingredients_are_replicas", merge(merge=by_place), "names replica 0"),
     ("sees_no_test_images", merge(coefficients=peeks), "it evaluated on the test split"),
     ("leaves_its_inputs_alone", merge(coefficients=sorts), "the order of the candidates"),

@@ -60,6 +60,15 @@ def fails_on_nan(self: Any, step: PruningStep) -> Tensors:
     return step.select(self.scores(step))
 
 
+def by_rank(self: Any, step: PruningStep) -> Tensors:
+    """The smallest of all, whatever `--masks.allocation` says."""
+    flat = torch.cat([torch.where(step.masks[n], w.abs(), -1.0).flatten() for n, w in step.weights.items()])
+    kept = torch.ones_like(flat, dtype=torch.bool)
+    kept[flat.argsort(stable=True)[: round(step.segment.sparsity * len(flat))]] = False
+    parts = kept.split([weight.numel() for weight in step.weights.values()])
+    return {name: part.reshape(w.shape) for (name, w), part in zip(step.weights.items(), parts, strict=True)}
+
+
 class Hoards(Twice):
     """Keeps the masks and changes them while training."""
 
@@ -280,6 +289,7 @@ METHODS: list[tuple[str, type[Any], str]] = [
         "asked twice",
     ),
     ("prunes_exactly", method(masks=counts_wrong), "must prune"),
+    ("follows_the_allocation", method(masks=by_rank), "under --masks.allocation erk and uniform"),
     (
         "prunes_exactly",
         method(masks=lambda s, step: {n: w * 0 for n, w in step.weights.items()}),
