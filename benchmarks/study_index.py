@@ -55,6 +55,7 @@ def page(name: str, every: Rows) -> Page:
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
+        "digits-recipes": study_pages.recipes,
         "digits-saturated-apart": study_pages.apart,
         "digits-saturated-vary": study_pages.vary_saturated,
         "digits-saturated-swa": study_pages.trajectories,

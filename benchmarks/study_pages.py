@@ -194,3 +194,41 @@ All arms see as many images.
         pairs += [(each, {soup.name: soup, steps.name: steps}) for each, steps in zip(both, alone, strict=True)]
         page.section(label, [longer, *alone, soup, *both], pairs)
     return page
+
+
+def recipes(name: str, every: Rows) -> Page:
+    """Soups of pruning during training, by recipe, against one gmp model of the same length and of the same compute."""
+    page = Page(
+        name,
+        "Recipes for pruning during training",
+        """\
+Digits, 98 %: soups of three by `gmp` and `dpf`, in a budget of 30 epochs and in one of 240, where a longer training
+gains little. *From the start*: replicas from the first segment on, along one falling rate. *Restarts*: a dense model
+first, then prunings at 0.6, 0.7 and 0.8 of the budget, after each of which the rate restarts (`--method.retrain llr`)
+and replicas fork. Replicas differ in batch order and augmentation (`seed`), or in the learning rate, too (`lr`). *One
+gmp model* takes as long as a soup whose replicas train side by side; the one *3 times as long* sees as many images as
+a soup from the start.
+""",
+    )
+    for epochs in (30, 240):
+        at = [row for row in every[name] if row["epochs"] == epochs]
+        plain = Arm("one gmp model", select(part(at, "single"), method="gmp"))
+        longer = Arm(
+            "one gmp model, 3 times as long", select(part(every[name], "longer"), method="gmp", epochs=3 * epochs)
+        )
+        soups = [
+            Arm(f"{method}, {what}, `{axis}`", select(part(at, ending), method=method, replicas__vary=axis))
+            for method in ("gmp", "dpf")
+            for ending, what in (("soups", "from the start"), ("restarts", "restarts"))
+            for axis in ("seed", "lr")
+        ]
+        others = [
+            Arm("one dpf model", select(part(at, "single"), method="dpf")),
+            Arm("one dpf model, 3 times as long", select(part(every[name], "longer"), method="dpf", epochs=3 * epochs)),
+        ]
+        pairs = [
+            (soup, {plain.name: plain, longer.name: longer, **soup.candidates("mean")}) for soup in soups if soup.rows
+        ]
+        if plain.rows:
+            page.section(f"{epochs} epochs", [plain, longer, *others, *soups], pairs)
+    return page
