@@ -46,6 +46,7 @@ DIGITS = (
     "digits-saturated-apart",
     "digits-saturated-vary",
     "digits-saturated-swa",
+    "digits-recipes",
 )
 FASHION = ("fashion", "fashion-bimp", "fashion-saturated")
 FULL = ("fashion-full", "fashion-full-bimp")

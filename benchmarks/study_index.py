@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import study_forks
 import study_pages
-import study_saturated
-from study_soups import Page, Rows, soups
-from study_tables import select, table
+from study_page import Page
+from study_soups import soups
+from study_tables import Rows, select, table
 
 HEAD = """# Results
 
 What averaging at every pruning step brings, measured with this tool, at equal compute too, the disappointing cells
-included. Differences are points of test accuracy where nothing else is said, paired by seed, ± standard error, **bold**
-where p < 0.05 (t-test, not corrected for their number). Each page is made from rows that lie beside it;
-`make studies-digits` (some three hours on two cores) and `make studies-fashion` (an hour for each method)
-train them anew.
+included. Differences are points of test accuracy where nothing else is said, paired by seed, with their 95 % interval.
+*Better* and *worse* is what a t-test tells, p < 0.05 after Holm's correction over all tests of the table that it stands
+in; *not told apart* is the rest, and does not say that both are equal. m is the number of replicas. Each page is made
+from rows that lie beside it; `make studies-digits` (some three hours on two cores) and `make studies-fashion` (an hour
+for each method) train them anew.
 """
 UNRUN = """
 [When do soups pay?](when.md) puts all of them on one picture.
@@ -37,51 +38,42 @@ BORROWED = {"digits-fork": "digits-bimp"}
 """Studies whose page tells another's rows."""
 
 
-def notes(name: str, every: Rows) -> str:
+def notes(name: str, every: Rows) -> list[str]:
     """What a reader must know of how the runs differ from those of today."""
     rows = [*every[name], *every.get(BORROWED.get(name, ""), [])]
     clipped = bool(select(rows, method="bimp", method__dense=0.3))
     restarts = any(row.get("method") in ("imp", "bimp", "oneshot") for row in rows)
-    return "\n" * clipped + CLIPPED * clipped + ("\n" + LINEAR) * (restarts and name in WARMED_UP_LINEARLY)
+    return [CLIPPED] * clipped + [LINEAR] * (restarts and name in WARMED_UP_LINEARLY)
 
 
 def page(name: str, every: Rows) -> Page:
     """A study's page and plots from all studies' rows."""
     make: Callable[[str, Rows], Page] = {
-        "digits-gmp": soups,
-        "digits-bimp": soups,
-        "fashion": soups,
-        "fashion-bimp": soups,
-        "fashion-full": soups,
-        "fashion-full-bimp": soups,
         "digits-fork": study_forks.fork,
         "digits-late": study_forks.late,
         "digits-vary": study_pages.vary,
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
-        "digits-saturated": study_saturated.saturated,
-        "fashion-saturated": study_saturated.saturated,
-        "digits-saturated-bimp": study_saturated.saturated,
-        "digits-saturated-apart": study_saturated.once,
-        "digits-saturated-vary": study_saturated.vary,
-        "digits-saturated-swa": study_saturated.trajectories,
-    }[name]
+        "digits-recipes": study_pages.recipes,
+        "digits-saturated-apart": study_pages.apart,
+        "digits-saturated-vary": study_pages.vary_saturated,
+        "digits-saturated-swa": study_pages.trajectories,
+    }.get(name, soups)
     told = make(name, every)
+    told.parts[1:1] = notes(name, every)
     command = f"python benchmarks/studies.py {name}"
-    made = f"\nMade from [{name}.jsonl]({name}.jsonl) by `{command}`; the sweep files are in `configs/studies/`.\n"
-    plots = {f"{name}-{plot}.svg": svg for plot, svg in told.plots.items()}
-    title, rest = told.text.split("\n", 1)
-    return Page(f"{title}\n{notes(name, every)}{rest}{made}", plots, told.found)
+    told.parts.append(
+        f"Made from [{name}.jsonl]({name}.jsonl) by `{command}`; the sweep files are in `configs/studies/`.\n"
+    )
+    return told
 
 
 def index(every: Rows) -> str:
     """The page that leads to the others, with what each says."""
     pages = {name: page(name, every) for name in every}
-    titles = {name: told.text.partition("\n")[0].removeprefix("# ") for name, told in pages.items()}
-    rows = [[f"[{titles[name]}]({name}.md)", len(found)] for name, found in every.items()]
+    rows = [[f"[{told.title}]({name}.md)", len(every[name])] for name, told in pages.items()]
     ready = "" if "fashion-full" in every else UNRUN
     parts = [HEAD + ready, table(["study", "runs"], rows)]
-    for name, told in pages.items():
-        parts.append(f"## {titles[name]}\n\n" + "".join(f"- {line}\n" for line in told.found))
+    parts += [f"## {told.title}\n\n" + "".join(f"- {line}\n" for line in told.found) for told in pages.values()]
     return "\n".join(parts)

@@ -1,196 +1,234 @@
-"""The page of each study: what was asked, the table, and what it says, worked out from the rows alone."""
+"""The pages of studies that ask one thing each: axes, measures, averaging once, methods, means along the trajectory."""
 
 from __future__ import annotations
 
-from study_plots import bars
-from study_soups import ACCURACY, CANDIDATES, MEAN, READ, Page, Rows, baselines, count, images, over_candidates
-from study_tables import Arm, Row, against, mean, select, table
+from collections.abc import Sequence
+from statistics import fmean
 
-VARIED = (
-    "`--replicas.vary`",
-    "training images",
-    "accuracy",
-    "− `seed`",
-    "mean candidate",
-    "soup − mean candidate",
-    "soup − ensemble",
-    "soup − best candidate",
-    "soup − 3 times as long",
-    "soup − 3 times the batch",
-    "distance of candidates",
-)
+from study_page import Page
+from study_soups import NO_ARM, arms_of
+from study_tables import MEASURES, Arm, Row, Rows, mean, part, select, sparsities
 
 
 def vary(name: str, every: Rows) -> Page:
     """What replicas differ in."""
-    parts, found, drawn = [], [], []
-    for method, part in (("GMP", "1-gmp"), ("BIMP", "2-bimp")):
-        if not (rows := select(every[name], part=part)):
-            continue
-        body = []
-        axes = sorted({row["replicas.vary"] for row in rows}, key=lambda axis: (axis != "seed", axis))
-        arms = {axis: Arm(axis, select(rows, replicas__vary=axis)) for axis in axes}
-        plain = arms["seed"].values(ACCURACY) if "seed" in arms else {}
-        _, *larger = baselines(every, f"digits-{method.lower()}")
-        for axis, arm in arms.items():
-            ours = arm.values(ACCURACY)
-            body.append(
-                [
-                    f"`{axis}`",
-                    images(arm.rows),
-                    mean(list(ours.values())),
-                    "" if axis == "seed" else against(ours, plain),
-                    mean(list(arm.values(MEAN).values())),
-                    *over_candidates(arm),
-                    *(against(ours, other) for other in larger),
-                    mean(list(arm.values("last.distance.mean").values()), 1.0, 2),
-                ]
-            )
-            drawn.append((f"{method}, {axis}", list(ours.values())))
-        gains = [f"`{axis}` {against(arm.values(ACCURACY), plain)}" for axis, arm in arms.items() if axis != "seed"]
-        found.append(f"{method}, over batch order and augmentation alone: {', '.join(gains)}.")
-        parts.append(f"## {method}, {count(rows)} seeds\n\n{table(VARIED, body)}")
-    text = f"""# What replicas should differ in
-
+    page = Page(
+        name,
+        "What replicas should differ in",
+        """\
 Digits, 95 %, uniform soups of three, forked at the default 0.2, each axis at its default values. Replicas always differ
 in batch order and augmentation (`seed`); the other axes add to it. One model trained three times as long, or with three
 times the batch, sees 36,000 images; those runs are of [digits-gmp](digits-gmp.md) and [digits-bimp](digits-bimp.md).
+""",
+    )
+    facts = {
+        "mean candidate, %": lambda arm: mean(arm.candidates()["its mean candidate"].reached("accuracy")),
+        "distance of candidates": lambda arm: mean(arm.values("last.distance.mean")),
+    }
+    for method in ("GMP", "BIMP"):
+        axes = by_axis(part(every[name], method.lower()))
+        _, *others = arms_of(select(every.get(f"digits-{method.lower()}", []), sparsity=0.95)).baselines().items()
+        larger, plain = dict(others), axes.get("seed", NO_ARM)
+        pairs = [
+            (arm, ({} if arm is plain else {"`seed`": plain}) | arm.candidates() | larger)
+            for arm in sorted(axes.values(), key=lambda arm: arm is plain)  # whose columns are all, first
+        ]
+        page.section(method, [*axes.values(), *larger.values()], pairs, facts=facts)
+    return page
 
-{READ}
-"""
-    text += "\n".join(parts) + f"\n![Accuracy by axis]({name}-axes.svg)\n"
-    return Page(text, {"axes": bars(drawn, "test accuracy, %")}, found)
+
+def vary_saturated(name: str, every: Rows) -> Page:
+    """What replicas differ in, where training is saturated."""
+    page = Page(
+        name,
+        "What replicas should differ in, where training is saturated",
+        """\
+Soups of three by IMP on digits as in [digits-saturated](digits-saturated.md), whose rows are those of `seed` and of the
+longer retraining. Replicas always differ in batch order and augmentation (`seed`); each axis adds to it, at its default
+values.
+""",
+    )
+    for label, at in sparsities(every[name]).items():
+        beside = saturated(every, at)
+        plain, longer = Arm("`seed`", part(beside, "soup3")), Arm("one model, retrained 3×", part(beside, "retrained3"))
+        soups = list(by_axis(at).values())
+        pairs = [(arm, {"`seed`": plain, **arm.candidates("mean"), longer.name: longer}) for arm in soups]
+        page.section(label, [plain, *soups, longer], pairs)
+    return page
 
 
-MEASURES = {
-    "accuracy": ("test.accuracy", 100.0, 2),
-    "worst class": ("test.worst_class_accuracy", 100.0, 2),
-    "corrupted": ("test.corrupted_accuracy", 100.0, 2),
-    "NLL": ("test.loss", 1.0, 4),
-    "ECE": ("test.ece", 1.0, 4),
-    "Brier": ("test.brier", 1.0, 4),
-}
+def by_axis(rows: Sequence[Row]) -> dict[str, Arm]:
+    """Soups by what their replicas differ in, `seed` first."""
+    axes = sorted({row["replicas.vary"] for row in rows}, key=lambda axis: (axis != "seed", axis))
+    return {axis: Arm(f"`{axis}`", select(rows, replicas__vary=axis)) for axis in axes}
+
+
+def saturated(every: Rows, at: Sequence[Row]) -> list[Row]:
+    """Rows of digits-saturated at the sparsity of these."""
+    return select(every.get("digits-saturated", []), sparsity=at[0]["sparsity"])
 
 
 def robust(name: str, every: Rows) -> Page:
     """Which measures the soup moves."""
-    parts, found, drawn = [], [], []
-    columns = ["measure", "one model", "three times as long", "soup of three", "soup − one model", "soup − longer"]
-    studies = (("GMP", "1-single", "2-soup"), ("BIMP", "3-bimp-single", "4-bimp-soup"))
-    at = [(row, sparsity) for row in studies for sparsity in sorted({row["sparsity"] for row in every[name]})]
-    for (method, alone, averaged), sparsity in at:
-        if not (averaging := select(every[name], part=averaged, sparsity=sparsity)):
-            continue
-        single, longer = (Arm("", select(every[name], part=alone, sparsity=sparsity, epochs=e)) for e in (30, 90))
-        soup, label = Arm("", averaging), f"{method}, {100 * sparsity:g} %"
-        body, moved = [], []
-        for measure, (key, scale, digits) in MEASURES.items():
-            values = [arm.values(key) for arm in (single, longer, soup)]
-            cells = [mean(list(found.values()), scale, digits) for found in values]
-            gains = [against(values[2], other, scale, digits) for other in values[:2]]
-            body.append([measure, *cells, *gains])
-            moved += [f"{measure} {gains[0]}"] if gains[0].startswith("**") else []
-        arms = (("one model", single), ("longer", longer), ("soup", soup))
-        drawn += [(f"{label}, {what}", list(arm.values(MEASURES["corrupted"][0]).values())) for what, arm in arms]
-        found.append(f"{label}: told apart from one model in {', '.join(moved) or 'no measure'}.")
-        parts.append(f"## {label}, {count(soup.rows)} seeds\n\n{table(columns, body)}")
-    text = f"""# What else the soup moves: calibration, worst class, corruptions
-
-Digits; a soup of three forked at the default 0.2, beside one model and one trained three times as long. *Corrupted* is
-the mean accuracy over sixteen kinds of corruption at five severities. For NLL, ECE and Brier less is better.
-
-{READ}
-"""
-    text += "\n".join(parts) + f"\n![Accuracy under corruptions]({name}-corrupted.svg)\n"
-    return Page(text, {"corrupted": bars(drawn, "mean test accuracy under corruptions, %")}, found)
+    page = Page(
+        name,
+        "What else the soup moves: calibration, worst class, corruptions",
+        """\
+Digits; a soup of three forked at the default 0.2, beside one model and one trained three times as long.
+""",
+    )
+    for method, alone, averaged in (("GMP", "single", "soup"), ("BIMP", "bimp-single", "bimp-soup")):
+        for label, at in sparsities(every[name]).items():
+            if not part(at, averaged):
+                continue
+            single = Arm("one model", select(part(at, alone), epochs=30))
+            longer = Arm("one model, 3 times as long", select(part(at, alone), epochs=90))
+            soup = Arm("soup of three", part(at, averaged))
+            pairs = [(soup, {"one model": single, "one 3 times as long": longer})]
+            arms = [single, longer, soup]
+            page.section(f"{method}, {label}", arms, pairs, measures=list(MEASURES), drawn="corrupted")
+    return page
 
 
-def apart(name: str, every: Rows) -> Page:
-    """Averaging at every pruning step against averaging once."""
-    rows, body, found, drawn = every[name], [], [], []
-    for sparsity in sorted({row["sparsity"] for row in select(rows, part="2-apart")}):
-        averaged = Arm("", select(rows, part="3-averaged", sparsity=sparsity))
-        soup = Arm("", select(every.get("digits-robust", []), part="2-soup", sparsity=sparsity)).values(ACCURACY)
-        alone: dict[int, list[float]] = {}
-        for row in select(rows, part="2-apart", sparsity=sparsity):
-            alone.setdefault(int(str(row["model.init"]).rpartition("=")[2]), []).append(row[ACCURACY])
-        means = {seed: sum(values) / len(values) for seed, values in alone.items() if values}
-        ours = averaged.values(ACCURACY)
-        arms = {"one of the three": means, "averaged once": ours, "averaged at every step": soup}
-        drawn += [(f"{100 * sparsity:g} %, {what}", list(values.values())) for what, values in arms.items()]
-        found.append(f"{100 * sparsity:g} %: averaging at every step over averaging once {against(soup, ours)}.")
-        body.append(
-            [
-                f"{100 * sparsity:g} %",
-                count(averaged.rows),
-                mean(list(means.values())),
-                mean(list(ours.values())),
-                mean(list(soup.values())),
-                against(soup, ours),
-            ]
-        )
-    columns = [
-        "sparsity",
-        "seeds",
-        "a model of the three",
-        "averaged once, pruned again",
-        "averaged at every step",
-        "every step − once",
-    ]
-    text = f"""# Averaging only at the end
-
+APART = {
+    "digits-apart": (
+        "Averaging only at the end",
+        """\
 The alternative to a shared mask: three GMP models on digits start from one dense parent (6 of 30 epochs), each prunes
 itself to a mask of its own in the other 24, and their mean, under the union of the masks, is pruned once more to the
 sparsity wanted and gets its BatchNorm measured again. As many images as the soup of three forked at 0.2.
+""",
+        ("digits-robust", "soup"),
+    ),
+    "digits-saturated-apart": (
+        "Averaging only at the end, where training is saturated",
+        """\
+The alternative to a shared mask (IMP-RePrune): three models start from one dense parent of 150 epochs, each prunes
+itself in three cycles of 30 epochs, and their mean, under the union of their masks, is pruned once more to the sparsity
+wanted and gets its BatchNorm measured again. As many images as the soup of three, which is of
+[digits-saturated](digits-saturated.md) and averages at every pruning.
+""",
+        ("digits-saturated", "soup3"),
+    ),
+}
 
-{READ}
-{table(columns, body)}
-![Accuracy of a model pruned alone, of the mean of three, and of the soup]({name}-once.svg)
-"""
-    return Page(text, {"once": bars(drawn, "test accuracy, %")}, found)
+
+def apart(name: str, every: Rows) -> Page:
+    """Averaging at every pruning step against averaging models once that were pruned apart."""
+    title, head, (beside, soups) = APART[name]
+    page = Page(name, title, head)
+    for label, at in sparsities(part(every[name], "apart")).items():
+        of_parent: dict[int, list[Row]] = {}
+        for row in at:
+            of_parent.setdefault(int(str(row["model.init"]).rpartition("=")[2]), []).append(row)
+        kept = [key for key, *_ in MEASURES.values() if all(key in row for row in at)]
+        means = [{"seed": s, **{key: fmean(r[key] for r in rows) for key in kept}} for s, rows in of_parent.items()]
+        level = at[0]["sparsity"]
+        alone = Arm("a model of the three", means)
+        again = Arm("averaged once, pruned again", select(part(every[name], "averaged"), sparsity=level))
+        soup = Arm("averaged at every step", select(part(every.get(beside, []), soups), sparsity=level))
+        page.section(label, [alone, again, soup], [(soup, {again.name: again}), (again, {alone.name: alone})])
+    return page
 
 
 def methods(name: str, every: Rows) -> Page:
     """All methods, alone, as a soup, and alone with three times the compute."""
-    rows, body, drawn = every[name], [], []
-    means: list[list[float]] = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        arms = [Arm(label, select(rows, method=method, **wanted)) for label, wanted in METHOD_ARMS.items()]
-        if not all(arm.rows for arm in arms):
-            continue
-        one, soup, *larger = (arm.values(ACCURACY) for arm in arms)
-        others = [one, *larger, *(arms[1].values(key) for key in CANDIDATES)]
-        cells = [mean(list(values.values())) for values in (one, *larger, soup)]
-        body.append([f"`{method}`", count(arms[1].rows), *cells, *(against(soup, other) for other in others)])
-        means.append([sum(a.values()) / len(a) for a in (soup, *others)])
-        drawn += [(f"{method}{arm.name}", list(arm.values(ACCURACY).values())) for arm in arms]
-    alone = ["one model", "3 times as long", "3 times the batch"]
-    over = [*alone, "mean candidate", "ensemble", "best candidate"]
-    said = []
-    if means:
-        middle, *others = (dict(enumerate(column)) for column in zip(*means, strict=True))
-        pooled = [against(middle, other) for other in others]
-        shown = [mean(list(values.values())) for values in (*others[:3], middle)]
-        body.append(["all, a mean each", "", *shown, *pooled])
-        gains = ", ".join(f"over {other} {gain}" for other, gain in zip(over, pooled, strict=True))
-        said.append(f"Over {len(means)} methods, a mean each: {gains}.")
-    columns = ["method", "seeds", *alone, "soup of three", *(f"soup − {other}" for other in over)]
-    text = f"""# Other methods
-
+    page = Page(
+        name,
+        "Other methods",
+        """\
 95 % on digits, uniform soups of three forked at 0.2, defaults otherwise; beside them one model trained three times as
-long, and one with three times the batch for as many steps. Three seeds say little of any one method. The last line
+long, and one with three times the batch for as many steps. Three seeds say little of any one method. The second section
 takes each method's means as one observation; methods share their seeds, so that its p is rather too small.
+""",
+    )
+    alone = ("one model", "one 3 times as long", "one with 3 times the batch")
+    arms, pairs, means = list[Arm](), [], dict[str, list[Row]]()
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in every[name])):
+        at = select(every[name], method=method)
+        first = part(at, "methods")
+        wanted = (select(first, merge="none"), part(at, "longer"), part(at, "batch3"), select(first, merge="uniform"))
+        if not all(wanted):
+            continue
+        *others, soup = (Arm(f"`{method}`, {what}", rows) for what, rows in zip((*alone, "soup"), wanted, strict=True))
+        over = dict(zip(alone, others, strict=True)) | soup.candidates()
+        arms += [*others, soup]
+        pairs.append((soup, over))
+        for what, arm in {**over, "soup": soup}.items():
+            reached = {key: list(arm.values(key).values()) for key, *_ in MEASURES.values()}
+            means.setdefault(what, []).append({"seed": place} | {k: fmean(v) for k, v in reached.items() if v})
+    page.section("Each method", arms, pairs)
+    if means:
+        *others, soup = (Arm(what, rows) for what, rows in means.items())
+        over = {arm.name: arm for arm in others}
+        page.section("All methods, a mean each", [*others, soup], [(soup, over)], drawn="", counted="methods")
+    page.found = [line for line in page.found if line.startswith("All methods")]
+    return page
 
-{READ}
-{table(columns, body)}
-![Accuracy of each method, alone and as a soup]({name}-methods.svg)
-"""
-    return Page(text, {"methods": bars(drawn, "test accuracy, %")}, said)
+
+def trajectories(name: str, every: Rows) -> Page:
+    """Averages along the trajectory, of replicas, and of both, at the same compute."""
+    page = Page(
+        name,
+        "A soup of steps, of replicas, and of both",
+        """\
+IMP on digits as in [digits-saturated](digits-saturated.md), whose rows are those of the plain soup and of the longer
+retraining. *SWA* is the mean of the weights over the last quarter of each segment's steps ([arXiv
+1803.05407](https://arxiv.org/abs/1803.05407)), *EMA* their exponential moving average, 0.98 a step, over that quarter.
+All arms see as many images.
+""",
+    )
+    kinds = {1.0: "SWA", 0.98: "EMA"}
+    for label, at in sparsities(every[name]).items():
+        beside = saturated(every, at)
+        longer, soup = (
+            Arm("one model, retrained 3×", part(beside, "retrained3")),
+            Arm("soup of 3", part(beside, "soup3")),
+        )
+        alone, both = (
+            [Arm(f"{arm.name}, {kind}", select(part(at, name), merge__decay=decay)) for decay, kind in kinds.items()]
+            for arm, name in ((longer, "longer"), (soup, "soups"))
+        )
+        pairs = [(steps, {longer.name: longer}) for steps in alone]
+        pairs.append((soup, {steps.name: steps for steps in alone}))
+        pairs += [(each, {soup.name: soup, steps.name: steps}) for each, steps in zip(both, alone, strict=True)]
+        page.section(label, [longer, *alone, soup, *both], pairs)
+    return page
 
 
-METHOD_ARMS: dict[str, Row] = {
-    "": {"part": "1-methods", "merge": "none"},
-    " soup": {"part": "1-methods", "merge": "uniform"},
-    ", 3 times as long": {"part": "2-longer"},
-    ", 3 times the batch": {"part": "3-batch3"},
-}
+def recipes(name: str, every: Rows) -> Page:
+    """Soups of pruning during training, by recipe, against one gmp model of the same length and of the same compute."""
+    page = Page(
+        name,
+        "Recipes for pruning during training",
+        """\
+Digits, 98 %: soups of three by `gmp` and `dpf`, in a budget of 30 epochs and in one of 240, where a longer training
+gains little. *From the start*: replicas from the first segment on, along one falling rate. *Restarts*: a dense model
+first, then prunings at 0.6, 0.7 and 0.8 of the budget, after each of which the rate restarts (`--method.retrain llr`)
+and replicas fork. Replicas differ in batch order and augmentation (`seed`), or in the learning rate, too (`lr`). *One
+gmp model* takes as long as a soup whose replicas train side by side; the one *3 times as long* sees as many images as
+a soup from the start.
+""",
+    )
+    for epochs in (30, 240):
+        at = [row for row in every[name] if row["epochs"] == epochs]
+        plain = Arm("one gmp model", select(part(at, "single"), method="gmp"))
+        longer = Arm(
+            "one gmp model, 3 times as long", select(part(every[name], "longer"), method="gmp", epochs=3 * epochs)
+        )
+        soups = [
+            Arm(f"{method}, {what}, `{axis}`", select(part(at, ending), method=method, replicas__vary=axis))
+            for method in ("gmp", "dpf")
+            for ending, what in (("soups", "from the start"), ("restarts", "restarts"))
+            for axis in ("seed", "lr")
+        ]
+        others = [
+            Arm("one dpf model", select(part(at, "single"), method="dpf")),
+            Arm("one dpf model, 3 times as long", select(part(every[name], "longer"), method="dpf", epochs=3 * epochs)),
+        ]
+        pairs = [
+            (soup, {plain.name: plain, longer.name: longer, **soup.candidates("mean")}) for soup in soups if soup.rows
+        ]
+        if plain.rows:
+            page.section(f"{epochs} epochs", [plain, longer, *others, *soups], pairs)
+    return page

@@ -39,13 +39,12 @@ def style() -> Iterator[None]:
 
 
 def bars(found: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
-    """A row a group with values: its runs as dots, mean and standard error as a bar; fractions, shown in per cent."""
+    """A row a group with values: its runs as dots, mean and standard error as a bar."""
     found = [(name, values) for name, values in found if values]
     with style():
         figure = Figure(figsize=(7.0, 0.6 + 0.26 * len(found)))
         axes = figure.subplots()
-        for place, (_, values) in enumerate(found):
-            points = [100 * value for value in values]
+        for place, (_, points) in enumerate(found):
             middle, error = with_error(points)
             axes.plot(points, [place] * len(points), ".", color=GREY, alpha=0.5, markersize=4)
             axes.errorbar(middle, place, xerr=error or 0.0, fmt="o", color=COLOURS[0], capsize=3, markersize=4.5)

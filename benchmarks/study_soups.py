@@ -1,140 +1,92 @@
-"""The page of a study of soups: merges, replicas and forks beside one model of as much compute, and the verdict."""
+"""The page of a study of soups, beside one model, as much compute, and what their candidates do without averaging."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from study_plots import bars
-from study_tables import SPACE, Arm, Row, against, differences, mean, p_value, select, signed, table, told
+from study_page import Page
+from study_tables import Arm, Row, Rows, part, select, sparsities
 
-Rows = Mapping[str, Sequence[Row]]
-
-ACCURACY, MEAN = "test.accuracy", "candidates.mean_accuracy"
-CANDIDATES = (MEAN, "candidates.ensemble_accuracy", "candidates.best_accuracy")
+NO_ARM = Arm("", [])
+TIMES = (3, 5, 10)
 LAST = {0.0: "from the start", 0.5: "half-way", 0.7: "in the last segment"}
-READ = (
-    "Points of test accuracy, mean ± standard error over the seeds; differences are paired by seed, with a two-sided "
-    "t-test; **bold** is p < 0.05, not corrected for the number of tests in the table. *Mean candidate* is the mean of "
-    "the last merge's replicas, *ensemble* the mean of their probabilities (m forward passes an image); the best "
-    "candidate is chosen with the test images themselves, so no one could have chosen it. BatchNorm was measured again "
-    "on the training images for every model here, averaged or not.\n"
-)
+SHORT = """\
+One model trains alone up to the fork; from there on m replicas train each segment and are averaged at its end. *One m
+times as long* is one model that trains as long as m together: as many images as the soup of m forked from the start.
+"""
 
 
-class Page(NamedTuple):
-    """A study told.
+class Arms(NamedTuple):
+    """A study's arms at one sparsity.
 
     Attributes:
-        text: Markdown.
-        plots: SVG by file name.
-        found: What it says, a line each.
+        single: One model.
+        longer: One model that trains as long as so many replicas.
+        batches: One model with so many times the batch, for as many steps.
+        soups: Those that have runs.
     """
 
-    text: str
-    plots: dict[str, str]
-    found: list[str]
+    single: Arm
+    longer: dict[int, Arm]
+    batches: dict[int, Arm]
+    soups: list[Arm]
+
+    def baselines(self) -> dict[str, Arm]:
+        """What costs as much as a soup of three, and one model."""
+        return {
+            "one model": self.single,
+            "one 3 times as long": self.longer.get(3, NO_ARM),
+            "one with 3 times the batch": self.batches.get(3, NO_ARM),
+        }
 
 
-def count(rows: Sequence[Row]) -> str:
-    """How many seeds."""
-    return str(len({row["seed"] for row in rows}))
-
-
-def images(rows: Sequence[Row]) -> str:
-    """Training images that all replicas saw together."""
-    return f"{rows[0]['images.total']:,}" if rows and "images.total" in rows[0] else "–"
+def arms_of(at: Sequence[Row]) -> Arms:
+    """The arms that rows of one sparsity make up."""
+    single = Arm("one model", part(at, "single"))
+    images = single.rows[0]["images.total"] if single.rows else 0
+    soups, longer, batches = list[Arm](), dict[int, Arm](), dict[int, Arm]()
+    for m in TIMES:
+        if rows := select(part(at, "longer"), images__total=m * images):
+            longer[m] = Arm(f"one model, {m} times as long", rows)
+        elif rows := part(at, f"retrained{m}"):
+            longer[m] = Arm(f"one model, retrained {m}×", rows)
+        if rows := part(at, f"batch{m}"):
+            batches[m] = Arm(f"one model, {m} times the batch, as many steps", rows)
+        soups.append(Arm(f"soup of {m}", part(at, f"soup{m}")))
+    kinds = {(row["merge"], row["replicas.count"], row["replicas.start"]) for row in part(at, "soups")}
+    for merge, m, start in sorted(kinds, key=lambda kind: (kind[0] != "uniform", *kind)):
+        rows = select(part(at, "soups"), merge=merge, replicas__count=m, replicas__start=start)
+        soups.append(Arm(f"{merge} soup of {m}, forked {LAST.get(start, f'at {start:g}')}", rows))
+    return Arms(single, longer, batches, [arm for arm in soups if arm.rows])
 
 
 def soups(name: str, every: Rows) -> Page:
-    """Merges, replicas and forks, beside one model of as much compute."""
-    rows, plots, found = every[name], {}, list[str]()
-    method = str(rows[0]["method"]).upper()
-    data = "Fashion-MNIST" if name.startswith("fashion") else "digits"
-    text = [f"# Soups at every pruning step: {method} on {data}\n", READ]
-    for sparsity in sorted({row["sparsity"] for row in rows if "sparsity" in row}):
-        at = select(rows, sparsity=sparsity)
-        arms, single = soup_arms(at), Arm("one model", select(at, part="1-single"))
-        body = []
-        for arm in (single, *arms):
-            ours, several = arm.values(ACCURACY), arm.rows[0].get("candidates.count", 1)
-            longer = Arm("", select(at, part="3-longer", epochs=several * base(at))).values(ACCURACY)
-            body.append(
-                [
-                    arm.name,
-                    images(arm.rows),
-                    count(arm.rows),
-                    mean(list(ours.values())),
-                    "" if arm is single else against(ours, single.values(ACCURACY)),
-                    against(ours, longer) if several > 1 else "",
-                    *(over_candidates(arm) if several > 1 else [""] * len(CANDIDATES)),
-                ]
-            )
-        names = ("one model", "one m times as long", "mean candidate", "ensemble", "best candidate")
-        columns = ["what", "training images", "seeds", "accuracy", *(f"− {other}" for other in names)]
-        text += [f"## {100 * sparsity:g} % sparse\n", table(columns, body)]
-        says = verdict(single, arms)
-        text.append("".join(f"- {line}\n" for line in says))
-        found += [f"{100 * sparsity:g} %. {line}" for line in says]
-        plot = f"{100 * sparsity:g}"
-        plots[plot] = bars([(a.name, list(a.values(ACCURACY).values())) for a in (single, *arms)], "test accuracy, %")
-        text.append(f"![Accuracy of every arm at {100 * sparsity:g} %]({name}-{plot}.svg)\n")
-    return Page("\n".join(text), plots, found)
+    """Soups beside one model, as much compute, and their own candidates."""
+    saturated, first = "saturated" in name, every[name][0]
+    data, method = "Fashion-MNIST" if name.startswith("fashion") else "digits", str(first["method"]).upper()
+    what = "Soups where training is saturated" if saturated else "Soups at every pruning step"
+    page = Page(name, f"{what}: {method} on {data}", _saturated(first, data) if saturated else SHORT)
+    for label, at in sparsities(every[name]).items():
+        arms = arms_of(at)
+        more = [*arms.longer.values(), *arms.batches.values()]
+        pairs = [] if saturated else [(arm, {"one model": arms.single}) for arm in more]
+        for soup in arms.soups:
+            longer = arms.longer.get(soup.rows[0]["candidates.count"], NO_ARM)
+            pairs.append((soup, {"one model": arms.single, "one m times as long": longer, **soup.candidates()}))
+        page.section(label, [arms.single, *more, *arms.soups], pairs)
+    if not saturated:
+        page.found = [line for line in page.found if "uniform soup of 3" in line]
+    return page
 
 
-def over_candidates(arm: Arm) -> list[str]:
-    """A soup against the mean, the ensemble and the best of its candidates."""
-    return [against(arm.values(ACCURACY), arm.values(key)) for key in CANDIDATES]
-
-
-def soup_arms(at: Sequence[Row]) -> list[Arm]:
-    """Baselines of more compute, then the soups, those that have runs."""
-    arms = [Arm(f"one model, {t} times as long", select(at, part="3-longer", epochs=t * base(at))) for t in (3, 5)]
-    for times, part in ((3, "4-batch3"), (5, "5-batch5")):
-        arms.append(Arm(f"one model, {times} times the batch, as many steps", select(at, part=part)))
-    for merge in ("uniform", "greedy"):
-        for replicas in (3, 5):
-            for start in sorted({row["replicas.start"] for row in at if "replicas.start" in row}):
-                found = select(at, part="2-soups", merge=merge, replicas__count=replicas, replicas__start=start)
-                arms.append(Arm(f"{merge} soup of {replicas}, forked {LAST.get(start, f'at {start:g}')}", found))
-    return [arm for arm in arms if arm.rows]
-
-
-def baselines(every: Rows, study: str) -> list[dict[int, float]]:
-    """Accuracies at 95 % of one model, of one trained three times as long, and of one with three times the batch."""
-    rows = select(every.get(study, []), sparsity=0.95)
-    wanted: list[Row] = [{"part": "1-single"}, {"part": "3-longer", "epochs": 90}, {"part": "4-batch3"}]
-    return [Arm("", select(rows, **each)).values(ACCURACY) for each in wanted]
-
-
-def base(at: Sequence[Row]) -> int:
-    """Epochs of the study's plain run."""
-    longer = [row["epochs"] for row in at if row.get("part") == "3-longer"]
-    return min(longer) // 3 if longer else 0
-
-
-def verdict(single: Arm, arms: Sequence[Arm]) -> list[str]:
-    """What the table says of the soups of three, in words."""
-    lines = []
-    longer = next((arm for arm in arms if "3 times as long" in arm.name), None)
-    for arm in arms:
-        if not arm.name.startswith("uniform soup of 3"):
-            continue
-        ours = arm.values(ACCURACY)
-        parts = [won("the one model", ours, single.values(ACCURACY))]
-        parts.append(won("its mean candidate", ours, arm.values("candidates.mean_accuracy")))
-        if longer:
-            parts.append(won("the model trained three times as long", ours, longer.values(ACCURACY)))
-        lines.append(f"The {arm.name}: " + "; ".join(parts) + ".")
-    return lines
-
-
-def won(whom: str, ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Who was better, and whether the seeds are enough to say so."""
-    found = differences(ours, theirs)
-    if not found:
-        return f"no runs to compare with {whom}"
-    average, p = 100 * sum(found) / len(found), p_value(found)
-    if p is None or p >= 0.05:
-        return f"not told apart from {whom} ({signed(average)}" + (f", p{SPACE}{told(p)})" if p is not None else ")")
-    return f"{'better' if average > 0 else 'worse'} than {whom} ({signed(average)}, p{SPACE}{told(p)})"
+def _saturated(row: Row, data: str) -> str:
+    dense = round(row["epochs"] * row["method.dense"])
+    cycle = (row["epochs"] - dense) // 3
+    note = "" if data == "digits" else "Training images are a fifth of Fashion-MNIST's, without augmentation.\n"
+    return f"""\
+A dense model is trained to its end, {dense} epochs; then three cycles prune it and retrain it, {cycle} epochs each.
+Replicas fork at every pruning and are averaged at the end of every cycle. This is the regime of Sparse Model Soups
+([arXiv 2306.16788](https://arxiv.org/abs/2306.16788)). *One m times as long* is its baseline of equal compute: one
+model from the same dense one, each of whose cycles is m times as long, and as many images as the soup of m.
+{note}"""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean, median_low, stdev
+from statistics import fmean, stdev
 
 from scipy import stats
-from study_tables import SPACE, Arm, differences, p_value, signed, table, told
+from study_tables import MEASURES, SPACE, Arm, table
 
-MEASURES = {"accuracy": ("points", 100.0, 1, 2), "NLL": ("nats", 1.0, -1, 4)}
-"""Unit, factor, whether more or less is better, decimals."""
 POWER = 0.8
+NOISE = 1e-9
+"""Differences that are no further apart are the same, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Difference:
     @property
     def p(self) -> float:
         """Two-sided p of the paired t-test."""
-        return p_value(self.found) or 0.0
+        return float(stats.ttest_1samp(self.found, 0.0).pvalue)
 
     @property
     def smallest(self) -> float:
@@ -48,22 +48,24 @@ class Difference:
     def text(self) -> str:
         """The mean with its 95 % interval by Student's t."""
         middle, half = fmean(self.found), float(stats.t.ppf(0.975, len(self.found) - 1)) * self.error
-        mean, low, high = (signed(value, self.digits) for value in (middle, middle - half, middle + half))
+        mean, low, high = (
+            f"{value:+.{self.digits}f}".replace("-", "−") for value in (middle, middle - half, middle + half)
+        )
         return f"{mean} [{low}, {high}]"
 
 
-Comparisons = Mapping[str, Mapping[str, Difference]]
-"""By what is compared, then by measure."""
+Pairs = Sequence[tuple[Arm, Mapping[str, Arm]]]
+"""Arms, each with those it is compared with, by what these are called; one without rows is left out."""
 
 
-def compared(ours: Arm, theirs: Arm, keys: Mapping[str, tuple[str, str]]) -> dict[str, Difference]:
-    """Compare two arms by each measure, whose keys are given for both; as far as three seeds or more have both."""
+def compared(ours: Arm, theirs: Arm, measures: Iterable[str]) -> dict[str, Difference]:
+    """Compare two arms by each measure, as far as three seeds or more have both, and do not all differ by the same."""
     pairs = {}
-    for measure, (own, other) in keys.items():
-        _, scale, better, digits = MEASURES[measure]
-        found = [scale * value for value in differences(ours.values(own), theirs.values(other))]
-        if p_value(found) is not None:
-            pairs[measure] = Difference(found, better, digits)
+    for measure in measures:
+        own, other = ours.reached(measure), theirs.reached(measure)
+        found = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+        if len(found) >= 3 and max(found) - min(found) > NOISE:
+            pairs[measure] = Difference(found, MEASURES[measure].better, MEASURES[measure].digits)
     return pairs
 
 
@@ -76,33 +78,70 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def comparisons(found: Comparisons) -> tuple[str, list[str]]:
-    """A table of comparisons, corrected over all its tests, with its power; and what it says, a line each."""
-    places = [(what, measure) for what, pairs in found.items() for measure in pairs]
-    adjusted = dict(zip(places, holm([found[what][measure].p for what, measure in places]), strict=True))
-    body, said = [], []
-    for what, pairs in found.items():
-        cells, says = [], []
-        for measure in MEASURES:
-            if measure not in pairs:
-                cells.append("–")
-                continue
-            each, p = pairs[measure], adjusted[what, measure]
-            text = f"{each.text()}, p{SPACE}{told(p)}"
-            cells.append(f"**{text}**" if p < 0.05 else text)
-            if p < 0.05:
-                better = "better" if each.better * fmean(each.found) > 0 else "worse"
-                says.append(f"{better} in {measure} ({signed(fmean(each.found), each.digits)})")
-        body.append([what, max(len(each.found) for each in pairs.values()), *cells])
-        said.append(f"{what}: {' and '.join(says) or 'not told apart'}.")
-    text = table(["difference", "seeds", *(f"{name}, {unit}" for name, (unit, *_) in MEASURES.items())], body)
+Place = tuple[str, str, str]
+"""A measure, an arm, and what it is compared with."""
+
+
+def comparisons(
+    pairs: Pairs, measures: Sequence[str] = ("accuracy", "NLL"), counted: str = "seeds"
+) -> tuple[str, list[str]]:
+    """A table of comparisons, corrected over all its tests, with its power; and what it says, a line an arm."""
+    asked = {(ours.name, what): (ours, other) for ours, others in pairs for what, other in others.items() if other.rows}
+    found = {
+        (measure, *names): each for names, arms in asked.items() for measure, each in compared(*arms, measures).items()
+    }
+    if not found:
+        return "", []
+    adjusted = dict(zip(found, holm([each.p for each in found.values()]), strict=True))
+    arms, columns = (list(dict.fromkeys(names)) for names in list(zip(*found, strict=True))[1:])
+    body = []
+    for measure in measures:
+        for arm in arms:
+            places = {column: (measure, arm, column) for column in columns if (arm, column) in asked}
+            if seeds := sorted({len(found[place].found) for place in places.values() if place in found}):
+                cells = {
+                    column: _cell(found[place], adjusted[place]) if place in found else "–"
+                    for column, place in places.items()
+                }
+                unit = f"{measure}, {MEASURES[measure].unit}".removesuffix(", ")
+                paired = " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))
+                body.append([unit, arm, paired, *(cells.get(column, "") for column in columns)])
+    text = table(["measure", "what", counted, *(f"− {column}" for column in columns)], body)
+    said = [_said(arm, {place: each for place, each in found.items() if place[1] == arm}, adjusted) for arm in arms]
     return f"{text}\n{_power(found)}\n", said
 
 
-def _power(found: Comparisons) -> str:
-    """What so many seeds could have told, before correction: the median over a table's comparisons."""
+def _cell(each: Difference, p: float) -> str:
+    text = f"{each.text()}, p{SPACE}" + (f"<{SPACE}0.001" if p < 0.001 else f"{p:.3f}")
+    return f"**{text}**" if p < 0.05 else text
+
+
+def _said(arm: str, found: Mapping[Place, Difference], adjusted: Mapping[Place, float]) -> str:
+    """What an arm's comparisons tell; of one that tells nothing, the first measure."""
+    said: dict[str, dict[str, list[str]]] = {"better than": {}, "worse than": {}, "not told apart from": {}}
+    for column in dict.fromkeys(column for *_, column in found):
+        own = [place for place in found if place[2] == column]
+        clear = [place for place in own if adjusted[place] < 0.05]
+        for place in clear or own[:1]:
+            each, verdict = found[place], "not told apart from"
+            if clear:
+                verdict = "better than" if each.better * fmean(each.found) > 0 else "worse than"
+            text = f"{place[0]} {each.text()}".removeprefix("accuracy ")
+            said[verdict].setdefault(column, []).append(text)
+    parts = [
+        f"{verdict} " + ", ".join(f"{column} ({', '.join(texts)})" for column, texts in of_column.items())
+        for verdict, of_column in said.items()
+        if of_column
+    ]
+    return f"{arm}: {'; '.join(parts)}."
+
+
+def _power(found: Mapping[Place, Difference]) -> str:
+    """What so many seeds could have told: the least and the most of a table's comparisons."""
     parts = []
-    for measure, (unit, *_, digits) in MEASURES.items():
-        if smallest := [pairs[measure].smallest for pairs in found.values() if measure in pairs]:
-            parts.append(f"{median_low(smallest):.{digits}f} {unit}")
-    return f"With this spread, four of five such studies would tell a difference of {' or '.join(parts)}."
+    for measure in dict.fromkeys(measure for measure, *_ in found):
+        smallest = [each.smallest for place, each in found.items() if place[0] == measure]
+        ends = (f"{value:.{MEASURES[measure].digits}f}" for value in (min(smallest), max(smallest)))
+        parts.append(f"{measure} {' to '.join(dict.fromkeys(ends))} {MEASURES[measure].unit}".rstrip())
+    alone = "With its spread, one of them, uncorrected, would tell this difference in four of five such studies"
+    return f"{len(found)} tests. {alone}: {'; '.join(parts)}."

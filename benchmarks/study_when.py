@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from statistics import fmean
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from study_plots import COLOURS, GREY, style, svg
-from study_saturated import SIZES, part
-from study_soups import ACCURACY, MEAN, Rows, base, soup_arms
-from study_tables import Arm, against, differences, select, table
+from study_soups import NO_ARM, arms_of
+from study_tables import Arm, Rows, sparsities
+from study_tests import compared, comparisons
 
 STUDIES = {
     "digits-gmp": "GMP, digits",
@@ -35,72 +33,37 @@ Two answers, each from the cells below:
 
 Each point is a soup at one sparsity: how far one model gains from training as long as all replicas together (to the
 right: training is far from saturated), and how far the soup is above one model (up). On the line both are the same;
-above it the soup is the better use of the same compute. Points of test accuracy, paired by seed.
+above it the soup is the better use of the same compute.
 
 ![What a soup gains, against what as much training alone gains](when.svg)
+
+Test accuracy, paired by seed, with 95 % intervals by Student's t; p is of a two-sided t-test, with Holm's correction
+over the whole table, **bold** where below 0.05. The studies' own pages have the NLL.
+
 """
-
-
-class Cell(NamedTuple):
-    """A soup, one model of the same length, and one of the same compute."""
-
-    study: str
-    sparsity: float
-    soup: Arm
-    single: Arm
-    longer: Arm
-
-
-def cells(every: Rows) -> Iterator[Cell]:
-    """The uniform soups of all studies that have both baselines."""
-    for study in STUDIES:
-        for sparsity in sorted({row["sparsity"] for row in every.get(study, [])}):
-            at = select(every[study], sparsity=sparsity)
-            single = Arm("one model", select(at, part="1-single"))
-            found = [
-                (Arm(f"soup of {m}, forked at every pruning", part(at, f"soup{m}")), part(at, f"retrained{m}"))
-                for m in SIZES
-            ] + [
-                (arm, select(at, part="3-longer", epochs=arm.rows[0]["candidates.count"] * base(at)))
-                for arm in soup_arms(at)
-                if arm.name.startswith("uniform soup")
-            ]
-            for soup, longer in found:
-                if soup.rows and longer:
-                    yield Cell(study, sparsity, soup, single, Arm("longer", longer))
 
 
 def when(every: Rows) -> tuple[str, str]:
     """The page and its picture."""
-    body, points = [], []
-    for cell in cells(every):
-        ours, alone, longer = (arm.values(ACCURACY) for arm in (cell.soup, cell.single, cell.longer))
-        across, up = differences(longer, alone), differences(ours, alone)
-        if not across or not up:
-            continue
-        points.append((cell.study, 100 * fmean(across), 100 * fmean(up)))
-        body.append(
-            [
-                f"[{STUDIES[cell.study]}]({cell.study}.md)",
-                f"{100 * cell.sparsity:g} %",
-                cell.soup.name.removeprefix("uniform "),
-                against(longer, alone),
-                against(ours, alone),
-                against(ours, longer),
-                against(ours, cell.soup.values(MEAN)),
-            ]
-        )
-    columns = (
-        "study",
-        "sparsity",
-        "soup",
-        "longer − one model",
-        "soup − one model",
-        "soup − longer",
-        "soup − candidates",
-    )
-    note = "\nMean ± standard error, **bold** where p < 0.05 (paired t-test, not corrected for their number).\n\n"
-    return HEAD + note + table(columns, body), _picture(points)
+    pairs, points = list[tuple[Arm, dict[str, Arm]]](), list[tuple[str, float, float]]()
+    for study, name in STUDIES.items():
+        for label, at in sparsities(every.get(study, [])).items():
+            arms = arms_of(at)
+
+            def named(arm: Arm, of: str = f"[{name}]({study}.md), {label.removesuffix(' sparse')}") -> Arm:
+                return Arm(f"{of}: {arm.name}", arm.rows)
+
+            pairs += [(named(longer), {"one model": arms.single}) for longer in arms.longer.values()]
+            for soup in arms.soups:
+                longer = arms.longer.get(soup.rows[0]["candidates.count"], NO_ARM)
+                if longer.rows and not soup.name.startswith("greedy"):
+                    others = {"one model": arms.single, "one m times as long": longer, **soup.candidates("mean")}
+                    pairs.append((named(soup), others))
+                    gains = [compared(arm, arms.single, ["accuracy"]) for arm in (longer, soup)]
+                    if all(gains):
+                        across, up = (fmean(gain["accuracy"].found) for gain in gains)
+                        points.append((study, across, up))
+    return HEAD + comparisons(pairs, ["accuracy"])[0], _picture(points)
 
 
 def _picture(points: list[tuple[str, float, float]]) -> str:

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import studies
 import study_index
 import study_plots
-import study_soups
 import study_tables
 import study_tests
 import study_when
@@ -118,39 +117,50 @@ def test_the_readme_quotes_the_rows() -> None:
         arm = what.strip().replace("soup of", "uniform soup of").replace("the batch", "the batch, as many steps")
         for name, (images, at95, at98) in {"digits-gmp": cells[:3], "digits-bimp": cells[3:]}.items():
             page = (studies.RESULTS / f"{name}.md").read_text("utf-8").splitlines()
-            rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page if f"| {arm} |" in line]
+            rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page if line.startswith(f"| {arm} |")]
             assert [row[3] for row in rows] == [at95.strip(), at98.strip()]
             assert {round(int(row[1].replace(",", "")) / 1000) for row in rows} == {int(images)}
     for part, (images, *accuracies) in (("2-soup", default[:3]), ("4-bimp-soup", default[3:])):
         for sparsity, accuracy in zip((0.95, 0.98), accuracies, strict=True):
             soup = Arm("", study_tables.select(EVERY["digits-robust"], part=part, sparsity=sparsity))
-            assert study_tables.mean(list(soup.values(study_soups.ACCURACY).values())) == accuracy.strip()
+            assert study_tables.mean(soup.reached("accuracy")) == accuracy.strip()
             assert round(soup.rows[0]["images.total"] / 1000) == int(images)
     fashion = section.partition("On Fashion-MNIST")[2].partition("\n- ")[0]
     expected = []
     for name, what, columns in (
-        ("fashion", "uniform soup of 3, forked at 0.2", (5, 7, 6)),
-        ("fashion", "one model, 3 times the batch, as many steps", (5,)),
-        ("fashion-bimp", "uniform soup of 3, forked in the last segment", (5, 7)),
-        ("fashion-bimp", "one model, 3 times the batch, as many steps", (5,)),
+        ("fashion", "uniform soup of 3, forked at 0.2", ("one model", "its mean candidate", "one m times as long")),
+        ("fashion", "one model, 3 times the batch, as many steps", ("one model",)),
+        ("fashion-bimp", "uniform soup of 3, forked in the last segment", ("one model", "its mean candidate")),
+        ("fashion-bimp", "one model, 3 times the batch, as many steps", ("one model",)),
     ):
         page = (studies.RESULTS / f"{name}.md").read_text("utf-8").splitlines()
-        row = next(line.split("|") for line in page if line.startswith(f"| {what} |"))
-        expected += [float(cell.split()[0].strip("*+−")) for cell in (row[column] for column in columns)]
+        head = next(line.split(" | ") for line in page if line.startswith("| measure |"))
+        row = next(line.split(" | ") for line in page if line.startswith(f"| accuracy, points | {what} |"))
+        cells = dict(zip(head, row, strict=True))
+        expected += [float(cells[f"− {column}"].split()[0].strip("*+−")) for column in columns]
     assert [float(value) for value in re.findall(r"\d\.\d\d", fashion)] == expected
 
 
+def arm(name: str, measure: str, values: dict[int, float]) -> Arm:
+    """An arm that reached these values, by seed."""
+    return Arm(name, [{"seed": seed, study_tables.MEASURES[measure].key: value} for seed, value in values.items()])
+
+
 def test_differences_are_paired_and_tested_as_scipy_does() -> None:
-    ours, theirs = {1: 0.95, 2: 0.97, 3: 0.96, 9: 0.1}, {3: 0.94, 2: 0.96, 1: 0.91, 8: 0.9}
-    found = study_tables.differences(ours, theirs)
-    assert found == pytest.approx([0.04, 0.01, 0.02])
-    expected = stats.ttest_rel([0.95, 0.97, 0.96], [0.91, 0.96, 0.94]).pvalue
-    assert study_tables.p_value(found) == pytest.approx(expected)
-    # by hand: mean 7/300, standard deviation sqrt(7/30000), over sqrt(3)
-    assert study_tables.against(ours, theirs).replace("\N{NO-BREAK SPACE}", " ").startswith("+2.33 ± 0.88 (p 0.1")
-    assert study_tables.against(theirs, ours).startswith("−2.33")
-    assert study_tables.p_value([0.5, 0.5, 0.5]) is None
-    assert study_tables.p_value([0.5, 0.6]) is None
+    ours = arm("ours", "accuracy", {1: 0.95, 2: 0.97, 3: 0.96, 9: 0.1})
+    theirs = arm("theirs", "accuracy", {3: 0.94, 2: 0.96, 1: 0.91, 8: 0.9})
+    each = study_tests.compared(ours, theirs, ["accuracy", "NLL"])["accuracy"]
+    assert each.found == pytest.approx([4, 1, 2])  # points, of the seeds that both have
+    assert each.p == pytest.approx(stats.ttest_rel([0.95, 0.97, 0.96], [0.91, 0.96, 0.94]).pvalue)
+    # by hand: mean 7/3, standard deviation sqrt(7/3), over sqrt(3); times t(2, 0.975) = 4.3027
+    assert each.text() == "+2.33 [−1.46, +6.13]"
+    assert study_tests.compared(theirs, ours, ["accuracy"])["accuracy"].text() == "−2.33 [−6.13, +1.46]"
+    # nothing to test: two seeds, or the same difference at all, which floating point makes 0.0999… and 0.1000… points
+    two = arm("ours", "accuracy", {1: 0.95, 2: 0.97})
+    assert not study_tests.compared(two, theirs, ["accuracy"])
+    one_more = {1: 0.967, 2: 0.971, 3: 0.962}
+    one_less = arm("less", "accuracy", {seed: round(value - 0.001, 3) for seed, value in one_more.items()})
+    assert not study_tests.compared(arm("more", "accuracy", one_more), one_less, ["accuracy"])
 
 
 def test_holms_correction_is_his() -> None:
@@ -171,26 +181,89 @@ def test_intervals_and_power_are_students() -> None:
 
 
 def test_a_table_is_corrected_as_a_whole() -> None:
-    ours = Arm("", [{"seed": s, "a": 0.9 + s / 1e3, "l": 0.1 + s / 1e4} for s in range(5)])
-    theirs = Arm("", [{"seed": s, "a": 0.9 + s / 2e3, "l": 0.1} for s in range(5)])
-    pairs = study_tests.compared(ours, theirs, {"accuracy": ("a", "a"), "NLL": ("l", "l")})
-    assert pairs["accuracy"].p == pytest.approx(stats.ttest_rel([0, 1, 2, 3, 4], [0, 0.5, 1, 1.5, 2]).pvalue)
-    alone, said = study_tests.comparisons({"x": pairs})
-    assert alone.count("**") == 0  # 0.0474 each; twice that
-    assert said == ["x: not told apart."]
-    single, said = study_tests.comparisons({"x": {"NLL": pairs["NLL"]}})
+    ours = Arm("ours", [{"seed": s, "test.accuracy": 0.9 + s / 1e3, "test.loss": 0.1 + s / 1e4} for s in range(5)])
+    theirs = Arm("x", [{"seed": s, "test.accuracy": 0.9 + s / 2e3, "test.loss": 0.1} for s in range(5)])
+    single, said = study_tests.comparisons([(ours, {"x": theirs})], ["NLL"])
+    p = stats.ttest_rel([0, 1, 2, 3, 4], [0] * 5).pvalue
+    assert f"p\N{NO-BREAK SPACE}{p:.3f}" in single  # 0.0474
     assert single.count("**") == 2
-    assert said == ["x: worse in NLL (+0.0002)."]
+    assert said == ["ours: worse than x (NLL +0.0002 [+0.0000, +0.0004])."]
+    # two measures of one comparison, or two comparisons by one measure: twice that
+    for pairs, measures in (
+        ([(ours, {"x": theirs})], ["accuracy", "NLL"]),
+        ([(ours, {"x": theirs, "y": theirs})], ["NLL"]),
+        ([(ours, {"x": theirs}), (Arm("again", ours.rows), {"x": theirs})], ["NLL"]),
+    ):
+        both, said = study_tests.comparisons(pairs, measures)
+        assert both.count(f"p\N{NO-BREAK SPACE}{2 * p:.3f}") == 2
+        assert "**" not in both
+        assert all("not told apart" in line for line in said)
 
 
 def test_only_a_difference_that_seeds_bear_out_is_called_one() -> None:
-    clear, same = {s: 0.9 + s / 1e4 for s in range(5)}, dict.fromkeys(range(5), 0.8)
-    assert study_soups.won("x", clear, same).startswith("better than x (+10.02, p")
-    assert study_soups.won("x", same, clear).startswith("worse than x")
-    assert study_soups.won("x", {0: 0.9, 1: 0.7, 2: 0.8}, same).startswith("not told apart from x")
-    assert study_soups.won("x", {}, same) == "no runs to compare with x"
-    assert study_tables.against(clear, same).startswith("**+10.02")
+    noise = [0.0, 0.2, -0.1, 0.1, -0.2]
+    base = Arm("base", [{"seed": s, "test.accuracy": 0.8, "test.loss": 0.5} for s in range(5)])
+    clear = Arm("up", [{"seed": s, "test.accuracy": 0.9 + n / 1e3, "test.loss": 0.6} for s, n in enumerate(noise)])
+    vague = Arm("vague", [{"seed": s, "test.accuracy": 0.8 + n, "test.loss": 0.5 + n} for s, n in enumerate(noise)])
+    text, said = study_tests.comparisons(
+        [(clear, {"base": base}), (base, {"up": clear}), (vague, {"base": base, "none": Arm("none", [])})]
+    )
+    assert said[0].startswith("up: better than base (+10.00 [")
+    assert said[1].startswith("base: worse than up (−10.00 [")
+    assert said[2].startswith("vague: not told apart from base (+0.00 [")
+    assert len(said) == 3
+    assert "none" not in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| accuracy")]
+    assert rows[0][4].strip(" |") == ""  # what was not asked is left empty
+    assert study_tests.comparisons([]) == ("", [])
+
+
+def test_candidates_are_compared_by_what_their_runs_kept() -> None:
+    rows = [
+        {"seed": s, "test.accuracy": 0.9 + s / 1e3, "test.loss": 0.3 + s / 1e3, "candidates.mean_accuracy": 0.8}
+        | ({"candidates.ensemble_accuracy": 0.9, "candidates.ensemble_loss": 0.2} if s else {})
+        for s in range(4)
+    ]
+    soup = Arm("soup", rows)
+    mean, ensemble = (soup.candidates(kind) for kind in ("mean", "ensemble"))
+    assert [each.reached("NLL") for each in (*mean.values(), *ensemble.values())] == [{}, dict.fromkeys((1, 2, 3), 0.2)]
+    text, _ = study_tests.comparisons([(soup, mean | ensemble)])
+    accuracy, nll = (line.split(" | ") for line in text.splitlines() if line.startswith(("| accuracy", "| NLL")))
+    assert accuracy[3].startswith("**+10.15 [")  # by hand: mean of 10, 10.1, 10.2, 10.3
+    assert [accuracy[2], nll[2]] == ["3 to 4", "3"]
+    assert nll[3] == "–"
     assert Arm("", [{"seed": 1, "a": None}, {"seed": 2, "a": 3}]).values("a") == {2: 3.0}
+
+
+@pytest.mark.slow
+def test_every_study_has_a_page_that_compares() -> None:
+    """Studies that were not trained yet, too: rows of what their files ask for, with figures by chance."""
+    chance, every = np.random.default_rng(0), dict[str, list[study_tables.Row]]()
+    for name in (*studies.DIGITS, *studies.FASHION, *studies.FULL):
+        every[name] = []
+        for part in studies.parts(studies.RUNS / name, studies.files(name)):
+            for cell in spec.read(part.file).cells(None):
+                told = {key: chance.random() for key in studies.KEPT} | {"seed": 0, "sparsity": 0.95, "epochs": 30}
+                told |= part.row(cell) | {"first.lr": [0.1, 0.2], "first.barrier": chance.random()}
+                counts = {"images.total": told["epochs"], "candidates.count": told.get("replicas.count", 3)}
+                every[name].append(told | counts)
+    for name in ("digits-apart", "digits-saturated-apart"):
+        every[name] += [
+            {
+                "part": "3-averaged",
+                "seed": int(row["model.init"][-2:]),
+                "sparsity": row["sparsity"],
+                "test.accuracy": 0.5,
+            }
+            for row in study_tables.part(every[name], "apart")
+        ]
+    for name in every:
+        page = study_index.page(name, every)
+        sections = page.text.split("\n## ")[1:]
+        assert sections
+        for section in sections:
+            assert section.count("\n| measure |") == 1
+        assert page.found
 
 
 @pytest.mark.slow
