@@ -82,9 +82,13 @@ def test_models_of_many_kinds_train_in_half_precision(nullcuda: NullCuda, tmp_pa
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(nullcuda: NullCuda, tmp_path: Path) -> None:
-    """On CUDA, where AdamW counts its steps on the device, and where there is no such device."""
+    """On CUDA, where AdamW counts its steps on the device, and where there is no such device.
+
+    Segments are long enough for recorded steps: of stacked replicas, then of one, and none on the CPU.
+    """
     out = tmp_path / "run"
-    longer = ["--epochs", "18", "--replicas.executor", "vectorized", "--device", "auto", "--optimizer.name", "adamw"]
+    longer = ["--epochs", "18", "--method", "oneshot", "--replicas.start", "0", "--optimizer.name", "adamw"]
+    longer += ["--replicas.executor", "vectorized", "--device", "auto"]
     process = nullcuda.start("child.py", "fit", *CUDA, *longer, "--out", str(out), "--resume")
     until = time.monotonic() + 200
     while not (out / "metrics.jsonl").exists() or len(rows(out, "train")) < 3:
@@ -99,6 +103,7 @@ def test_a_stopped_run_goes_on(nullcuda: NullCuda, tmp_path: Path) -> None:
         on = ["--out", str(copy), "--resume", "--replicas.executor", "sequential"]
         printed = nullcuda.run("child.py", "fit", *CUDA, *longer, *on, NULLCUDA_DEVICES=devices)
         assert all(part in printed for part in ("resuming in segment", "stacked before"))
+        assert "not recorded" not in printed
 
 
 @pytest.mark.slow
