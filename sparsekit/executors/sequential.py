@@ -55,7 +55,8 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         try:
             with context.signals.deferred():
                 state = train(training, partial(report, context, stage, replica, at), pause)
-            explain_plain_steps(context, training.graphed)
+            if training.graphed:
+                explain_plain_steps(context, training.graphed)
             trained = recalibrate_and_score(context.setup, state)
             context.setup.team.agree(True)
             return trained
@@ -120,9 +121,9 @@ def report(context: RunContext, stage: Stage, replica: Replica, at: RunProgress,
     context.display.progress(replica.index, now.done, now.steps, now.loss)
 
 
-def explain_plain_steps(context: RunContext, graphed: GraphedStep | None) -> None:
+def explain_plain_steps(context: RunContext, graphed: GraphedStep) -> None:
     """Say why training steps are not recorded as a CUDA graph, where that was tried in vain."""
-    if graphed and graphed.obstacle:
+    if graphed.obstacle:
         context.display.once(f"training steps are not recorded as CUDA graphs, {graphed.obstacle}")
 
 

@@ -53,7 +53,9 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
             training.restore(snapshot)
     with context.signals.deferred():
         faults = _train(context, stage, lockstep, trainings, at)
-    sequential.explain_plain_steps(context, lockstep.graphed)
+    if lockstep.graphed:
+        lockstep.graphed.release()
+        sequential.explain_plain_steps(context, lockstep.graphed)
     for training in trainings:
         index = training.replica.index
         try:

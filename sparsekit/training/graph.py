@@ -54,6 +54,7 @@ class GraphedStep:
             # from the first step on, or a resumed run would round otherwise
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
             group["capturable"] = True
+        torch.cuda.reset_peak_memory_stats(replicas[0].setup.device)  # what plain steps take at most is asked for below
 
     def __call__(self, step: Callable[..., Tensor], *batch: Tensor) -> Tensor:
         """Take a step on a batch and return its loss, or its losses; `step(*batch)` is the plain one."""
@@ -66,9 +67,16 @@ class GraphedStep:
         self.graph.replay()
         return self.loss
 
+    def release(self) -> None:
+        """Free the recording, which keeps the memory of a step; steps are plain ones from here on."""
+        self.graph = None
+
     def _record(self, step: Callable[..., Tensor], batch: Sequence[Tensor]) -> Tensor:
         """Take a plain step, then the same step by a recording, which is kept if both agree."""
         tensors, host, device = self._tensors(), _host_random(), batch[0].device
+        if not _have_room(tensors, device):
+            self.obstacle = f"as the memory of {device} has no room for two copies of weights and optimizer"
+            return step(*batch)
         before, drawn = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(device)
         loss = step(*batch)
         plain, drawn_after = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(device)
@@ -101,6 +109,13 @@ class GraphedStep:
             state = [t for entry in one.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
             found += [*one.model.parameters(), *one.model.buffers(), *one.extra.values(), *state]
         return [tensor.detach() for tensor in found]
+
+
+def _have_room(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether two copies of the tensors fit beside what plain steps have taken at most, so that none runs out of it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = free + torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return unused >= 2 * sum(tensor.nbytes for tensor in tensors)
 
 
 def _host_random() -> object:

@@ -176,6 +176,8 @@ class Training:
         Raises:
             NonFinite: a weight is not finite.
         """
+        if self.graphed:
+            self.graphed.release()
         if self.mean is not None:
             self.mean.install()
         self.optimizer.zero_grad(set_to_none=True)

@@ -74,7 +74,7 @@ def take_together(trainings: list[Training], lockstep: Lockstep) -> dict[str, Te
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replaces CUDA's recorder and random state; `wrong` is added to the last replica's weights by each replay."""
-    options: dict[str, Any] = {"wrong": 0.0, "of": None}
+    options: dict[str, Any] = {"wrong": 0.0, "of": None, "free": 1 << 30}
 
     @contextmanager
     def record(recording: Recording, capture_error_mode: str) -> Iterator[None]:
@@ -97,6 +97,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(Recording, "replays", 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 900)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (options["free"], 1 << 40))
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     return options
@@ -172,6 +176,32 @@ def test_what_cannot_be_recorded_takes_plain_steps(recorder: dict[str, Any], mon
     assert "not permitted" in recorded.graphed.obstacle
     assert "more" not in recorded.graphed.obstacle
     assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_steps_are_not_recorded_where_the_copies_do_not_fit(short: int, recorder: dict[str, Any]) -> None:
+    """Two copies of weights, buffers and momenta beside 200 bytes that torch has reserved and steps have not taken."""
+    plain, recorded = take(training()), training()
+    sizes = [tensor.nbytes for tensor in recorded.model.state_dict().values()]
+    momenta = [parameter.nbytes for parameter in recorded.model.parameters()]
+    recorder["free"] = 2 * sum(sizes + momenta) - 200 - short
+    recorded.graphed = recorder["of"] = Kept(recorded.take_step)
+    found = take(recorded)
+    assert Recording.replays == (0 if short else STEPS - graph._PLAIN_STEPS)
+    assert ("memory" in recorded.graphed.obstacle) == bool(short)
+    assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def test_a_finished_replica_keeps_no_recording(recorder: dict[str, Any]) -> None:
+    """It has the memory of a step, which the scores that follow may need."""
+    recorded = training()
+    recorded.graphed = recorder["of"] = Kept(recorded.take_step)
+    batches = recorded.batches()
+    for _ in range(STEPS):
+        recorded.step(*next(batches))
+    assert recorded.graphed.graph
+    recorded.result()
+    assert not recorded.graphed.graph
 
 
 def test_batches_of_another_shape_take_plain_steps(recorder: dict[str, Any]) -> None:
