@@ -178,6 +178,21 @@ def test_what_cannot_be_recorded_takes_plain_steps(recorder: dict[str, Any], mon
     assert all(torch.equal(plain[key], found[key]) for key in plain)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_on_a_device_recorded_steps_train_as_plain_ones_do(name: str, count: int) -> None:
+    changes = {"optimizer": OptimizerConfig(name, lr=0.01), "epochs": 600, "device": "cuda", "precision": "fp32"}
+    found = []
+    for graphs in (False, True):
+        trainings, lockstep = begun(count, cuda_graphs=graphs, **changes)
+        found.append(take_together(trainings, lockstep) if count > 1 else take(trainings[0]))
+        graphed = lockstep.graphed if count > 1 else trainings[0].graphed
+        assert (graphed and graphed.obstacle) == ("" if graphs else None)
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key].cpu(), expected.cpu(), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("short", [0, 1])
 def test_steps_are_not_recorded_where_the_copies_do_not_fit(short: int, recorder: dict[str, Any]) -> None:
     """Two copies of weights, buffers and momenta beside 200 bytes that torch has reserved and steps have not taken."""
