@@ -1,6 +1,7 @@
-"""Three replicas on one device: one after another, stacked, and as three ranks of torchrun; training steps a second.
+"""Three replicas on one device: one after another or stacked, both as CUDA graphs too, and as three ranks of torchrun.
 
-Batches are drawn and augmented as in a run. Ranks are held against rank 0 alone, while the others wait.
+What is measured are training steps a second. Batches are drawn and augmented as in a run. Ranks are held against rank 0
+alone, while the others wait.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from _training import LONG, seconds, setup_of, trainings
 
 from sparsekit.config.options import ModelConfig
 from sparsekit.executors.stacked import Lockstep, obstacle
+from sparsekit.training.replica import Training
 from sparsekit.training.setup import Setup
 
 PIXELS = 32
@@ -40,7 +42,7 @@ def alone(setup: Setup) -> Step:
     """A step of one replica; three take three times as long."""
     (training,) = trainings(setup, LONG)
     batches = training.batches()
-    return lambda: training.step(*next(batches))
+    return warm(setup, training, lambda: training.step(*next(batches)))
 
 
 def stacked(setup: Setup) -> Step:
@@ -55,17 +57,28 @@ def stacked(setup: Setup) -> Step:
         pairs = next(batches)
         lockstep.step(replicas, [images for images, _ in pairs], [labels for _, labels in pairs])
 
+    return warm(setup, lockstep, step)
+
+
+def warm(setup: Setup, taker: Training | Lockstep, step: Step) -> Step:
+    """The step, which is a CUDA graph from here on where the setup has them.
+
+    Raises:
+        RuntimeError: it could not be recorded.
+    """
+    if setup.config.cuda_graphs:
+        seconds(step, 4)
+        if not (taker.graphed and taker.graphed.graph):
+            raise RuntimeError(f"steps are not recorded, {taker.graphed.obstacle if taker.graphed else ''}")
     return step
 
 
-def recorded(setup: Setup) -> Step:
-    """A step of one replica as a CUDA graph."""
-    network = copy.deepcopy(setup.model)
-    return alone(replace(setup, model=network, config=replace(setup.config, cuda_graphs=True)))
-
-
-WAYS: dict[str, tuple[Callable[[Setup], Step], int]] = {"stacked": (stacked, REPLICAS), "graphs": (recorded, 1)}
-"""What is held against one after another in one process: how its step is made, and how many replicas' step it is."""
+WAYS: dict[str, tuple[Callable[[Setup], Step], int, bool]] = {
+    "stacked": (stacked, REPLICAS, False),
+    "graphs": (alone, 1, True),
+    "stacked graphs": (stacked, REPLICAS, True),
+}
+"""What is held against one after another in one process: how a step is made, of how many replicas, whether recorded."""
 
 
 def measure(part: Part) -> None:
@@ -86,9 +99,10 @@ def in_one_process(part: Part, what: str, case: tuple[ModelConfig, int], until: 
     model, batch = case
     setup = setup_of(model, batch, PIXELS)
     single, others = alone(setup), {}
-    for way, (make, share) in WAYS.items():
+    for way, (make, share, graphs) in WAYS.items():
+        network = copy.deepcopy(setup.model)
         try:
-            others[way] = make(setup), share
+            others[way] = make(replace(setup, model=network, config=replace(setup.config, cuda_graphs=graphs))), share
         except RuntimeError as error:
             tell(f"{way}, {what}", failed(error))
     count = steps_of(single)

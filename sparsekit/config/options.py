@@ -259,8 +259,8 @@ class FitConfig:
         precision: `auto` is bf16 on CUDA devices that have it, else fp32; fp16 scales its loss. tf32, on CUDA devices
             alone, rounds the factors of products to 10 bits.
         compile: Compile the training's forward and backward pass with torch.compile; worth it for long runs.
-        cuda_graphs: Record training steps as CUDA graphs, where replicas are trained one after another and a recorded
-            step equals a plain one.
+        cuda_graphs: Record training steps as CUDA graphs, of one replica or of all that are stacked, where a recorded
+            step does what a plain one does.
         seed: Seed of everything random.
         resume: Go on with the run in `--out` from its newest checkpoint, with the same weights in the end.
         imports: A module, in the current directory or installed, that is imported first: one that registers models

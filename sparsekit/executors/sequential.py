@@ -17,6 +17,7 @@ from sparsekit.planning.replicas import Replica
 from sparsekit.pruning import masks
 from sparsekit.run.context import RunContext
 from sparsekit.run.progress import RunProgress
+from sparsekit.training.graph import GraphedStep
 from sparsekit.training.replica import NonFinite, Progress, Training, train
 from sparsekit.training.setup import Setup
 
@@ -54,8 +55,8 @@ def train_replica(context: RunContext, stage: Stage, replica: Replica, at: RunPr
         try:
             with context.signals.deferred():
                 state = train(training, partial(report, context, stage, replica, at), pause)
-            if training.graphed and training.graphed.obstacle:
-                context.display.once(f"training steps are not recorded as CUDA graphs, {training.graphed.obstacle}")
+            if training.graphed:
+                explain_plain_steps(context, training.graphed)
             trained = recalibrate_and_score(context.setup, state)
             context.setup.team.agree(True)
             return trained
@@ -118,6 +119,12 @@ def report(context: RunContext, stage: Stage, replica: Replica, at: RunProgress,
     values = {"loss": now.loss, "lr": now.lr}
     context.tracker.log("train", values, step=at.step + now.done, segment=stage.index, replica=replica.index)
     context.display.progress(replica.index, now.done, now.steps, now.loss)
+
+
+def explain_plain_steps(context: RunContext, graphed: GraphedStep) -> None:
+    """Say why training steps are not recorded as a CUDA graph, where that was tried in vain."""
+    if graphed.obstacle:
+        context.display.once(f"training steps are not recorded as CUDA graphs, {graphed.obstacle}")
 
 
 def log_fault(context: RunContext, stage: Stage, training: Training, fault: NonFinite, at: RunProgress) -> None:

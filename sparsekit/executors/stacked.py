@@ -25,8 +25,11 @@ from sparsekit.planning.replicas import Replica
 from sparsekit.run.context import RunContext
 from sparsekit.run.progress import RunProgress, first_progress
 from sparsekit.seeds import derive
+from sparsekit.training import graph
+from sparsekit.training.graph import GraphedStep
 from sparsekit.training.replica import NonFinite, Training
 from sparsekit.training.setup import Setup
+from sparsekit.training.step import MaskedStep
 
 
 def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica], at: RunProgress) -> RunProgress:
@@ -50,6 +53,9 @@ def train_replicas(context: RunContext, stage: Stage, replicas: Sequence[Replica
             training.restore(snapshot)
     with context.signals.deferred():
         faults = _train(context, stage, lockstep, trainings, at)
+    if lockstep.graphed:
+        lockstep.graphed.release()
+        sequential.explain_plain_steps(context, lockstep.graphed)
     for training in trainings:
         index = training.replica.index
         try:
@@ -119,6 +125,7 @@ class Lockstep:
 
     Attributes:
         models: The copies, one per replica.
+        graphed: Takes the steps where they can be recorded; None before the first one, and where they cannot.
     """
 
     def __init__(self, setup: Setup, count: int) -> None:
@@ -140,17 +147,28 @@ class Lockstep:
         self.forward = vmap(partial(_forward, self.models[0]), randomness="different")
         if setup.config.compile:
             self.forward = torch.compile(self.forward)
+        self.graphed: GraphedStep | None = None
 
     def step(self, trainings: Sequence[Training], images: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
         """Take one optimizer step with every replica, each on its own batch."""
         masked = [training.take_step for training in trainings]
-        steps = [one.at(training.before()) for one, training in zip(masked, trainings, strict=True)]
+        if self.graphed is None and all(graph.applies(each.setup, each.take_step, each.steps) for each in trainings):
+            self.graphed = GraphedStep(*masked)
+        step = partial(self._step, masked, [training.before() for training in trainings])
+        losses = self.graphed(step, *images, *labels) if self.graphed else step(*images, *labels)
+        for training, loss in zip(trainings, losses.unbind(), strict=True):
+            training.after(loss)
+
+    def _step(self, masked: Sequence[MaskedStep], progress: Sequence[float], *batches: Tensor) -> Tensor:
+        """The device's part of a step on the replicas' images, then their labels; returns the losses [replicas]."""
+        images, labels = batches[: len(masked)], batches[len(masked) :]
+        steps = [one.at(now) for one, now in zip(masked, progress, strict=True)]
         effective = [one.effective(step) for one, step in zip(masked, steps, strict=True)]
         with self.setup.autocast():
-            logits = self.forward({**self.weights, **_stack(effective)}, self.buffers, torch.stack(list(images)))
+            logits = self.forward({**self.weights, **_stack(effective)}, self.buffers, torch.stack(images))
         losses = [
-            training.setup.loss(rows, targets, batch)
-            for training, rows, targets, batch in zip(trainings, logits.unbind(), labels, images, strict=True)
+            one.setup.loss(rows, targets, batch)
+            for one, rows, targets, batch in zip(masked, logits.unbind(), labels, images, strict=True)
         ]
         for tensor in (*self.weights.values(), *(p for one in masked for p in one.parameters)):
             tensor.grad = None
@@ -161,9 +179,9 @@ class Lockstep:
                 for gradient, parameter in zip(shared.grad.unbind(), parameters, strict=True):
                     # a penalty's gradient goes to the parameter directly, not through the stacked tensor
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        for training, one, step, loss in zip(trainings, masked, steps, losses, strict=True):
+        for one, step in zip(masked, steps, strict=True):
             one.update(step)
-            training.after(loss.detach())
+        return torch.stack(losses).detach()
 
 
 def obstacle(setup: Setup) -> str:

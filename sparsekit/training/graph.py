@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,50 +35,62 @@ def applies(setup: Setup, step: MaskedStep, steps: int) -> bool:
 
 
 class GraphedStep:
-    """Takes the steps of a `MaskedStep`, soon by replaying a recording of one.
+    """Takes optimizer steps, soon by replaying a recording of one: of a replica, or of replicas that share a pass.
 
     The recording is used only if it takes its first step as the plain step does, and not where a step draws random
     numbers on the host, which a recording would freeze. Batches of another shape take plain steps.
+
+    Args:
+        replicas: The masked steps of the replicas that a step trains.
 
     Attributes:
         obstacle: Why there is no recording; empty while none was tried, and where it is used.
     """
 
-    def __init__(self, step: MaskedStep) -> None:
-        self.step, self.taken, self.obstacle = step, 0, ""
+    def __init__(self, *replicas: MaskedStep) -> None:
+        self.replicas, self.taken, self.obstacle = replicas, 0, ""
         self.graph: torch.cuda.CUDAGraph | None = None
-        for group in step.optimizer.param_groups:  # from the first step on, or a resumed run would round otherwise
+        for group in (group for replica in replicas for group in replica.optimizer.param_groups):
+            # from the first step on, or a resumed run would round otherwise
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
             group["capturable"] = True
+        torch.cuda.reset_peak_memory_stats(replicas[0].setup.device)  # what plain steps take at most is asked for below
 
-    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def __call__(self, step: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """Take a step on a batch and return its loss, or its losses; `step(*batch)` is the plain one."""
         self.taken += 1
         if self.taken == _PLAIN_STEPS + 1:
-            return self._record(images, labels, progress)
-        if self.graph is None or images.shape != self.images.shape:
-            return self.step(images, labels, progress)
-        self.images.copy_(images)
-        self.labels.copy_(labels)
+            return self._record(step, batch)
+        if self.graph is None or any(given.shape != own.shape for given, own in zip(batch, self.batch, strict=True)):
+            return step(*batch)
+        _copy(self.batch, batch)
         self.graph.replay()
         return self.loss
 
-    def _record(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def release(self) -> None:
+        """Free the recording, which keeps the memory of a step; steps are plain ones from here on."""
+        self.graph = None
+
+    def _record(self, step: Callable[..., Tensor], batch: Sequence[Tensor]) -> Tensor:
         """Take a plain step, then the same step by a recording, which is kept if both agree."""
-        tensors, host = self._tensors(), _host_random()
-        before, drawn = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(images.device)
-        loss = self.step(images, labels, progress)
-        plain, drawn_after = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(images.device)
+        tensors, host, device = self._tensors(), _host_random(), batch[0].device
+        if not _have_room(tensors, device):
+            self.obstacle = f"as the memory of {device} has no room for two copies of weights and optimizer"
+            return step(*batch)
+        before, drawn = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(device)
+        loss = step(*batch)
+        plain, drawn_after = [tensor.clone() for tensor in tensors], torch.cuda.get_rng_state(device)
         if host != _host_random():
             self.obstacle = "as the model draws random numbers on the host"
             return loss
-        _restore(tensors, before)
-        self.images, self.labels = images.clone(), labels.clone()
+        _copy(tensors, before)
+        self.batch = [tensor.clone() for tensor in batch]
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads may call CUDA meanwhile: those that pin memory, for one
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.loss = self.step(self.images, self.labels, progress)
-            torch.cuda.set_rng_state(drawn, images.device)
+                self.loss = step(*self.batch)
+            torch.cuda.set_rng_state(drawn, device)
             graph.replay()
             if _agree(tensors, plain, before):
                 self.graph = graph
@@ -86,15 +98,24 @@ class GraphedStep:
             self.obstacle = "as a recorded step does not do what a plain one does"
         except RuntimeError as error:
             self.obstacle = f"as the model or its loss cannot be recorded: {first_line(error)}"
-        _restore(tensors, plain)
-        torch.cuda.set_rng_state(drawn_after, images.device)
+        _copy(tensors, plain)
+        torch.cuda.set_rng_state(drawn_after, device)
         return loss
 
     def _tensors(self) -> list[Tensor]:
         """All tensors that a step changes."""
-        step = self.step
-        state = [t for entry in step.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
-        return [t.detach() for t in (*step.model.parameters(), *step.model.buffers(), *step.extra.values(), *state)]
+        found: list[Tensor] = []
+        for one in self.replicas:
+            state = [t for entry in one.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
+            found += [*one.model.parameters(), *one.model.buffers(), *one.extra.values(), *state]
+        return [tensor.detach() for tensor in found]
+
+
+def _have_room(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether two copies of the tensors fit beside what plain steps have taken at most, so that none runs out of it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = free + torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return unused >= 2 * sum(tensor.nbytes for tensor in tensors)
 
 
 def _host_random() -> object:
@@ -102,7 +123,7 @@ def _host_random() -> object:
     return random.getstate(), torch.get_rng_state().tolist()
 
 
-def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _copy(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)
 

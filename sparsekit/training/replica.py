@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,8 @@ class Training:
         # each member needs its own random numbers, but a snapshot holds the first member's random state only
         if self.setup.team.size > 1:
             torch.manual_seed(derive(self.seed, "member", self.setup.team.member, self.done))
-        self.after((self.graphed or self.take_step)(images, labels, self.before()))
+        step = partial(self.take_step, progress=self.before())
+        self.after(self.graphed(step, images, labels) if self.graphed else step(images, labels))
 
     def before(self) -> float:
         """Set the next step's learning rate and seed, and return the fraction of the budget at its middle."""
@@ -174,6 +176,8 @@ class Training:
         Raises:
             NonFinite: a weight is not finite.
         """
+        if self.graphed:
+            self.graphed.release()
         if self.mean is not None:
             self.mean.install()
         self.optimizer.zero_grad(set_to_none=True)

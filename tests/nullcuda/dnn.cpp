@@ -23,8 +23,10 @@ cudnnStatus_t cudnnCreateDropoutDescriptor(cudnnDropoutDescriptor_t* made) { ret
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t, cudnnBackendDescriptor_t* made) { return make(made); }
 cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t asked, int64_t* count, void* out) {
   bool engine = type == CUDNN_TYPE_BACKEND_DESCRIPTOR && name != CUDNN_ATTR_ENGINECFG_KNOB_CHOICES;
-  if (count) *count = engine || type == CUDNN_TYPE_INT64;
-  if (out && asked && type == CUDNN_TYPE_INT64) memset(out, 0, 8);
+  // an engine's size of workspace, and its shared memory; left as it is, that would be too much for attention
+  size_t number = type == CUDNN_TYPE_INT64 ? 8 : type == CUDNN_TYPE_INT32 ? 4 : 0;
+  if (count) *count = engine || number;
+  if (out && asked) memset(out, 0, number);
   return CUDNN_STATUS_SUCCESS;
 }
 

@@ -108,19 +108,28 @@ def recorded() -> Callable[[], object]:
     return lambda: training.step(*next(batches))
 
 
-def stacked() -> Callable[[], object]:
-    lockstep = Lockstep(setup, 2)
-    parent, stage = pruned(setup, first_progress(setup).parent, 1)
-    pairs = zip(replicas_of(setup.config, stage), lockstep.models, strict=True)
-    schedule = setup.method.learning_rate(stage)
-    trainings = [Training(setup, parent, stage, each, schedule, model=model) for each, model in pairs]
+def stacked(graphs: bool = False, uncounted: int = 0) -> Callable[[], object]:
+    its = setup_of(graphs=graphs)
+    lockstep = Lockstep(its, 2)
+    parent, stage = pruned(its, first_progress(its).parent, 1)
+    pairs = zip(replicas_of(its.config, stage), lockstep.models, strict=True)
+    schedule = its.method.learning_rate(stage)
+    trainings = [Training(its, parent, stage, each, schedule, model=model) for each, model in pairs]
     batches = zip(*(training.batches() for training in trainings), strict=True)
 
     def step() -> None:
         (first, one), (second, two) = next(batches)
         lockstep.step(trainings, [first, second], [one, two])
 
+    for _ in range(uncounted):
+        step()
+    assert bool(lockstep.graphed and lockstep.graphed.graph) == (graphs and sys.argv[1] != "fp16")
     return step
+
+
+def stacked_recorded() -> Callable[[], object]:
+    """From the fifth step on, where a step can be recorded."""
+    return stacked(graphs=True, uncounted=4)
 
 
 def recalibration() -> Callable[[], object]:
@@ -156,9 +165,8 @@ def trained(training: Training) -> Callable[[], object]:
     return step
 
 
-found = {
-    make.__name__: cost(make()) for make in (bare, masked, recorded, stacked, recalibration, score, upload, by_hand)
-}
+kinds = (bare, masked, recorded, stacked, stacked_recorded, recalibration, score, upload, by_hand)
+found = {make.__name__: cost(make()) for make in kinds}
 found["new_masks"] = cost(new_masks()) | {"weights": sum(setup.model.get_parameter(n).numel() for n in setup.prunable)}
 for name in sys.argv[3:]:
     its = setup_of(find("method", name).load()())

@@ -42,5 +42,7 @@ def test_the_cuda_benchmark_comes_to_its_end(nullcuda: NullCuda, tmp_path: Path)
         "recorded step",
     ):
         assert part in told, printed
-    for part in ("stacked, 0.1 M", "graphs, 0.1 M", "three ranks, 0.1 M", "SGD: merge", "2 epochs, three ranks"):
+    for way in ("stacked", "graphs", "stacked graphs", "three ranks"):
+        assert f"three replicas, {way}, 0.1 M" in told, printed
+    for part in ("SGD: merge", "2 epochs, three ranks"):
         assert part in told, printed
