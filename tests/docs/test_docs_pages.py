@@ -70,7 +70,7 @@ def test_a_pages_options_are_the_plugins(kind: Kind, name: str, capsys: pytest.C
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)
 def test_a_section_has_a_formula_and_the_sources_of_the_docstring(kind: Kind, name: str) -> None:
     words = section(kind, name)
-    assert "```text\n" in words
+    assert re.search(r"^\$\$\n(?:.+\n)+\$\$$", words, re.M)
     summary = (inspect.getdoc(find(kind, name).load()) or "").partition("\n\n")[0]
     for paper in re.findall(r"arXiv (\d{4}\.\d{5})", summary):
         assert f"[{paper}](https://arxiv.org/abs/{paper})" in words
