@@ -245,9 +245,11 @@ def _plugins(files: _Files, notes: list[str]) -> Iterator[Plugin]:
 @lru_cache(maxsize=1024)
 def _meant(group: str) -> str:
     """Which group a misspelt one is most likely meant to be; empty for groups of other programs."""
+    letters = re.sub(r"\W|_", "", group.lower())
+    if len({*letters[: len("sparsekit")]} & {*"sparsekit"}) < 6:  # nothing like it
+        return ""
     from difflib import get_close_matches  # only now: few groups are misspelt
 
-    letters = re.sub(r"\W|_", "", group.lower())
     if not get_close_matches(letters[: len("sparsekit")], ["sparsekit"], cutoff=0.85):
         return ""
     near = get_close_matches(group.lower(), ALL_GROUPS.values(), 1, 0.8)

@@ -10,7 +10,6 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 
 from sparsekit.plugins.registry import GROUP_OF_OPTIONS, GROUPS, NOUNS, Plugin
@@ -281,13 +280,19 @@ def _parse(path: str) -> ast.Module | None:
 
 def _locate(module: str) -> importlib.machinery.ModuleSpec | None:
     """Find a module without importing its packages; None if it does not exist."""
-    search: list[str] | None = None
-    spec = None
-    for name in accumulate(module.split("."), "{}.{}".format):
-        spec = _find(name, search)
-        if spec is None:
-            return None
-        search = list(spec.submodule_search_locations or [])
+    try:
+        return _located(module, tuple(sys.path))
+    except ModuleNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _located(module: str, path: tuple[str, ...]) -> importlib.machinery.ModuleSpec:
+    """The same, kept for one `sys.path`; raises ModuleNotFoundError, which is not kept."""
+    package = module.rpartition(".")[0]
+    spec = _find(module, list(_located(package, path).submodule_search_locations or []) if package else None)
+    if spec is None:
+        raise ModuleNotFoundError(module)
     return spec
 
 
