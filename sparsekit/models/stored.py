@@ -200,10 +200,10 @@ def _packed(tensor: Tensor) -> Tensors | None:
         return {_BITS: _packed_bits(flat.numpy())}
     if not tensor.is_floating_point() or tensor.itemsize not in _INTEGERS:
         return None
+    if int(torch.count_nonzero(flat)) > _MOST * len(flat):
+        return None
     bits = flat.view(_INTEGERS[tensor.itemsize]).numpy()
     kept = (bits << 1) != 0  # neither 0 nor -0
-    if np.count_nonzero(kept) > _MOST * len(bits):
-        return None
     parts = {_VALUES: _tensor(bits[kept], tensor.dtype), _BITS: _packed_bits(kept)}
     negative = (bits < 0) & ~kept
     return {**parts, _SIGNS: _packed_bits(negative)} if negative.any() else parts
