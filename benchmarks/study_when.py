@@ -27,9 +27,9 @@ Two answers, each from the cells below:
 - **Where training is short, train longer.** While a model still gains from more epochs, one model that trains as long
   as all replicas together is better than their soup, by far. Soups are then for replicas that train side by side, where
   time counts and not compute.
-- **Where training is saturated and the rate restarts at each pruning, averaging can pay.** A dense model that was
+- **Where training is saturated and the rate restarts at each pruning, averaging pays.** A dense model that was
   trained to its end, then cycles of pruning and retraining: replicas come apart, and their soup is better than they
-  are, in the time of one. This part is under way: cells appear as their runs end.
+  are, in the time of one. Larger soups are under way: cells appear as their runs end.
 
 Each point is a soup at one sparsity: how far one model gains from training as long as all replicas together (to the
 right: training is far from saturated), and how far the soup is above one model (up). On the line both are the same;
