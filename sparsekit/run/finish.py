@@ -57,15 +57,15 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     release_freed_memory()
     setup.model.load_state_dict(result.state.tensors)
     with torch.no_grad():
-        for name, weight in result.state.weights.items():  # a negative weight times 0 is -0.0, whose bits are not 0
-            setup.model.get_parameter(name).copy_(weight.where(result.state.masks[name], 0.0))
+        for name, mask in result.state.all_masks.items():  # a negative weight times 0 is -0.0, whose bits are not 0
+            setup.model.get_parameter(name).copy_(result.state.tensors[name].where(mask, 0.0))
     measured = measure(setup, result.state.masks, out)
     save_model(setup.model, setup.config.model, setup.data.inputs, out / "model", setup.data.class_names)
-    save_tensors(out / "masks.safetensors", result.state.masks)
+    save_tensors(out / "masks.safetensors", result.state.all_masks)
     file = out / "model" / "model.safetensors"
     make_readable(file)
     saved = load_tensors(file)
-    masks.check(saved, result.state.masks, str(file))
+    masks.check(saved, result.state.all_masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
     sizes = cost.sizes(parameters, result.state.masks, file)
