@@ -42,6 +42,10 @@ class KeptLayerNorm2d(nn.LayerNorm):
         return _normalise(self, x, 1)
 
 
+HELD = (KeptLayerNorm, KeptLayerNorm2d)
+"""The classes of layers that leave out removed channels."""
+
+
 def hold(model: nn.Module, paths: Iterable[str]) -> None:
     """Let LayerNorms normalise over a buffer of kept channels, all of them to begin with; in place.
 
@@ -50,7 +54,7 @@ def hold(model: nn.Module, paths: Iterable[str]) -> None:
     """
     for path in paths:
         layer = model.get_submodule(path)
-        if isinstance(layer, (KeptLayerNorm, KeptLayerNorm2d)):
+        if isinstance(layer, HELD):
             continue
         if not able(layer):
             raise ValueError(f"{path} is a {type(layer).__name__}, which cannot normalise over some channels")
@@ -69,7 +73,7 @@ def able(layer: nn.Module) -> bool:
 
 def plain(layer: nn.LayerNorm) -> None:
     """Turn a layer that `hold` changed back: nothing is left of the channels that it left out."""
-    if isinstance(layer, (KeptLayerNorm, KeptLayerNorm2d)):
+    if isinstance(layer, HELD):
         del layer._buffers[NAME]
         layer.__class__ = layer.held_class  # type: ignore[assignment]
         del layer.held_class

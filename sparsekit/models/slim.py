@@ -42,43 +42,47 @@ def without(model: nn.Module, axes: Axes) -> nn.Module:
     return small
 
 
-def sizes(dense: nn.Module, small: nn.Module) -> dict[str, dict[str, Any]]:
-    """The attributes in which the layers of a model without some channels differ from the dense one's, by path."""
-    found: dict[str, dict[str, Any]] = {}
-    layers = dict(dense.named_modules())
+def described(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
+    """What makes a dense model the small one, for config.json: attributes of `layers`, and shapes of `tensors`."""
+    layers: dict[str, dict[str, Any]] = {}
+    known = dict(dense.named_modules())
     for path, layer in small.named_modules():
         pairs = {key: getattr(layer, key) for key in _SIZES if key in vars(layer)}
-        changed = {key: value for key, value in pairs.items() if value != getattr(layers[path], key)}
+        changed = {key: value for key, value in pairs.items() if value != getattr(known[path], key)}
         if changed:
-            found[path] = {key: list(v) if isinstance(v, tuple) else v for key, v in changed.items()}
-    return found
+            layers[path] = {key: list(v) if isinstance(v, tuple) else v for key, v in changed.items()}
+    before = dense.state_dict()
+    shapes = {n: list(t.shape) for n, t in small.state_dict().items() if t.shape != before[n].shape}
+    return {"layers": layers, "tensors": shapes}
 
 
-def resize(model: nn.Module, changed: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-    """Make a dense model fit tensors without some channels, in place; it holds these tensors then.
+def apply(model: nn.Module, what: Mapping[str, Any]) -> None:
+    """Make a dense model the one that config.json describes, in place; weights are the first ones of the dense model's.
 
     Args:
         model: The dense model.
-        changed: What `sizes` returned.
-        tensors: All parameters and buffers of the small model.
+        what: What `described` returned, and `norms`, the paths of LayerNorms that leave out removed channels.
 
     Raises:
-        ValueError: they are not of this architecture.
+        ValueError: it is not of this architecture.
     """
-    expected, layers = model.state_dict(), dict(model.named_modules())
-    if odd := sorted(expected.keys() ^ tensors.keys()) or sorted(changed.keys() - layers.keys()):
-        raise ValueError(f"{odd[0]} is missing or too many")
-    for path, attributes in changed.items():
+    known, layers = model.state_dict(), dict(model.named_modules())
+    shapes: Mapping[str, list[int]] = what.get("tensors") or {}
+    if odd := sorted(shapes.keys() - known.keys()) or sorted((what.get("layers") or {}).keys() - layers.keys()):
+        raise ValueError(f"it has no {odd[0]}")
+    for path, attributes in (what.get("layers") or {}).items():
         for key, value in attributes.items():
             if key not in _SIZES or key not in vars(layers[path]):
                 raise ValueError(f"{path} has no {key}")
             setattr(layers[path], key, tuple(value) if isinstance(value, list) else value)
-    for name, tensor in tensors.items():
-        if tensor.dim() != expected[name].dim() or any(
-            a > b for a, b in zip(tensor.shape, expected[name].shape, strict=True)
-        ):
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+    tensors = {}
+    for name, shape in shapes.items():
+        old = known[name].shape
+        if len(shape) != len(old) or not all(0 < new <= side for new, side in zip(shape, old, strict=True)):
+            raise ValueError(f"{name} cannot have the shape {shape}")
+        tensors[name] = known[name][tuple(slice(side) for side in shape)]
     _put(model, tensors)
+    kept_norm.hold(model, what.get("norms") or ())
 
 
 def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
