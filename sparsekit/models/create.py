@@ -138,24 +138,22 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     name, kwargs = resolve_model(config)
     made = kwargs.pop("slim", None)
-    model = (
-        _own(config, name, kwargs, seed)
-        if is_object(name)
-        else _of_timm(config, name, kwargs, num_classes, channels, seed)
-    )
+    if is_object(name):
+        model = _own(config, name, kwargs, seed)
+    else:
+        model = _of_timm(config, name, kwargs, num_classes, channels, seed)
     if made:
         try:
             slim.apply(model, made)
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"--model.name {name}: what config.json says of its channels does not fit: {error}"
-            ) from error
+            raise UserError(f"--model.name {name}: its config.json's slim does not fit it: {error}") from error
     return model
 
 
 def _of_timm(
     config: ModelConfig, name: str, kwargs: dict[str, Any], num_classes: int, channels: int, seed: int
 ) -> nn.Module:
+    """A model of timm's."""
     import timm  # only now: it costs 3 s
 
     from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
