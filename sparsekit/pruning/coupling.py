@@ -17,17 +17,20 @@ from sparsekit._types import Tensors
 from sparsekit.config.channel_pattern import ChannelPattern
 from sparsekit.errors import UserError, first_line
 from sparsekit.models import kept_norm, slim
-from sparsekit.pruning.channels import Array, Channels, Entry, Group
+from sparsekit.pruning.channels import Array, Channels, Cost, Entry, Group
 
 
 class Flops(Protocol):
-    """Operations of one example: in all, and of layers by the name of their weight."""
+    """Operations of one example: in all, of layers by the name of their weight, and of modules by their path."""
 
     @property
     def dense(self) -> int: ...
 
     @property
     def layers(self) -> Mapping[str, int]: ...
+
+    @property
+    def modules(self) -> Mapping[str, int]: ...
 
 
 Atom = tuple[str, int]
@@ -113,9 +116,20 @@ def prepared(
         mode = model.training
         found = count_flops(model, example, weights)
         model.train(mode)
-        channels = channels.counting(target, {n: float(v) for n, v in found.layers.items()}, float(found.dense))
+        values = {name: float(value) for name, value in found.layers.items()}
+        channels = channels.counting(target, values, float(found.dense), _products(model, found, channels))
     kept_norm.hold(model, dict.fromkeys(path for group in channels.groups for path in group.norms))
     return channels
+
+
+def _products(model: nn.Module, flops: Flops, channels: Channels) -> list[Cost]:
+    """The operations of attention that are in no layer: products of queries, keys and values, which go with heads."""
+    found = []
+    for path, layer in model.named_modules():
+        if slim.attention_of(layer) is not None and f"{path}.proj.weight" in channels.shapes:
+            layers = sum(flops.modules.get(f"{path}.{name}", 0) for name, _ in layer.named_children())
+            found.append(Cost(float(flops.modules.get(path, 0) - layers), ((f"{path}.proj.weight", 1),)))
+    return found
 
 
 def _groups(
