@@ -324,7 +324,6 @@ def _collected(
         roots.find((trace.root, 0))
         for channel in range(trace.size):
             roots.join((united.find((trace.root, channel))[0], 0), (trace.root, 0))
-    faults = {roots.find((trace.root, 0)): f"{trace.root}: {trace.fault}" for trace in reversed(traces) if trace.fault}
     gathered: dict[Atom, list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
     order = sorted(units, key=lambda atom: (first[atom[0]], atom[1]))
     for atom in order:
@@ -339,20 +338,13 @@ def _collected(
     for root in sorted(set(by_root.values()), key=lambda atom: first[atom[0]]):
         own = [name for name, found in by_root.items() if found == root]
         made = _group(own, gathered[root], shapes)
-        why = faults.get(root, "")
-        if not why and isinstance(made, str):
-            why = made
-        elif not why and not isinstance(made, str):
-            why = _obstacle(model, made, matrices, prunable, norms)
+        why = "; ".join(trace.fault for trace in traces if trace.root in own and trace.fault)
+        why = why or (made if isinstance(made, str) else _obstacle(model, made, matrices, prunable, norms))
         if why or isinstance(made, str):
-            fixed |= {name: why.partition(": ")[2] if why.startswith(f"{name}: ") else why for name in own}
+            fixed |= dict.fromkeys((*own, *_outputs(gathered[root], shapes)), why)
         else:
-            norm = [
-                entry.name.removesuffix(".weight")
-                for entry in made.entries
-                if entry.name.endswith(".weight")
-                and isinstance(model.get_submodule(entry.name.removesuffix(".weight")), nn.LayerNorm)
-            ]
+            paths = (entry.name.removesuffix(".weight") for entry in made.entries if entry.name.endswith(".weight"))
+            norm = [path for path in paths if isinstance(model.get_submodule(path), nn.LayerNorm)]
             groups.append(replace(made, norms=tuple(norm)))
     return groups, fixed
 
@@ -374,12 +366,15 @@ def _group(
     if any(len(unit) != len(places) for unit in units):
         return "its channels have unequal parts"
     entries.sort(key=lambda entry: (list(shapes).index(entry.name), entry.axis))
-    outputs = [  # of Conv and Linear layers
-        name.removesuffix(".weight") for name, axis in places
-        if axis == 0 and name.endswith(".weight") and len(shapes[name]) > 1
-    ]  # fmt: skip
     width = next((entry.indices.shape[1] for entry in entries if entry.name == f"{roots[0]}.weight"), 1)
-    return Group(roots[0], tuple(outputs), width, tuple(entries))
+    return Group(roots[0], tuple(_outputs(units, shapes)), width, tuple(entries))
+
+
+def _outputs(units: Sequence[Mapping[tuple[str, int], list[int]]], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The paths of the Conv and Linear layers whose outputs units are."""
+    places = dict.fromkeys(place for unit in units for place in unit)
+    rows = (name for name, axis in places if axis == 0 and name.endswith(".weight") and len(shapes[name]) > 1)
+    return [name.removesuffix(".weight") for name in rows]
 
 
 def _obstacle(model: nn.Module, group: Group, matrices: Collection[str], prunable: Collection[str], norms: bool) -> str:
