@@ -60,7 +60,7 @@ def hold(model: nn.Module, paths: Iterable[str]) -> None:
             raise ValueError(f"{path} is a {type(layer).__name__}, which cannot normalise over some channels")
         layer.held_class = type(layer)  # type: ignore[assignment]
         layer.__class__ = KeptLayerNorm2d if type(layer).__name__ == "LayerNorm2d" else KeptLayerNorm
-        layer.register_buffer(NAME, torch.ones(layer.weight.shape, dtype=torch.bool))  # type: ignore[arg-type]
+        layer.register_buffer(NAME, torch.ones(layer.weight.shape, dtype=torch.bool, device=layer.weight.device))  # type: ignore[arg-type]
 
 
 def able(layer: nn.Module) -> bool:

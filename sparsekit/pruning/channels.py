@@ -218,6 +218,12 @@ class Channels:
         left = {group.name: int(flags.sum()) * group.width for group, flags in zip(self.groups, kept, strict=True)}
         return {"channels": left, f"removed.{self.target}": self.sparsity(given)}
 
+    def summary(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What summary.json says of masks: `channels` kept, `channels.dense` in all, and what is removed."""
+        told = self.told(given)
+        whole = sum(group.size * group.width for group in self.groups)
+        return told | {"channels": sum(told["channels"].values()), "channels.dense": whole}
+
     def least(self, floor: float) -> list[int]:
         """The fewest units that each group keeps: 1, or more as `--masks.floor` and `channels:N` say.
 

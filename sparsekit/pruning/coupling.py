@@ -96,9 +96,9 @@ def prepared(
     """The channels that can be removed, with what `--sparsity` counts; LayerNorms of the model follow them then.
 
     Args:
-        model: The model, on the CPU.
+        model: The model, on any device.
         prunable: Names of the prunable weights.
-        example: Inputs for one forward pass, of one example.
+        example: Inputs for one forward pass, of one example, on the CPU.
         pattern: The pattern.
         target: `weights`, `parameters` or `flops`, as `--masks.target`.
         count_flops: Counts the operations of a model, given one example and masks, in all and by parameter.
@@ -107,15 +107,14 @@ def prepared(
     Raises:
         UserError: as `find`.
     """
-    channels = replace(find(model, prunable, example, norms), multiple=pattern.multiple)
+    working = copy.deepcopy(model).cpu()
+    channels = replace(find(working, prunable, example, norms), multiple=pattern.multiple)
     if target == "parameters":
         every = {name: float(p.numel()) for name, p in model.named_parameters()}
         channels = channels.counting(target, every, sum(every.values()))
     elif target == "flops":
         weights = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable}
-        mode = model.training
-        found = count_flops(model, example, weights)
-        model.train(mode)
+        found = count_flops(working, example, weights)
         values = {name: float(value) for name, value in found.layers.items()}
         channels = channels.counting(target, values, float(found.dense), _products(model, found, channels))
     kept_norm.hold(model, dict.fromkeys(path for group in channels.groups for path in group.norms))

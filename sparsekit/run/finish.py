@@ -75,6 +75,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         "model_sparsity": pruned / sizes["parameters"],
         "merged": "merges.count" in measured or setup.config.merge.average_from is not None,
         "layers.empty": masks.empty({name: saved[name] for name in result.state.masks}),
+        **(setup.channels.summary(result.state.masks) if setup.channels else {}),
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "class_names": list(setup.data.class_names),

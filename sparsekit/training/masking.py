@@ -17,6 +17,7 @@ class Masking:
     Attributes:
         weights: The prunable weights, as the optimizer holds them.
         masks: 1 keeps and 0 prunes, in the weights' types and memory formats.
+        all_masks: The same, with those of norms and biases that lose elements with whole channels.
         dense: Whether the method keeps dense weights behind the masks; then only the forward pass is masked.
         penalised: Whether the method adds to the loss.
         changes_gradients: Whether the method changes gradients.
@@ -55,6 +56,7 @@ class Masking:
             for name, p in (beside or {}).items()
         ]
         others, theirs = [p for _, p, _ in self._beside], [mask for _, _, mask in self._beside]
+        self.all_masks = {**self.masks, **{name: mask for name, _, mask in self._beside}}
         self.masked = [*self.weights.values(), *others], [*self.masks.values(), *theirs]
         self.dense = has_dense_weights(method)
         self.penalised = type(method).penalty is not PruningMethod.penalty
