@@ -400,7 +400,13 @@ class Channels:
                 found.append(max(count for count in allowed if count <= max(gone, dead[number])))
             return found
 
-        return counts(_most(lambda taken: self.removed(counts(taken)) <= sparsity + _ROUNDING, total - lowest))
+        found = counts(_most(lambda taken: self.removed(counts(taken)) <= sparsity + _ROUNDING, total - lowest))
+        # rounding left some of the target: one step more for the groups that keep the largest part, where it fits
+        for number in sorted(range(len(found)), key=lambda n: found[n] / self.groups[n].size):
+            more = [count for count in self._bundles(number, dead[number], most[number]) if count > found[number]]
+            if more and self.removed([*found[:number], more[0], *found[number + 1 :]]) <= sparsity + _ROUNDING:
+                found[number] = more[0]
+        return found
 
     def _weights_of(self, group: Group) -> int:
         """The number of prunable weights of one unit, where no other unit is removed."""

@@ -139,7 +139,7 @@ def test_timm_loads_what_its_arguments_can_say(tmp_path: Path, capsys: Capture) 
     """All blocks of a stage with half their channels, and the stem with all: `channels` of timm's ResNet."""
     run = tmp_path / "run"
     options = ["--masks.pattern", "channels", "--masks.allocation", "uniform", "--masks.exclude", "[^conv1]"]
-    assert fit(run, *options, "--sparsity", "0.72", "--data.limit", "100", "--method", "oneshot") == 0
+    assert fit(run, *options, "--sparsity", "0.665", "--data.limit", "100", "--method", "oneshot") == 0
     assert exported(run, tmp_path / "slim") == 0
     assert "timm loads it" in capsys.readouterr().out
     images, expected = logits_of(run)
