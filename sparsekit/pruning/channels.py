@@ -85,6 +85,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Weights, parameters or operations: their `costs`, as far as they depend on channels, and their `total`."""
+
+    costs: tuple[Cost, ...]
+    total: float
+
+
+@dataclass(frozen=True)
 class Channels:
     """The channels of a model that can be removed.
 
@@ -94,9 +102,8 @@ class Channels:
         prunable: Names of the prunable weights among them.
         beside: Names of the other parameters among them: norms, biases and the like.
         fixed: For each layer whose outputs cannot be cut, the reason.
-        costs: What `--sparsity` counts, as far as it depends on the channels.
-        total: All that `--sparsity` counts, with all channels.
-        target: The name of what it counts.
+        counted: What can be counted, by name.
+        target: The name of what `--sparsity` counts.
         multiple: Of each group so many channels are kept, or a multiple of that.
     """
 
@@ -105,8 +112,7 @@ class Channels:
     prunable: tuple[str, ...]
     beside: tuple[str, ...]
     fixed: Mapping[str, str] = field(default_factory=dict)
-    costs: tuple[Cost, ...] = ()
-    total: float = 0.0
+    counted: Mapping[str, Counted] = field(default_factory=dict)
     target: str = "weights"
     multiple: int = 1
 
@@ -123,10 +129,10 @@ class Channels:
         return found.counting("weights", sizes, sum(sizes.values()))
 
     def counting(self, target: str, values: Mapping[str, float], total: float, more: Sequence[Cost] = ()) -> Channels:
-        """The same channels where `--sparsity` counts something else.
+        """The same channels with something else that can be counted.
 
         Args:
-            target: The name of what it counts.
+            target: The name of what is counted.
             values: What the parameters of these names cost with all channels; others cost nothing.
             total: The sum over all of the model.
             more: Costs that belong to no one parameter.
@@ -135,7 +141,7 @@ class Channels:
         for name, axis in self._axes({group.name: [] for group in self.groups}):
             places.setdefault(name, []).append((name, axis))
         costs = [Cost(values[name], tuple(axes)) for name, axes in places.items() if values.get(name)]
-        return replace(self, target=target, costs=(*costs, *more), total=total)
+        return replace(self, counted={**self.counted, target: Counted((*costs, *more), total)})
 
     def __str__(self) -> str:
         """One line: what can be removed, and what cannot and why."""
@@ -198,31 +204,35 @@ class Channels:
 
     # --- what is removed --------------------------------------------------------------------------
 
-    def removed(self, counts: Sequence[int]) -> float:
-        """The fraction of what `--sparsity` counts that so many units of each group have, 0 to 1."""
+    def removed(self, counts: Sequence[int], target: str = "") -> float:
+        """The fraction of what `--sparsity` counts, or of `target`, that so many units of each group have, 0 to 1."""
         left: dict[Place, float] = {}
         for group, count in zip(self.groups, counts, strict=True):
             for entry in group.entries:
                 place = entry.name, entry.axis
                 lost = count * entry.indices.shape[1] / self.shapes[entry.name][entry.axis]
                 left[place] = left.get(place, 1.0) - lost
-        return sum(cost.value * (1.0 - prod(left[place] for place in cost.places)) for cost in self.costs) / self.total
+        counted = self.counted[target or self.target]
+        lost = (cost.value * (1.0 - prod(left[place] for place in cost.places)) for cost in counted.costs)
+        return float(sum(lost)) / counted.total
 
     def sparsity(self, given: Mapping[str, Tensor]) -> float:
         """The fraction of what `--sparsity` counts that masks of the prunable weights remove."""
         return self.removed([int((~flags).sum()) for flags in self.kept(given)])
 
     def told(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What a row says of masks: `channels`, how many of each group are kept, and `removed`, what is counted."""
+        """What a row says of masks: how many channels of each group are kept, of how many, and what is removed."""
         kept = self.kept(given)
         left = {group.name: int(flags.sum()) * group.width for group, flags in zip(self.groups, kept, strict=True)}
-        return {"channels": left, f"removed.{self.target}": self.sparsity(given)}
+        counts = [int((~flags).sum()) for flags in kept]
+        removed = {f"removed.{target}": self.removed(counts, target) for target in self.counted}
+        return {"channels": left, "channels.of": {g.name: g.size * g.width for g in self.groups}, **removed}
 
     def summary(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
         """What summary.json says of masks: `channels` kept, `channels.dense` in all, and what is removed."""
         told = self.told(given)
-        whole = sum(group.size * group.width for group in self.groups)
-        return told | {"channels": sum(told["channels"].values()), "channels.dense": whole}
+        left, whole = told.pop("channels"), told.pop("channels.of")
+        return {"channels": sum(left.values()), "channels.dense": sum(whole.values()), **told}
 
     def least(self, floor: float) -> list[int]:
         """The fewest units that each group keeps: 1, or more as `--masks.floor` and `channels:N` say.

@@ -109,14 +109,13 @@ def prepared(
     """
     working = copy.deepcopy(model).cpu()
     channels = replace(find(working, prunable, example, norms), multiple=pattern.multiple)
-    if target == "parameters":
-        every = {name: float(p.numel()) for name, p in model.named_parameters()}
-        channels = channels.counting(target, every, sum(every.values()))
-    elif target == "flops":
-        weights = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable}
-        found = count_flops(working, example, weights)
-        values = {name: float(value) for name, value in found.layers.items()}
-        channels = channels.counting(target, values, float(found.dense), _products(model, found, channels))
+    every = {name: float(p.numel()) for name, p in model.named_parameters()}
+    channels = channels.counting("parameters", every, sum(every.values()))
+    weights = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in prunable}
+    found = count_flops(working, example, weights)
+    values = {name: float(value) for name, value in found.layers.items()}
+    channels = channels.counting("flops", values, float(found.dense), _products(model, found, channels))
+    channels = replace(channels, target=target)
     kept_norm.hold(model, dict.fromkeys(path for group in channels.groups for path in group.norms))
     return channels
 

@@ -60,7 +60,20 @@ def test_a_run_prunes_whole_channels_and_says_how_many(finished: Path) -> None:
     first = rows(finished, "segment")[0]["channels"]
     assert all(last["channels"][name] <= first[name] for name in first)
     assert told["channels"] == sum(last["channels"].values())
-    assert told["channels.dense"] == sum(first.values())
+    assert told["channels.dense"] == sum(last["channels.of"].values()) == sum(first.values())
+    assert told["removed.flops"] == pytest.approx(1 - told["flops.sparse"] / told["flops.dense"])
+    assert told["latency.slim_seconds"] > 0
+
+
+def test_its_report_shows_the_channels_left(finished: Path, tmp_path: Path) -> None:
+    assert main(["report", str(finished), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    last = rows(finished, "segment")[-1]
+    for name, left in last["channels"].items():
+        assert name in page
+        assert f"{left:,} of {last['channels.of'][name]:,}" in page
+    assert "What channels save" in page
+    assert "without the removed channels" in page
 
 
 METHODS = [["--method", "dpf"], ["--method", "imp"], ["--merge", "greedy", "--optimizer.name", "adamw"]]
