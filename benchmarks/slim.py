@@ -122,8 +122,8 @@ def measure(quick: bool = False, names: tuple[str, ...] = ()) -> Section:
         )  # fmt: skip
     section.notes.append(
         "Half the channels of every group of coupled layers (`--masks.pattern channels:8`), one image at a time, one "
-        "thread; in torch in the channels-last order, as sparsekit trains. Weights are random: what is compared is time, "
-        "and the masked network with the one without its channels."
+        "thread; in torch in the channels-last order, as sparsekit trains. Weights are random: what is compared is "
+        "time, and the masked network with the one without its channels."
     )
     return section
 

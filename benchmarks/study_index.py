@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import study_channels
 import study_forks
 import study_pages
 from study_saturated import saturated
@@ -61,6 +62,8 @@ def page(name: str, every: Rows) -> Page:
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
         "digits-saturated": saturated,
+        "digits-channels": study_channels.channels,
+        "fashion-channels": study_channels.channels,
     }[name]
     told = make(name, every)
     command = f"python benchmarks/studies.py {name}"
