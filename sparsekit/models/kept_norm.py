@@ -25,7 +25,8 @@ def _normalise(layer: nn.LayerNorm, x: Tensor, axis: int) -> Tensor:
     centred = (x - mean) * kept
     variance = centred.square().sum(axis, keepdim=True) / count
     found = centred * (variance + layer.eps).rsqrt() * layer.weight.view(shape)
-    return found if layer.bias is None else found + layer.bias.view(shape)
+    found = found if layer.bias is None else found + layer.bias.view(shape)
+    return found.to(layer.weight.dtype)  # float32 under autocast, as torch's
 
 
 class KeptLayerNorm(nn.LayerNorm):
