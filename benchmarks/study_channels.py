@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
-from study_soups import Page, Rows
-from study_tables import Arm, Row, against, mean, select, table
+from study_page import Page
+from study_tables import Arm, Row, Rows, select
 
 WIDTHS = {
     0.75: (0.4375, [12, 24, 45, 78]),
@@ -25,7 +26,7 @@ channels, measured at the end of each run, beside others: medians over seeds, an
 """
 
 
-def arm(rows: list[Row], part: str, width: float) -> Arm:
+def arm(rows: Sequence[Row], part: str, width: float) -> Arm:
     """The runs of one kind and width."""
     sparsity, channels = WIDTHS[width]
     own = select(rows, part=part)
@@ -36,25 +37,19 @@ def arm(rows: list[Row], part: str, width: float) -> Arm:
 
 def channels(name: str, every: Rows) -> Page:
     """The study's page."""
-    rows, lines, found = list(every[name]), [], []
-    for width in WIDTHS:
-        arms = {part: arm(rows, part, width) for part in ARMS}
-        soup = arms["2-soup"].values("test.accuracy")
-        for part, each in arms.items():
-            if not each.rows:
-                continue
-            values = each.values("test.accuracy")
-            seconds = [row.get("latency.slim_seconds", row.get("latency.seconds")) for row in each.rows]
-            times = [1e3 * value for value in seconds if value is not None]
-            lines.append([
-                f"{width:g}", each.name, len(values), mean(list(values.values())),
-                f"{median(times):.2f}" if times else "–", "" if part == "2-soup" else against(soup, values),
-            ])  # fmt: skip
-        if arms["2-soup"].rows and arms["3-narrow"].rows:
-            gain = against(soup, arms["3-narrow"].values("test.accuracy"))
-            found.append(f"Width {width:g}: the soup is {gain} points above a network that narrow from the start.")
     where = "Fashion-MNIST" if name.startswith("fashion") else "digits"
-    text = f"# Whole channels on {where}\n\n{HEAD}\n" + table(
-        ["width", "network", "runs", "test accuracy, %", "ms an image", "the soup, less it"], lines
-    )
-    return Page(text, {}, found)
+    page = Page(name, f"Whole channels on {where}", HEAD)
+    for width in WIDTHS:
+        arms = {part: arm(every[name], part, width) for part in ARMS}
+        soup = arms["2-soup"]
+        others = {each.name: each for each in arms.values() if each is not soup}
+        if any(each.rows for each in arms.values()):
+            page.section(f"Width {width:g}", list(arms.values()), [(soup, others)], facts={"ms an image": milliseconds})
+    return page
+
+
+def milliseconds(arm: Arm) -> str:
+    """The median time of one image without the removed channels."""
+    seconds = [row.get("latency.slim_seconds", row.get("latency.seconds")) for row in arm.rows]
+    times = [1e3 * value for value in seconds if value is not None]
+    return f"{median(times):.2f}" if times else "–"

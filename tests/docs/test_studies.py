@@ -338,7 +338,7 @@ def test_the_page_on_channels_compares_at_equal_width() -> None:
             value = accuracy + 0.001 * seed * (1 if part == "2-soup" else 2)
             rows.append({"part": part, "seed": seed, **asked, "test.accuracy": value, "latency.seconds": 0.004})
     page = study_channels.channels("digits-channels", {"digits-channels": rows})
-    assert "| 0.5 | its soup of three | 5 | 83.20" in page.text
-    assert page.text.count("4.00") == 4
+    assert "| its soup of three | – | 5 | 83.20" in page.text
+    assert page.text.count("| 4.00 |") == 4
     assert any("Width 0.5" in line and "+4.8" in line for line in page.found)
     assert not any("0.25" in line for line in page.found)
