@@ -49,6 +49,7 @@ DIGITS = (
     "digits-recipes",
 )
 FASHION = ("fashion", "fashion-bimp", "fashion-saturated")
+CHANNELS = ("digits-channels", "fashion-channels")
 FULL = ("fashion-full", "fashion-full-bimp")
 """For a CUDA device."""
 KEPT = (
@@ -67,6 +68,9 @@ KEPT = (
     "images.total",
     "images.critical",
     "sparsity",
+    "removed.flops",
+    "latency.seconds",
+    "latency.slim_seconds",
     "merges.count",
     "merges.lost",
 )
@@ -155,7 +159,8 @@ def collect(folder: Path, sweeps: Sequence[Path], before: Sequence[Row] = (), ag
         for cell in spec.read(part.file).cells(None):
             known = matching(before, part.row(cell))
             if (again or not known) and directory.finished(part.out / cell.name):
-                known = [part.row(cell) | measured(part.out / cell.name)]
+                asked = part.row(cell)  # of channels as many go as fit under the sparsity that is asked for
+                known = [asked | measured(part.out / cell.name) | asked]
             rows += known
     return rows
 
@@ -215,7 +220,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def committed() -> dict[str, list[Row]]:
     """All studies' rows under docs/results/."""
-    found = {name: RESULTS / f"{name}.jsonl" for name in (*DIGITS, *FASHION, *FULL)}
+    found = {name: RESULTS / f"{name}.jsonl" for name in (*DIGITS, *FASHION, *CHANNELS, *FULL)}
     return {name: list(read_jsonl(path)) for name, path in found.items() if path.exists()}
 
 
@@ -237,7 +242,7 @@ def main() -> int:
     """Train, collect, tell."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION, *FULL))}; all of digits"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join((*DIGITS, *FASHION, *CHANNELS, *FULL))}; all of digits"
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--collect", action="store_true", help="train nothing; read all runs that are here again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import study_channels
 import study_forks
 import study_pages
 from study_page import Page
@@ -55,6 +56,8 @@ def page(name: str, every: Rows) -> Page:
         "digits-robust": study_pages.robust,
         "digits-apart": study_pages.apart,
         "digits-methods": study_pages.methods,
+        "digits-channels": study_channels.channels,
+        "fashion-channels": study_channels.channels,
         "digits-recipes": study_pages.recipes,
         "digits-saturated-apart": study_pages.apart,
         "digits-saturated-vary": study_pages.vary_saturated,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from sparsekit.config.channel_pattern import ChannelPattern
 from sparsekit.config.options import DataConfig, FitConfig
 from sparsekit.config.replica_axes import check_axis
 from sparsekit.config.wandb_limits import check_wandb
@@ -92,7 +93,9 @@ def check(config: FitConfig) -> None:
     if config.masks.allocation is None:
         method = type(config.method)
         check_choice("allocation", method.allocation, f"{method.__name__}.allocation")
-    check_floor(("--masks.floor", "--sparsity"), config.masks.floor, config.sparsity)
+    channels = ChannelPattern.parse(config.masks.pattern)
+    # what a floor of channels leaves of the weights only the model can tell
+    check_floor(("--masks.floor", "--sparsity"), config.masks.floor, 0.0 if channels else config.sparsity)
     check_device(config.device)
     check_wandb(config.wandb)
     if d.limit is not None:
@@ -117,7 +120,9 @@ def check(config: FitConfig) -> None:
         for key in kwargs:
             if not str(key).isidentifier():  # `{layers:3}` is a key of that name, without a value
                 raise UserError(f"--{option}: {key!r} is no argument; write {{name: value}}, with a space")
-    if config.masks.pattern is not None:
+    if channels is None and config.masks.target != "weights":
+        raise UserError(f"--masks.target {config.masks.target} is for whole channels; add --masks.pattern channels")
+    if config.masks.pattern is not None and channels is None:
         from sparsekit.config.nm_pattern import Pattern  # only now: it imports numpy
 
         nm = Pattern.parse(config.masks.pattern)

@@ -29,7 +29,7 @@ class Pattern:
         """From `n:m`; raises UserError."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if not found or not 0 < int(found[1]) < int(found[2]):
-            raise UserError(f"--masks.pattern is {text!r}; give n:m with 0 < n < m, such as 2:4")
+            raise UserError(f"--masks.pattern is {text!r}; give n:m with 0 < n < m, such as 2:4, or channels")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:

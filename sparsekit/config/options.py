@@ -166,15 +166,20 @@ class MasksConfig:
         allocation: How sparsity is shared out between layers: `global`, `uniform`, `erk`, `lamp`, as a package provides
             or as `module:function` says; by default as the method prefers, mostly `global`.
         pattern: `n:m` keeps at most n of every m weights that follow one another along the input channels, as `2:4`.
+            `channels` prunes whole channels of coupled layers, and attention heads; `channels:8` keeps multiples of 8.
         exclude: Regular expressions; a Conv or Linear weight whose parameter name one of them finds is never pruned.
         floor: What every layer keeps at least: so many weights, 1 or more, or a fraction of the layer below 1. 0 lets a
-            layer lose all.
+            layer lose all. With the pattern `channels`, what every group of coupled layers keeps of its channels, of
+            which at least one stays.
+        target: What `--sparsity` counts with the pattern `channels`: the prunable weights, all parameters, or the
+            floating-point operations of one image.
     """
 
     allocation: str | None = field(default=None, metadata={"kind": "allocation"})
     pattern: str | None = None
     exclude: list[str] = field(default_factory=list)
     floor: float = 0.0
+    target: Literal["weights", "parameters", "flops"] = "weights"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -24,11 +24,13 @@ class Flops:
         dense: PyTorch's count of convolutions and matrix products, including attention; nothing elementwise.
         sparse: The dense count, with that of each masked layer multiplied by the fraction of its weights that is kept.
         layers: Dense count of each layer that has a mask, by parameter name.
+        modules: Dense count of each module, with all in it, by its path.
     """
 
     dense: int
     sparse: float
     layers: Mapping[str, int]
+    modules: Mapping[str, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -48,9 +50,10 @@ def flops(model: nn.Module, image: Tensor, masks: Tensors) -> Flops:
     root = type(model).__name__
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     layers = {name: counts.get(f"{root}.{name.rpartition('.')[0]}", 0) for name in masks}
+    inside = {name.removeprefix(f"{root}."): count for name, count in counts.items()}
     dense = counter.get_total_flops()
     kept = {name: float(mask.double().mean()) for name, mask in masks.items()}
-    return Flops(dense, dense - sum(count * (1.0 - kept[name]) for name, count in layers.items()), layers)
+    return Flops(dense, dense - sum(count * (1.0 - kept[name]) for name, count in layers.items()), layers, inside)
 
 
 def sizes(parameters: Iterable[Tensor], masks: Tensors, file: Path | None = None) -> dict[str, int]:

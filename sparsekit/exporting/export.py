@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from sparsekit._types import Tensors
 from sparsekit.config.options import DataConfig, ExportConfig
 from sparsekit.errors import RunError, UserError
-from sparsekit.exporting import onnx_file, semi_structured, sparse, speed, timm_directory, torch_program
+from sparsekit.exporting import onnx_file, semi_structured, slim, sparse, speed, timm_directory, torch_program
 from sparsekit.exporting.formats import Format, Loaded
 from sparsekit.exporting.model import ExportModel, load_export_model
 from sparsekit.files import expanded
@@ -29,6 +29,7 @@ FORMATS: Mapping[str, Format] = {
     "torch": torch_program.FORMAT,
     "sparse": sparse.FORMAT,
     "2:4": semi_structured.FORMAT,
+    "slim": slim.FORMAT,
 }
 _BATCH = 250
 
@@ -96,7 +97,9 @@ def export(source: SavedModel, config: ExportConfig, data: DataConfig | None) ->
     finally:
         _remove(hidden)
     table = _table(export_model, config.format, out, found, loaded)
-    if config.measure:
+    if config.measure and exporter.measure is not None:
+        table += exporter.measure(export_model, out)
+    elif config.measure:
         dense, plain = speed.measure(export_model, exporter, loaded, export_model.images)
         table.append(("speed", f"{dense} as the same export of a model without zeros"))
         table.append(("", speed.verdict(dense, config.format)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -67,6 +68,30 @@ def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
         ratios = sorted(times[other] / times[0] for times in rounds)
         found.append(Ratio(median(ratios), ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4]))
     return found
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Seconds of two models, medians of rounds in which both take turns, and how much faster the second one is."""
+
+    first: float
+    second: float
+    ratio: Ratio
+
+
+def paired(first: Loaded, second: Loaded, images: Tensor) -> Paired:
+    """Time two models on the same images."""
+    most = max(min(_seconds(one, images) for _ in range(3)) for one in (first, second))
+    repeats = max(1, round(_ROUND_SECONDS / most))
+    rounds = [[_seconds(one, images, repeats) / repeats for one in (first, second)] for _ in range(ROUNDS)]
+    ratios = sorted(a / b for a, b in rounds)
+    ratio = Ratio(median(ratios), ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4])
+    return Paired(median(a for a, _ in rounds), median(b for _, b in rounds), ratio)
+
+
+def all_threads() -> int:
+    """The number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def verdict(dense: Ratio, name: str) -> str:

@@ -17,7 +17,12 @@ from sparsekit.plugins.objects import is_object
 
 
 def check(export_model: ExportModel) -> None:
-    """Raise UserError for a model that is none of timm's."""
+    """Raise UserError for a model that is none of timm's, or that timm's arguments do not describe."""
+    if "slim" in export_model.config.kwargs:
+        raise UserError(
+            "--format timm: timm's arguments do not describe its channels; --format slim takes out those that are "
+            "masked, and onnx and torch need no class"
+        )
     if is_object(name := export_model.config.name):
         raise UserError(
             f"--format timm: timm does not know {name}; the run's own model/ holds its weights, and onnx and torch "

@@ -38,7 +38,7 @@ from sparsekit.merging.finished_context import (
 from sparsekit.merging.merge import check_soup
 from sparsekit.merging.overlap import Overlap, compare_masks, tied
 from sparsekit.methods.gmp import GMP
-from sparsekit.models import create
+from sparsekit.models import create, kept_norm
 from sparsekit.models.card import made_as
 from sparsekit.models.device import enough_memory
 from sparsekit.models.fill import check_fit, fit_names
@@ -99,6 +99,7 @@ def merge(sources: Sequence[SavedModel], config: MergeConfig, data: DataConfig |
         setup = context.setup_of(described)
     tensors, kept = _apply_masks(soup.tensors, overlap.union, config)
     tensors |= {name: tensors[other].clone() for name, other in copies.items()}
+    tensors |= _kept_channels(sources)
     if setup and len(soup.ingredients) > 1:
         tensors = setup.recalibrated(context.state(tensors, kept)).tensors
     masks.check(tensors, kept, "the soup")
@@ -243,6 +244,12 @@ def _apply_masks(tensors: Tensors, union: Tensors, config: MergeConfig) -> tuple
     for name, mask in kept.items():
         tensors[name].masked_fill_(~mask, 0)
     return tensors, kept
+
+
+def _kept_channels(sources: Sequence[SavedModel]) -> Tensors:
+    """Which channels LayerNorms count that leave removed ones out: those that one of the models keeps."""
+    names = [f"{path}.{kept_norm.NAME}" for path in kept_norm.held(sources[0].names())]
+    return {name: torch.stack([source.read(name) for source in sources]).any(0) for name in names}
 
 
 def _summary(name: str, sources: Sequence[SavedModel], soup: Soup, tensors: Tensors, kept: Tensors) -> dict[str, Any]:

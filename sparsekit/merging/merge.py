@@ -78,7 +78,7 @@ def merge(
 
         momenta = [name.removeprefix(OPTIMIZER) for name in candidates[0].optimizer_names()]
         merged = replace(merged, optimizer=Lazy.of(momenta, momentum))
-    masks.check(in_use(setup.method, merged).tensors, merged.masks, f"soup of segment {stage.index + 1}")
+    masks.check(in_use(setup.method, merged).tensors, merged.all_masks, f"soup of segment {stage.index + 1}")
     return merged, soup
 
 

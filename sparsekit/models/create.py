@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from sparsekit.data.inputs import InputConfig
 from sparsekit.display.text import listed
 from sparsekit.errors import RunError, UserError, first_line, nearest
 from sparsekit.files import local_directory, save_tensors, sync, write_json
+from sparsekit.models import kept_norm, slim
 from sparsekit.models.fill import classifiers, fill, foreign, inside
 from sparsekit.models.registered import is_registered
 from sparsekit.models.saved import SavedModel, open_saved_model, read_card
@@ -89,6 +90,7 @@ def build_model(
     if config.new_head and not classifiers(model):
         raise UserError(f"--model.new_head: timm names no classifier of {config.name}; choose another --model.name")
     if source is not None:
+        kept_norm.hold(model, [path for path in kept_norm.held(source.names()) if path in dict(model.named_modules())])
         fill(model, source, classifiers(model) if config.new_head else ())
     return model
 
@@ -135,8 +137,23 @@ def load_model(source: SavedModel, config: ModelConfig, num_classes: int, channe
 
 def _create(config: ModelConfig, num_classes: int, channels: int, seed: int) -> nn.Module:
     name, kwargs = resolve_model(config)
+    made = kwargs.pop("slim", None)
     if is_object(name):
-        return _own(config, name, kwargs, seed)
+        model = _own(config, name, kwargs, seed)
+    else:
+        model = _of_timm(config, name, kwargs, num_classes, channels, seed)
+    if made:
+        try:
+            slim.apply(model, made)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"--model.name {name}: its config.json's slim does not fit it: {error}") from error
+    return model
+
+
+def _of_timm(
+    config: ModelConfig, name: str, kwargs: dict[str, Any], num_classes: int, channels: int, seed: int
+) -> nn.Module:
+    """A model of timm's."""
     import timm  # only now: it costs 3 s
 
     from sparsekit.models import cifar  # noqa: F401  (registers its models with timm)
@@ -206,6 +223,7 @@ def save_model(
         RunError: timm wrote no safetensors file.
     """
     name, kwargs = resolve_model(config)
+    without_channels = slim_of(model, kwargs.pop("slim", {}))
     described = hasattr(model, "pretrained_cfg") and hasattr(model, "num_features") and not is_object(name)
     given: dict[str, Any] = dict(model.pretrained_cfg) if described else {}  # type: ignore[arg-type]
     # the rest describes timm's own weights, such as their licence and test size, and is not true of these
@@ -231,14 +249,25 @@ def save_model(
     else:
         made = {"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}
         card = {"architecture": name, **made, **names, "model_args": kwargs, "pretrained_cfg": config_of_weights}
+        card |= without_channels
         directory.mkdir(parents=True, exist_ok=True)
         save_tensors(directory / "model.safetensors", cpu_state_dict(model))
         write_json(directory / "config.json", card)
+    if described and without_channels:
+        card = json.loads((directory / "config.json").read_text("utf-8"))
+        write_json(directory / "config.json", card | without_channels)
     written = directory / "model.safetensors"
     if not written.is_file():
         raise RunError(f"timm wrote no {written}")
     for path in (written, directory / "config.json", directory, directory.parent):
         sync(path)  # a finished run removes its checkpoints: after a power cut this is all that is left
+
+
+def slim_of(model: nn.Module, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of config.json about a model's channels: how it was `made`, and which norms leave out removed ones."""
+    norms = kept_norm.held(model.state_dict())
+    what = {key: value for key, value in made.items() if key != "norms"} | ({"norms": norms} if norms else {})
+    return {"slim": what} if what else {}
 
 
 def _tuples(value: Any) -> Any:

@@ -266,7 +266,9 @@ def _described(option: str, path: Path, card: dict[str, Any]) -> tuple[str, dict
         or not isinstance(card.get("pretrained_cfg", {}), dict)
     ):
         raise UserError(f"{option} {path}: config.json names no timm architecture; give {KINDS}")
-    return name, without_sizes(kwargs), card
+    # not among timm's arguments, so that timm refuses the weights instead of guessing
+    slim = {"slim": card["slim"]} if isinstance(card.get("slim"), dict) else {}
+    return name, without_sizes({**kwargs, **slim}), card
 
 
 def architecture(source: SavedModel, given: ArchitectureConfig) -> ModelConfig:

@@ -14,7 +14,7 @@ from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, TrainingStep
 from sparsekit.models.stored import Lazy
 
-EXTRA, OPTIMIZER = "extra.", "optimizer."
+EXTRA, OPTIMIZER, BESIDE = "extra.", "optimizer.", "beside."
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class State:
     Attributes:
         tensors: Parameters and buffers by their state-dict names.
         masks: Bool masks of the prunable weights, True keeps.
+        beside: Bool masks of norms and biases, where whole channels are pruned; empty otherwise.
         extra: The method's own tensors.
         optimizer: The optimizer's state, as `optimizers.export` returns it; empty for a new optimizer. It may be made
             when it is read, or lie in a file: of AdamW it is twice the model.
@@ -37,6 +38,12 @@ class State:
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     target: float = 0.0
+    beside: Tensors = field(default_factory=dict)
+
+    @property
+    def all_masks(self) -> Tensors:
+        """The masks of all parameters that have one."""
+        return {**self.masks, **self.beside}
 
     @property
     def weights(self) -> Tensors:
@@ -44,7 +51,7 @@ class State:
         return {name: self.tensors[name] for name in self.masks}
 
     def with_weights(self, weights: Tensors) -> State:
-        """A copy with the given prunable weights."""
+        """A copy with the given weights."""
         return replace(self, tensors={**self.tensors, **weights})
 
     def named(self) -> Tensors:
@@ -76,11 +83,13 @@ def masked(tensor: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def effective(method: PruningMethod, state: State) -> State:
     """The state with the weights that the forward pass uses; masked weights are 0."""
+    beside = {name: masked(state.tensors[name], mask) for name, mask in state.beside.items()}
     if not has_dense_weights(method):
-        return state.with_weights({name: masked(weight, state.masks[name]) for name, weight in state.weights.items()})
+        weights = {name: masked(weight, state.masks[name]) for name, weight in state.weights.items()}
+        return state.with_weights(weights | beside)
     masks = {name: mask.to(state.tensors[name].dtype) for name, mask in state.masks.items()}
     step = TrainingStep(state.weights, masks, state.extra, state.progress, state.target)
-    return state.with_weights(method.effective(step))
+    return state.with_weights({**method.effective(step), **beside})
 
 
 def in_use(method: PruningMethod, state: State) -> State:
@@ -91,6 +100,7 @@ def in_use(method: PruningMethod, state: State) -> State:
 def to_file(state: State) -> Mapping[str, Tensor]:
     """All tensors of the state, under prefixed names for one file."""
     parts = {"model.": state.tensors, "mask.": state.masks, EXTRA: state.extra, OPTIMIZER: state.optimizer}
+    parts |= {BESIDE: state.beside} if state.beside else {}
     return Lazy({prefix + n: partial(part.__getitem__, n) for prefix, part in parts.items() for n in part})
 
 
@@ -103,7 +113,10 @@ def from_file(tensors: Mapping[str, Tensor], progress: float, target: float) -> 
     def part(prefix: str) -> Mapping[str, Tensor]:
         return Lazy({n.removeprefix(prefix): partial(tensors.__getitem__, n) for n in tensors if n.startswith(prefix)})
 
-    return State(dict(part("model.")), dict(part("mask.")), dict(part(EXTRA)), part(OPTIMIZER), progress, target)
+    beside = dict(part(BESIDE))
+    return State(
+        dict(part("model.")), dict(part("mask.")), dict(part(EXTRA)), part(OPTIMIZER), progress, target, beside
+    )
 
 
 def cpu_state_dict(model: nn.Module) -> Tensors:

@@ -64,6 +64,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "torch": "A torch.export program with a dynamic batch size.",
         "sparse": "Compressed safetensors.",
         "2:4": "A directory for the semi-structured units of CUDA devices.",
+        "slim": "A directory of the network without its pruned channels.",
     },
 }
 """What is no plugin, and what it does; no plugin may have these names."""

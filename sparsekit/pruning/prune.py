@@ -16,6 +16,7 @@ from sparsekit.config.options import MasksConfig
 from sparsekit.errors import RunError
 from sparsekit.models.state import State, effective, has_dense_weights, masked, pruned_optimizer_state
 from sparsekit.pruning import allocation, masks
+from sparsekit.pruning.channels import Channels
 from sparsekit.seeds import derive
 
 _BLOCK = 1 << 15
@@ -30,6 +31,7 @@ def prune(
     gradients: Callable[..., Tensors] | None = None,
     probe: Probe | None = None,
     rewound: Tensors | None = None,
+    channels: Channels | None = None,
 ) -> tuple[State, Stage]:
     """Prune the parent for a segment.
 
@@ -44,6 +46,7 @@ def prune(
         gradients: The function for `PruningStep.gradients`; without it that raises RunError.
         probe: What the method can find out about the network; by default nothing.
         rewound: Parameters and buffers as `Segment.rewind` asks for them; None trains on from the parent's.
+        channels: The channels that can be removed, where the pattern is whole channels.
 
     Returns:
         The pruned parent, and the stage with `relative_change`, ‖W − W_p‖₂ / ‖W‖₂ over all parameters.
@@ -51,7 +54,7 @@ def prune(
     Raises:
         RunError: the method's masks break the contract.
     """
-    pattern = Pattern.parse(config.pattern) if config.pattern is not None else None
+    pattern = Pattern.parse(config.pattern) if config.pattern is not None and channels is None else None
     rule = config.allocation or method.allocation
 
     def select(
@@ -64,6 +67,8 @@ def prune(
             _check_arguments(f"method {type(method).__name__}: select()", parent.masks, among=among)
             alive = {name: mask & among[name] for name, mask in alive.items()}
         _check_arguments(f"method {type(method).__name__}: select()", parent.masks, scores, wanted, floor)
+        if channels is not None:
+            return channels.select(scores, alive, wanted, rule, config.floor, floor)
         return masks.select(scores, alive, wanted, rule, pattern, config.floor, floor)
 
     probe = probe or Probe()
@@ -84,9 +89,19 @@ def prune(
     )
     chosen = method.masks(step)
     maker = "scores" if type(method).masks is PruningMethod.masks else "masks"
-    _check(type(method).__name__, maker, chosen, parent.weights, stage, pattern, config.floor)
+    where = f"method {type(method).__name__}, segment {stage.index + 1}: {maker}()"
+    _check_form(where, chosen, parent.weights)
+    beside, told = parent.beside, {}
+    if channels is None:
+        _check(where, chosen, stage, pattern, config.floor)
+    else:
+        if fault := channels.check_masks(chosen, stage.segment.sparsity, config.floor):
+            raise RunError(f"{where} breaks --masks.pattern {config.pattern}: {fault}")
+        kept = channels.kept(chosen)
+        beside, told = channels.masks_beside(kept), channels.buffers(kept)
+        parent = replace(parent, tensors={**parent.tensors, **told})
     if has_dense_weights(method):
-        pruned = replace(parent, masks=chosen)
+        pruned = replace(parent, masks=chosen, beside=beside)
         before, after = effective(method, parent).weights, effective(method, pruned).weights
         squares = [_squares(before[name], after[name]) for name in chosen]
     else:
@@ -94,10 +109,12 @@ def prune(
         for name, weight in parent.weights.items():
             after[name] = masked(weight, chosen[name])  # of infinite weights NaN, which masks.check reports
             squares.append(_squares(weight, after[name]))
-        pruned = replace(parent.with_weights(after), masks=chosen, optimizer=_without(parent, chosen))
+        after |= {name: masked(parent.tensors[name], mask) for name, mask in beside.items()}
+        optimizer = _without(parent, {**chosen, **beside})
+        pruned = replace(parent.with_weights(after), masks=chosen, beside=beside, optimizer=optimizer)
     masks.check(after, chosen, f"pruning of segment {stage.index + 1}")
     if rewound is not None:
-        pruned = replace(pruned, tensors=rewound, optimizer={})
+        pruned = replace(pruned, tensors={**rewound, **told}, optimizer={})
         pruned = pruned if has_dense_weights(method) else effective(method, pruned)
     others = parent.tensors.keys() - parent.masks.keys() - probe.buffers
     # sorted, as files do not keep an order, and the sum of a resumed run has to be the same to the bit
@@ -110,7 +127,8 @@ def _without(parent: State, chosen: Tensors) -> Mapping[str, torch.Tensor]:
     """The optimizer's state with 0 for weights that are masked now or were before: regrown weights start at 0 too."""
     if not parent.optimizer:
         return {}
-    return pruned_optimizer_state(parent.optimizer, {name: mask & parent.masks[name] for name, mask in chosen.items()})
+    before = parent.all_masks
+    return pruned_optimizer_state(parent.optimizer, {name: mask & before[name] for name, mask in chosen.items()})
 
 
 def _squares(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
@@ -157,16 +175,8 @@ def _no_gradients(batches: int = 1) -> Tensors:
     raise RunError("gradients need data, which is not available here")
 
 
-def _check(
-    name: str,
-    maker: str,
-    chosen: Tensors,
-    weights: Tensors,
-    stage: Stage,
-    pattern: Pattern | None,
-    floor: float,
-) -> None:
-    where = f"method {name}, segment {stage.index + 1}: {maker}()"
+def _check_form(where: str, chosen: Tensors, weights: Tensors) -> None:
+    """Raise RunError unless there is a mask for each weight, in their order."""
     if not isinstance(chosen, dict):
         raise RunError(f"{where} must return masks by parameter name, got {type(chosen).__name__}")
     for key in weights:
@@ -183,6 +193,11 @@ def _check(
             raise RunError(
                 f"{where}: {key} must be a bool tensor of shape {expected}, got {mask.dtype} {tuple(mask.shape)}"
             )
+
+
+def _check(where: str, chosen: Tensors, stage: Stage, pattern: Pattern | None, floor: float) -> None:
+    """Raise RunError unless masks follow the pattern and the floor, and prune exactly as much as the segment says."""
+    for key, mask in chosen.items():
         if pattern and stage.segment.sparsity == stage.budget.sparsity and not pattern.holds(mask.numpy()):
             raise RunError(f"{where}: {key} breaks --masks.pattern {pattern}; choose masks with step.select")
     least = allocation.floors({n: mask.shape for n, mask in chosen.items()}, floor, pattern.share if pattern else 1.0)

@@ -18,15 +18,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsekit._types import Tensors
 from sparsekit.api import MergeStrategy, Probe, PruningMethod, Segment, Stage
+from sparsekit.config.channel_pattern import ChannelPattern
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig
 from sparsekit.errors import RunError, UserError
+from sparsekit.evaluation import cost
 from sparsekit.merging.state_dicts import Fisher, Lossy, Scorer, soup
+from sparsekit.models import slim
 from sparsekit.models.state import State, cpu_state_dict, has_dense_weights
 from sparsekit.planning.plan import check_steps, make_plan, make_stages
 from sparsekit.plugins.objects import brought
-from sparsekit.pruning import allocation
+from sparsekit.pruning import allocation, coupling
 from sparsekit.pruning import masks as zeros
+from sparsekit.pruning.channels import Channels
 from sparsekit.pruning.prune import prune
 from sparsekit.python.options import keyword_names, read
 from sparsekit.seeds import derive
@@ -54,13 +58,16 @@ class Pruner:
         sparsity: Fraction of the prunable weights that is 0 in the end, from 0 to below 1.
         epochs: Length of the training that the plan divides.
         steps_per_epoch: Optimizer steps an epoch. With `epochs=1` all steps of the training are right, too.
-        masks: Where weights are pruned: a mapping of `allocation`, `pattern`, `exclude` and `floor`, as `--masks`.
+        masks: Where weights are pruned: a mapping of `allocation`, `pattern`, `exclude`, `floor` and `target`, as
+            `--masks`. With the pattern `channels`, LayerNorms of the model that normalise over channels which may go
+            get a buffer that says which are kept; `slim` returns the model without them.
         schedule: Shape of `learning_rate` after its warm-up, where the method follows one schedule; or a function.
         warmup: Fraction of that schedule, from 0 to below 1, that rises linearly from 0.
         min_lr: Where that schedule ends, as a fraction of its largest rate.
         seed: Seed of methods and merges that draw.
         loss: `loss(model, batch)`, for methods that look at gradients, such as RigL.
         batches: Where its batches come from, such as the DataLoader; begun anew each time.
+        example: The inputs of one example, on the CPU: for the pattern `channels`, which traces the model.
         options: Options of the method and of the masks by dotted names, as `**{"method.start": 0.2}`.
 
     Attributes:
@@ -90,6 +97,7 @@ class Pruner:
         seed: int = 0,
         loss: Loss | None = None,
         batches: Iterable[Any] | None = None,
+        example: Tensor | None = None,
         **options: Any,
     ) -> None:
         for name in options:
@@ -108,6 +116,7 @@ class Pruner:
             _check_method(self._config.method, stages[0].plan)
             self._optimizer = _innermost(optimizer)
             self._weights = _weights(model, self._optimizer, self._config)
+            self._channels = _channels(model, self._weights, self._config, example)
             if getattr(batches, "persistent_workers", False):
                 raise UserError("batches keeps its workers, which serve one loop at a time; give another DataLoader")
         self._planned = make_plan(self._config, stages, steps_per_epoch)
@@ -116,6 +125,7 @@ class Pruner:
         self.starts, self.done = tuple(starts), 0
         self._method, self._model, self._loss, self._batches = self._config.method, model, loss, batches
         self._masks = zeros.full({name: weight.detach().cpu() for name, weight in self._weights.items()})
+        self._beside: Tensors = {name: model.get_parameter(name) for name in _beside(self._channels)}
         self._masking: Masking | None = None  # before the first pruning
         self._beginnings: dict[int, Tensors] = {}
         self.logged: dict[str, float | str] = {}
@@ -125,7 +135,7 @@ class Pruner:
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
         ]
-        for name, weight in self._weights.items():
+        for name, weight in (self._weights | self._beside).items():
             handle = weight.register_post_accumulate_grad_hook(partial(self._mask, name))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
             _HELD[weight] = True
@@ -189,13 +199,29 @@ class Pruner:
         if self.done >= self.steps:
             self.prune_if_due()  # a plan may end with a pruning
         total, kept = sum(mask.numel() for mask in self._masks.values()), zeros.kept(self._masks)
-        if self._begun < len(self.plan) or total - kept != round(self.plan[-1].sparsity * total):
+        last = self.plan[-1].sparsity
+        if self._channels:
+            wrong = bool(self._channels.check_masks(self._masks, last, self._config.masks.floor))
+        else:
+            wrong = total - kept != round(last * total)
+        if self._begun < len(self.plan) or wrong:
             raise RunError(
-                f"{total - kept} of {total} prunable weights are 0, not {round(self.plan[-1].sparsity * total)}: "
+                f"{total - kept} of {total} prunable weights are 0, not {round(last * total)}: "
                 f"{self.done} of {self.steps} optimizer steps were taken; correct epochs and steps_per_epoch"
             )
         zeros.check(_on_cpu(self._weights), self._masks, "the finished model")
+        zeros.check(_on_cpu(self._beside), self._masks_beside(self._masks), "the finished model")
         self.release()
+
+    def slim(self) -> nn.Module:
+        """A copy of the model without the channels that are pruned, with the pattern `channels`.
+
+        Raises:
+            UserError: the pattern is another one.
+        """
+        if self._channels is None:
+            raise UserError("slim() takes out whole channels; give Pruner masks={'pattern': 'channels'}")
+        return slim.without(self._model, self._channels.axes(self._channels.kept(self._masks)))
 
     def release(self) -> None:
         """Remove the hooks: pruned weights are no longer held at 0, and steps no longer counted."""
@@ -302,7 +328,7 @@ class Pruner:
     def _mask(self, name: str, weight: Tensor) -> None:
         """Zero the gradient of pruned weights as it is accumulated, so that clipping does not count it."""
         if self._masking is not None and weight.grad is not None:
-            weight.grad.mul_(self._masking.masks[name])
+            weight.grad.mul_(self._masking.all_masks[name])
 
     @torch.enable_grad()
     def _prepare_gradients(self) -> None:
@@ -350,19 +376,21 @@ class Pruner:
         if index in (later.rewind for later in self.plan[index:]):
             self._beginnings[index] = cpu_state_dict(self._model)
         tensors = _on_cpu(dict(self._model.named_parameters()) | self._weights)
-        parent = State(tensors, self._masks, target=self._config.sparsity)
+        beside = self._masks_beside(self._masks)
+        parent = State(tensors, self._masks, target=self._config.sparsity, beside=beside)
         gradients, probe = partial(self._gradients, segment.stage), self._probe(self._method)
         with brought(self._objects):
             pruned, stage = prune(
-                self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients, probe
-            )
+                self._method, parent, segment.stage, self._config.masks, self._config.seed, gradients, probe,
+                channels=self._channels,
+            )  # fmt: skip
         if rewind is not None:
             self._model.load_state_dict(self._beginnings[rewind])
             self._fresh.restore()
         self._hold(pruned.masks).mask_weights()
-        for name, weight in self._weights.items():
+        for name, weight in (self._weights | self._beside).items():
             # what grows back starts at 0, too
-            kept = (parent.masks[name] & pruned.masks[name]).to(weight.device)
+            kept = (parent.all_masks[name] & pruned.all_masks[name]).to(weight.device)
             for value in self._optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     value.mul_(kept)
@@ -373,10 +401,18 @@ class Pruner:
     def _hold(self, masks: Tensors) -> Masking:
         """Hold the weights by these masks from now on."""
         self._masks = masks
-        self._masking = Masking(self._method, self._weights, masks, {}, self._config.sparsity, 0.0)
+        own = self._beside, self._masks_beside(masks)
+        self._masking = Masking(self._method, self._weights, masks, {}, self._config.sparsity, 0.0, *own)
+        if self._channels:
+            for name, kept in self._channels.buffers(self._channels.kept(masks)).items():
+                self._model.get_buffer(name).copy_(kept)
         if self._masking.hooked:
             self._masking.generator = torch.Generator(next(iter(self._weights.values())).device)
         return self._masking
+
+    def _masks_beside(self, masks: Tensors) -> Tensors:
+        """The masks of norms and biases that go with masks of the weights."""
+        return self._channels.masks_beside(self._channels.kept(masks)) if self._channels else {}
 
     def _probe(self, plugin: PruningMethod | MergeStrategy) -> Probe:
         """What a method or a merge can find out: the network, but no images, which only a run can read."""
@@ -479,12 +515,30 @@ def _weights(model: nn.Module, optimizer: Optimizer, config: FitConfig) -> Tenso
         if weight in _HELD:
             raise UserError(f"another pruner holds {name}; call its release() first")
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if ChannelPattern.parse(config.masks.pattern):
+        return weights
     pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
     if pattern:
         pattern.check(shapes, config.sparsity, config.masks.exclude)
     share = pattern.share if pattern else 1.0
     allocation.check_floor(("--masks.floor", "--sparsity"), shapes, config.masks.floor, config.sparsity, share)
     return weights
+
+
+def _channels(model: nn.Module, weights: Tensors, config: FitConfig, example: Tensor | None) -> Channels | None:
+    """The channels that can be removed, with the pattern `channels`; raises UserError where there is no example."""
+    pattern = ChannelPattern.parse(config.masks.pattern)
+    if pattern is None:
+        return None
+    if example is None:
+        raise UserError("masks with the pattern channels trace the model; give example=, the inputs of one example")
+    found = coupling.prepared(model, list(weights), example.cpu(), pattern, config.masks.target, cost.flops)
+    found.check(config.masks.floor, config.sparsity)
+    return found
+
+
+def _beside(channels: Channels | None) -> Sequence[str]:
+    return channels.beside if channels else ()
 
 
 def _weight_decay(optimizer: Optimizer, weights: Tensors) -> float:

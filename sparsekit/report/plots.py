@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sparsekit.display.text import is_share, percent, score_number
 from sparsekit.report.runs import Run
-from sparsekit.report.svg import GRID, INK, PALETTE, Chart, Plot, draw, legend
+from sparsekit.report.svg import GRID, INK, MARKERS, PALETTE, Chart, Plot, draw, legend
 
 BLUE, RED, GREEN, PINK = PALETTE[:4]
 POINTS = 500
@@ -171,6 +171,55 @@ def layers(run: Run) -> Chart | None:
         svg = plot.svg("Sparsity of each layer")
     data = [(name, percent(value, 2)) for name, value in zip(names, found.values(), strict=True)]
     return Chart("Where the sparsity went.", svg, ("layer", "sparsity"), data)
+
+
+def channels(run: Run) -> Chart | None:
+    """The channels that each group of coupled layers has left after the last pruning; None of other patterns."""
+    last = run.rows["segment"][-1] if run.rows["segment"] else {}
+    if "channels" not in last:
+        return None
+    left, whole = last["channels"], last["channels.of"]
+    shares = [100 * left[name] / whole[name] for name in whole]
+    with Plot(max(3.0, 0.5 + 0.17 * len(whole)) if len(whole) <= 40 else 3.0) as plot:
+        (panel,) = plot.panels
+        if len(whole) <= 40:
+            panel.barh(list(whole), shares, color=BLUE, height=0.7)
+            panel.invert_yaxis()
+            panel.grid(axis="y", visible=False)
+            panel.tick_params(axis="y", labelsize=7.5)
+            panel.set_xlim(0, 100)
+            panel.set_xlabel("channels left, %")
+        else:
+            panel.step(range(1, len(whole) + 1), shares, where="mid", color=BLUE)
+            panel.set_ylim(0, 100)
+            panel.set_xlabel("group of coupled layers, from input to output")
+            panel.set_ylabel("channels left, %")
+        svg = plot.svg("Channels left of each group of coupled layers")
+    data = [(name, f"{left[name]:,} of {whole[name]:,}") for name in whole]
+    note = "A group is named after its first layer; heads count as their channels."
+    return Chart("Channels left.", svg, ("group", "channels"), data, note)
+
+
+def removed(run: Run) -> Chart | None:
+    """Weights, parameters and operations that removed channels had, along the run; None of other patterns."""
+    found = [row for row in run.rows["segment"] if "channels" in row]
+    if not found:
+        return None
+    keys = ("weights", "parameters", "flops")
+    with Plot(3.0) as plot:
+        (panel,) = plot.panels
+        for key, colour, marker in zip(keys, PALETTE, MARKERS, strict=False):
+            shares = [100 * (1 - row[f"removed.{key}"]) for row in found]
+            panel.step(
+                [row["segment"] + 1 for row in found], shares, where="post", color=colour, marker=marker, label=key
+            )
+        panel.set_ylim(0, 105)
+        panel.set_xlabel("segment")
+        panel.set_ylabel("left without the channels, %")
+        legend(panel)
+        svg = plot.svg("What is left without the removed channels")
+    data = [(str(row["segment"] + 1), *(percent(1 - row[f"removed.{key}"], 2) for key in keys)) for row in found]
+    return Chart("What channels save.", svg, ("segment", *keys), data)
 
 
 def scale_of(score: str) -> float:

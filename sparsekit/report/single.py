@@ -27,6 +27,7 @@ COSTS = {
     "images.total": "training images, all replicas",
     "images.critical": "training images, critical path",
     "latency.seconds": "measured latency of one image",
+    "latency.slim_seconds": "measured latency of one image, without the removed channels",
     "wall_seconds": "time of the run",
 }
 PLANNED = ("segment", "epochs", "planned sparsity", "reached", "replicas", "used", "soup, held out", "− best",
@@ -46,7 +47,14 @@ def view(run: Run) -> dict[str, Any]:
         "margin": margin_text(run.score, run.contests[-1]["soup.margin"]) if run.contests else "",
         "lost": [str(row["segment"] + 1) for row in run.contests if row["soup.lost"]],
         "cards": cards(run),
-        "training": _there(plots.progress(run), plots.soup(run), plots.geometry(run), plots.layers(run)),
+        "training": _there(
+            plots.progress(run),
+            plots.soup(run),
+            plots.geometry(run),
+            plots.layers(run),
+            plots.channels(run),
+            plots.removed(run),
+        ),
         "planned": (PLANNED, planned(run)),
         "rates": _there(plots.rates(run)),
         "scores": scores(run),
@@ -73,7 +81,7 @@ def shown(key: str, value: float | None) -> str:
         return f"{value:.4f}"
     if key.startswith("bytes."):
         return decimal(int(value))
-    if key == "latency.seconds":
+    if key.startswith("latency."):
         return f"{1000 * value:.3g} ms"
     return duration(value) if key == "wall_seconds" else f"{value:,.0f}"
 

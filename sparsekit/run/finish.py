@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsekit._types import Tensors
 from sparsekit.config.options import EvaluateConfig, describe
@@ -16,6 +17,7 @@ from sparsekit.display.text import score_text
 from sparsekit.evaluation import cost, evaluate
 from sparsekit.evaluation.scores import constant_score
 from sparsekit.files import load_tensors, make_readable, save_tensors, write_json
+from sparsekit.models import slim
 from sparsekit.models.create import save_model
 from sparsekit.models.device import release_freed_memory
 from sparsekit.pruning import masks
@@ -23,7 +25,7 @@ from sparsekit.pruning.coverage import coverage
 from sparsekit.run.loop import Result
 from sparsekit.training.setup import Setup
 
-NOT_REPRODUCIBLE = ("wall_seconds", "out", "latency.seconds")
+NOT_REPRODUCIBLE = ("wall_seconds", "out", "latency.seconds", "latency.slim_seconds")
 """Keys of the summary that differ between two runs of the same configuration; metrics.jsonl leaves them out."""
 
 
@@ -57,15 +59,15 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
     release_freed_memory()
     setup.model.load_state_dict(result.state.tensors)
     with torch.no_grad():
-        for name, weight in result.state.weights.items():  # a negative weight times 0 is -0.0, whose bits are not 0
-            setup.model.get_parameter(name).copy_(weight.where(result.state.masks[name], 0.0))
+        for name, mask in result.state.all_masks.items():  # a negative weight times 0 is -0.0, whose bits are not 0
+            setup.model.get_parameter(name).copy_(result.state.tensors[name].where(mask, 0.0))
     measured = measure(setup, result.state.masks, out)
     save_model(setup.model, setup.config.model, setup.data.inputs, out / "model", setup.data.class_names)
-    save_tensors(out / "masks.safetensors", result.state.masks)
+    save_tensors(out / "masks.safetensors", result.state.all_masks)
     file = out / "model" / "model.safetensors"
     make_readable(file)
     saved = load_tensors(file)
-    masks.check(saved, result.state.masks, str(file))
+    masks.check(saved, result.state.all_masks, str(file))
     parameters = [saved[name] for name, _ in setup.model.named_parameters()]
     pruned = sum(int((~mask).sum()) for mask in result.state.masks.values())
     sizes = cost.sizes(parameters, result.state.masks, file)
@@ -75,6 +77,7 @@ def finish(setup: Setup, result: Result, out: Path) -> dict[str, Any]:
         "model_sparsity": pruned / sizes["parameters"],
         "merged": "merges.count" in measured or setup.config.merge.average_from is not None,
         "layers.empty": masks.empty({name: saved[name] for name in result.state.masks}),
+        **(setup.channels.summary(result.state.masks) if setup.channels else {}),
         **sizes,
         "model_bytes": sizes["bytes.disk"],
         "class_names": list(setup.data.class_names),
@@ -139,8 +142,17 @@ def measure(setup: Setup, final_masks: Tensors, out: Path) -> dict[str, Any]:
         "flops.sparse": flops.sparse,
         **cost.training_images([segment.lengths for segment in setup.plan], data.batch_size),
         "latency.seconds": cost.latency(setup.model, images[:1], setup.autocast()),
+        **_without_channels(setup, final_masks, images[:1]),
         **merges(out, setup.task.score_name),
     }
+
+
+def _without_channels(setup: Setup, final_masks: Tensors, image: Tensor) -> dict[str, float]:
+    """The latency of the network without its removed channels; empty with other patterns."""
+    if setup.channels is None:
+        return {}
+    small = slim.without(setup.model, setup.channels.axes(setup.channels.kept(final_masks)))
+    return {"latency.slim_seconds": cost.latency(small, image, setup.autocast())}
 
 
 def merges(out: Path, score: str) -> dict[str, Any]:

@@ -60,7 +60,10 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
         gradients = partial(probes.gradients, context.setup, at.parent, stage)
         probe = probes.probe(context.setup, at.parent, probes.notes("method", config.method, told))
         rewound = None if stage.segment.rewind is None else at.beginnings[stage.segment.rewind]
-        parent, stage = prune(config.method, at.parent, stage, config.masks, config.seed, gradients, probe, rewound)
+        channels = context.setup.channels
+        parent, stage = prune(
+            config.method, at.parent, stage, config.masks, config.seed, gradients, probe, rewound, channels
+        )
         if parent.optimizer:  # into a file, out of memory, and from the candidates' files, which go
             parent = replace(parent, optimizer=context.checkpoints.put("optimizer", parent.optimizer))
         at = replace(at, parent=parent, change=stage.relative_change)
@@ -72,6 +75,7 @@ def prune_parent(context: RunContext, segment: PlannedSegment, at: RunProgress) 
             **({} if d is None else {"d": d}),
             "mask": masks.digest(parent.masks),
             "layers": {name: masks.sparsity({name: mask}) for name, mask in parent.masks.items()},
+            **(channels.told(parent.masks) if channels else {}),
         }
         context.tracker.log("segment", values, step=at.step, segment=stage.index)
         context.keep_beside(at, alone=True)

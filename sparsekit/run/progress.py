@@ -62,7 +62,9 @@ def first_progress(setup: Setup) -> RunProgress:
     tensors = cpu_state_dict(setup.model)
     weights = {name: tensors[name] for name in setup.prunable}
     extra = dict(sorted(setup.method.extra(weights).items()))  # sorted, as they are when read from a file
-    return RunProgress(0, 0, State(tensors, masks.full(weights) | setup.initial, extra, target=setup.config.sparsity))
+    first = masks.full(weights) | setup.initial
+    beside = setup.channels.masks_beside(setup.channels.kept(first)) if setup.channels else {}
+    return RunProgress(0, 0, State(tensors, first, extra, target=setup.config.sparsity, beside=beside))
 
 
 def with_beginning(at: RunProgress, stage: Stage) -> RunProgress:
@@ -158,6 +160,7 @@ def _restored(
     parent = replace(
         parent,
         masks={name: parent.masks[name] for name in fresh.masks},
+        beside={name: parent.beside[name] for name in fresh.beside},
         optimizer=StoredTensors(optimizer, prefix),
     )
     checkpoints.adopt("parent", parent, files["parent"])
@@ -206,7 +209,8 @@ def _restored(
 
 def _same_tensors(found: State, fresh: State) -> None:
     """Raise Damaged unless a state has the tensors and masks of the run's model."""
-    pairs = ((found.tensors, fresh.tensors), (found.masks, fresh.masks), (found.extra, fresh.extra))
+    pairs = [(found.tensors, fresh.tensors), (found.masks, fresh.masks), (found.extra, fresh.extra)]
+    pairs += [(found.beside, fresh.beside)]
     for stored, expected in pairs:
         if {n: (t.shape, t.dtype) for n, t in stored.items()} != {n: (t.shape, t.dtype) for n, t in expected.items()}:
             raise Damaged("it holds another model")

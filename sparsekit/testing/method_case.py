@@ -15,14 +15,16 @@ import torch
 
 from sparsekit._types import Tensor, Tensors
 from sparsekit.api import Budget, PruningMethod, Segment, Stage, TrainingStep
+from sparsekit.config.channel_pattern import NAME, ChannelPattern
 from sparsekit.config.options import MasksConfig, OptimizerConfig
 from sparsekit.errors import RunError
+from sparsekit.evaluation import cost
 from sparsekit.merges.uniform import Uniform
 from sparsekit.methods.gmp import GMP
 from sparsekit.models.state import State, has_dense_weights
 from sparsekit.planning.plan import check_plan, decay_shape
 from sparsekit.plugins.registry import Kind
-from sparsekit.pruning import masks
+from sparsekit.pruning import coupling, masks
 from sparsekit.pruning.prune import prune
 from sparsekit.run.progress import first_progress
 from sparsekit.testing import problem
@@ -56,6 +58,14 @@ class MethodCase(PluginCase[PruningMethod]):
         """A prepared run of `gmp`, for its model."""
         return problem.prepare(problem.config(GMP(), Uniform()))
 
+    @cached_property
+    def in_channels(self) -> Setup:
+        """The same with the channels of its model, as `--masks.pattern channels` prunes them."""
+        images, _ = next(iter(self.setup.data.evaluation_batches("held_out")))
+        model, names = self.setup.model, list(self.setup.prunable)
+        found = coupling.prepared(model, names, images[:1], ChannelPattern(), "weights", cost.flops)
+        return replace(self.setup, channels=found)
+
     @property
     def weight_count(self) -> int:
         """Number of prunable weights of the tiny model."""
@@ -81,18 +91,23 @@ class MethodCase(PluginCase[PruningMethod]):
     def prunings(
         self, sparsity: float, method: PruningMethod | None = None, weights: Tensors | None = None,
         gradients: Tensors | None = None, name: str = "", most: int | None = None, allocation: str | None = None,
+        channels: bool = False,
     ) -> Iterator[Pruning]:  # fmt: skip
         """The prunings of a plan of 30 epochs, `most` of them at most, by a new instance unless `method` is given.
 
         Small random changes stand in for the training in between. `weights` and `gradients`, if given, replace the
         first parent's weights and the gradients that a step can ask for; nothing changes between the prunings then.
-        The network is called `name` inside another, if that is given; `allocation` is `--masks.allocation`.
+        The network is called `name` inside another, if that is given; `allocation` is `--masks.allocation`. With
+        `channels` whole channels are pruned.
         """
         method = method or self.make()
         setup = self._setup(method, name)
+        if channels:
+            setup = replace(setup, channels=self.in_channels.channels)
+        config = MasksConfig(allocation, pattern=NAME if channels else None)
         given = budget(30.0, sparsity)
         plan = plan_of(method, given) or ()
-        parent = self.start(method, name).with_weights(weights or {})
+        parent = first_progress(setup).parent.with_weights(weights or {})
         beginnings: list[Tensors] = []
         for index in range(len(plan))[:most]:
 
@@ -107,8 +122,8 @@ class MethodCase(PluginCase[PruningMethod]):
             rewind = plan[index].rewind
             probe = probes.probe(setup, parent, probes.notes("method", method, {}))
             child, stage = prune(
-                method, parent, Stage(given, plan, index), MasksConfig(allocation), 0, slope, probe,
-                None if rewind is None else beginnings[rewind],
+                method, parent, Stage(given, plan, index), config, 0, slope, probe,
+                None if rewind is None else beginnings[rewind], setup.channels,
             )  # fmt: skip
             yield Pruning(stage, child, difference(before[0], parent.named()) or difference(before[1], parent.masks))
             parent = child if weights or gradients else _moved(child, index, has_dense_weights(method))

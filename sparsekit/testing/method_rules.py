@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -11,13 +12,14 @@ import torch
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Schedule, Stage
 from sparsekit.errors import RunError, UserError
+from sparsekit.models.state import effective
 from sparsekit.planning.plan import check_plan, check_rising
 from sparsekit.testing.cases import COMMON_RULES
 from sparsekit.testing.compare import clones, difference, first_change, frozen, global_seeds, revived
 from sparsekit.testing.hook_rules import HOOK_RULES
 from sparsekit.testing.method_case import MethodCase, budget, check_alike, check_gradients, plan_of
 from sparsekit.testing.option_rules import OPTION_RULES
-from sparsekit.testing.rules import Broken, after, describe, need, rules_of
+from sparsekit.testing.rules import Broken, Skipped, after, describe, need, rules_of
 from sparsekit.testing.run_rules import RUN_RULES
 
 EPOCHS = (6.0, 7.0, 30.0, 90.0)
@@ -163,6 +165,22 @@ def prunes_exactly(case: MethodCase) -> None:
     """
     for sparsity in case.sparsities:
         _check_counts(case, sparsity, f"to sparsity {sparsity:g}")
+
+
+@after("prunes_exactly")
+def prunes_whole_channels(case: MethodCase) -> None:
+    """With `--masks.pattern channels`, masks() keeps or removes whole channels, as many as fit under the sparsity, and
+    leaves some of every layer, as `step.select` does; norms and biases go with them.
+    """
+    if importlib.util.find_spec("torch_pruning") is None:
+        raise Skipped("torch_pruning is not installed: pip install 'sparsekit-soups[structured]'")
+    try:
+        for pruning in case.prunings(0.5, channels=True):
+            alive = revived(effective(case.make(), pruning.child).tensors, pruning.child.all_masks)
+            where = f"segment {pruning.stage.index + 1}"
+            need(not alive, f"{where}: {alive} is not 0 where its channel is removed; multiply by step.masks")
+    except (RunError, UserError) as error:
+        raise Broken(f"--masks.pattern channels: {error}") from error
 
 
 @after("prunes_exactly")

@@ -17,6 +17,7 @@ class Masking:
     Attributes:
         weights: The prunable weights, as the optimizer holds them.
         masks: 1 keeps and 0 prunes, in the weights' types and memory formats.
+        all_masks: The same, with those of norms and biases that lose elements with whole channels.
         dense: Whether the method keeps dense weights behind the masks; then only the forward pass is masked.
         penalised: Whether the method adds to the loss.
         changes_gradients: Whether the method changes gradients.
@@ -31,6 +32,8 @@ class Masking:
         extra: The method's own tensors.
         target: Final sparsity, 0 to 1.
         weight_decay: The weight decay of the prunable weights.
+        beside: Norms and biases that lose elements with whole channels.
+        masks_beside: Their masks, bool, True keeps.
     """
 
     def __init__(
@@ -41,12 +44,20 @@ class Masking:
         extra: Tensors,
         target: float,
         weight_decay: float,
+        beside: Tensors | None = None,
+        masks_beside: Tensors | None = None,
     ) -> None:
         self.method, self.weights, self.extra = method, weights, extra
         self.target, self.weight_decay = target, weight_decay
         # masks in the weights' type and memory format, or the fused multiplication is slow
         self.masks = {name: torch.empty_like(w).copy_(masks[name].to(w.device)) for name, w in weights.items()}
-        self.masked = list(self.weights.values()), list(self.masks.values())
+        self._beside = [
+            (name, p, torch.empty_like(p).copy_((masks_beside or {})[name].to(p.device)))
+            for name, p in (beside or {}).items()
+        ]
+        others, theirs = [p for _, p, _ in self._beside], [mask for _, _, mask in self._beside]
+        self.all_masks = {**self.masks, **{name: mask for name, _, mask in self._beside}}
+        self.masked = [*self.weights.values(), *others], [*self.masks.values(), *theirs]
         self.dense = has_dense_weights(method)
         self.penalised = type(method).penalty is not PruningMethod.penalty
         self.changes_gradients = type(method).gradients is not PruningMethod.gradients
@@ -63,6 +74,10 @@ class Masking:
         """The `TrainingStep` for the method's hooks, at a fraction of the budget."""
         own = self.target, self.weight_decay, self.generator, self.replica
         return TrainingStep(self.weights, self.masks, self.extra, progress, *own)
+
+    def effective_beside(self) -> Tensors:
+        """The norms and biases that the forward pass uses, where dense ones stand behind their masks."""
+        return {name: p * mask for name, p, mask in self._beside}
 
     def penalty(self, step: TrainingStep) -> Tensor | None:
         """The method's term of the loss; None if it has none."""
@@ -92,6 +107,6 @@ class Masking:
 
     def _mask_gradients(self) -> None:
         """Zero the gradients of pruned weights, so that they gather no momentum."""
-        pairs = [(w.grad, self.masks[name]) for name, w in self.weights.items() if w.grad is not None]
+        pairs = [(w.grad, mask) for w, mask in zip(*self.masked, strict=True) if w.grad is not None]
         if pairs:
             torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])

@@ -10,12 +10,14 @@ from torch import nn
 
 from sparsekit._types import Tensors
 from sparsekit.api import PruningMethod, Task
+from sparsekit.config.channel_pattern import ChannelPattern
 from sparsekit.config.checks import check
 from sparsekit.config.nm_pattern import Pattern
 from sparsekit.config.options import FitConfig, describe
 from sparsekit.data import LoadedData, load
 from sparsekit.display.text import listed, percent
 from sparsekit.errors import UserError, first_line
+from sparsekit.evaluation import cost
 from sparsekit.evaluation.evaluate import check_corruptible
 from sparsekit.models.card import seen_by
 from sparsekit.models.create import build_model, initial_masks, initial_model, pretrained
@@ -35,7 +37,8 @@ from sparsekit.planning.plan import (
     varied,
 )
 from sparsekit.plugins.objects import import_modules
-from sparsekit.pruning import allocation, coverage, masks
+from sparsekit.pruning import allocation, coupling, coverage, masks
+from sparsekit.pruning.channels import Channels
 from sparsekit.seeds import derive
 from sparsekit.training.ranks import Ranks
 from sparsekit.training.setup import Setup, forward
@@ -75,16 +78,22 @@ def prepare(
     shapes = {name: tuple(model.get_parameter(name).shape) for name in prunable}
     initial, more = initial_masks(source, config.model, model, prunable)
     notes += more
+    channels = _channels(config, model, prunable, data) if training else None
+    if channels is not None:
+        notes.append(str(channels))
+        initial = channels.masks(channels.kept(initial), initial) if initial else {}
+        channels.check(config.masks.floor, config.sparsity)
     if initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:
         check_rates(config, plan)
         check_steps(config, stages, data.steps_per_epoch)
-    pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
-    if pattern:
-        pattern.check(shapes, config.sparsity, config.masks.exclude)
-    _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
+    if channels is None:
+        pattern = Pattern.parse(config.masks.pattern) if config.masks.pattern is not None else None
+        if pattern:
+            pattern.check(shapes, config.sparsity, config.masks.exclude)
+        _check_floor(config.masks.floor, shapes, config.sparsity, pattern.share if pattern else 1.0, initial)
     warnings: list[str] = []
     if training:
         more, warnings = _of_weights(config, source, model, prunable, initial)
@@ -104,7 +113,7 @@ def prepare(
     compiled = torch.compile(forward) if config.compile else None
     setup = Setup(
         config, plan, data, model, tuple(prunable), device, dtype, compiled,
-        initial=initial, teacher=teacher, notes=tuple(notes), warnings=tuple(warnings),
+        channels=channels, initial=initial, teacher=teacher, notes=tuple(notes), warnings=tuple(warnings),
     )  # fmt: skip
     # oneDNN's bf16 convolution gradients are wrong on 1×1 inputs (torch 2.15, AMD avx512_bf16)
     broken = device.type == "cpu" and dtype == torch.bfloat16
@@ -114,6 +123,15 @@ def prepare(
         setup = replace(setup, team=_team(config, plan, ranks, device))
         try_step(setup)
     return setup
+
+
+def _channels(config: FitConfig, model: nn.Module, prunable: list[str], data: LoadedData) -> Channels | None:
+    """The channels of a model that can be removed, with `--masks.pattern channels`; its LayerNorms then follow them."""
+    pattern = ChannelPattern.parse(config.masks.pattern)
+    if pattern is None:
+        return None
+    images, _ = next(iter(data.evaluation_batches("held_out")))
+    return coupling.prepared(model, prunable, images[:1].cpu(), pattern, config.masks.target, cost.flops)
 
 
 def _check_task(config: FitConfig) -> None:

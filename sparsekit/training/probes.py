@@ -137,4 +137,5 @@ def _forward_tensors(setup: Setup, state: State) -> Tensors:
     extra = {name: tensor.to(setup.device) for name, tensor in state.extra.items()}
     weights = {name: tensors[name] for name in masks}
     step = TrainingStep(weights, masks, extra, state.progress, state.target)
-    return {**tensors, **setup.method.effective(step)}
+    beside = {name: tensors[name] * mask.to(setup.device) for name, mask in state.beside.items()}
+    return {**tensors, **setup.method.effective(step), **beside}

@@ -20,6 +20,7 @@ from sparsekit.models.device import autocast
 from sparsekit.models.state import State, cpu_state_dict, effective, has_dense_weights, masked
 from sparsekit.planning.plan import PlannedSegment
 from sparsekit.planning.replicas import Replica
+from sparsekit.pruning.channels import Channels
 from sparsekit.training.team import Team
 
 Forward = Callable[[nn.Module, Tensors, Tensor], Tensor]
@@ -39,6 +40,7 @@ class Setup:
         dtype: The type of autocast; float32 means no autocast.
         compiled: The compiled forward pass of training, with `--compile`.
         team: The ranks that train the same replicas as this one.
+        channels: The channels that can be removed, with `--masks.pattern channels`; None otherwise.
         initial: Masks of the weights that `--model.init` gave, True keeps; empty without it.
         teacher: The model given by `--distill`, on the device, in evaluation mode; it takes the data's batches.
         notes: Lines for the user about images and classes as a model's config.json says, files of weights, and which
@@ -55,6 +57,7 @@ class Setup:
     dtype: torch.dtype
     compiled: Forward | None = None
     team: Team = field(default_factory=Team)
+    channels: Channels | None = None
     initial: Tensors = field(default_factory=dict)
     teacher: nn.Module | None = None
     notes: tuple[str, ...] = ()
@@ -110,7 +113,7 @@ class Setup:
             return
         self.model.load_state_dict(state.tensors)
         with torch.no_grad():
-            for name, mask in state.masks.items():  # one after another: no second copy of the model
+            for name, mask in state.all_masks.items():  # one after another: no second copy of the model
                 self.model.get_parameter(name).copy_(masked(state.tensors[name], mask))
 
     def score(self, state: State, split: Split) -> Score:

@@ -51,7 +51,8 @@ class MaskedStep(Masking):
         self, setup: Setup, model: nn.Module, parent: State, extra: Tensors, optimizer: Optimizer, weight_decay: float
     ) -> None:
         weights: Tensors = {n: p for n, p in model.named_parameters() if n in parent.masks}
-        super().__init__(setup.method, weights, parent.masks, extra, parent.target, weight_decay)
+        beside: Tensors = {n: p for n, p in model.named_parameters() if n in parent.beside}
+        super().__init__(setup.method, weights, parent.masks, extra, parent.target, weight_decay, beside, parent.beside)
         self.setup, self.model, self.optimizer = setup, model, optimizer
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.forward = setup.forward if setup.team.size == 1 else setup.team.forward(model, setup.forward)
@@ -78,7 +79,7 @@ class MaskedStep(Masking):
             self.used = self.method.effective(step)
         for tensor in self.used.values() if self.updates else ():
             tensor.retain_grad()
-        return self.used
+        return {**self.used, **self.effective_beside()} if self.dense else self.used
 
     def objective(self, loss: Tensor, step: TrainingStep) -> Tensor:
         """The loss to differentiate: with the method's penalty, and scaled for fp16."""

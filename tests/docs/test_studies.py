@@ -32,7 +32,7 @@ pytestmark = pytest.mark.docs
 EVERY = studies.committed()
 
 
-@pytest.mark.parametrize("name", [*studies.DIGITS, *studies.FASHION, *studies.FULL])
+@pytest.mark.parametrize("name", [*studies.DIGITS, *studies.FASHION, *studies.CHANNELS, *studies.FULL])
 def test_every_cell_of_a_study_is_a_run_that_fit_takes(name: str) -> None:
     files = studies.files(name)
     assert files
@@ -325,3 +325,20 @@ def test_models_pruned_apart_are_averaged_once(tmp_path: Path) -> None:
         mean = (models[0][name] + models[1][name]) / 2
         assert torch.allclose(weights[name], mean * mask)
     assert studies.average_apart(tmp_path, tmp_path / "2-apart.json") == found
+
+
+def test_the_page_on_channels_compares_at_equal_width() -> None:
+    """Of made-up rows: the narrow network is found by its channels, the others by their sparsity."""
+    import study_channels
+
+    rows: list[dict[str, object]] = []
+    for part, accuracy in (("1-single", 0.80), ("2-soup", 0.83), ("3-narrow", 0.78), ("4-once", 0.79)):
+        for seed in range(5):
+            asked = {"sparsity": 0.75} if part != "3-narrow" else {"model.kwargs": {"channels": [8, 16, 30, 52]}}
+            value = accuracy + 0.001 * seed * (1 if part == "2-soup" else 2)
+            rows.append({"part": part, "seed": seed, **asked, "test.accuracy": value, "latency.seconds": 0.004})
+    page = study_channels.channels("digits-channels", {"digits-channels": rows})
+    assert "| its soup of three | – | 5 | 83.20" in page.text
+    assert page.text.count("| 4.00 |") == 4
+    assert any("Width 0.5" in line and "+4.8" in line for line in page.found)
+    assert not any("0.25" in line for line in page.found)

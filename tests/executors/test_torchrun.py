@@ -81,6 +81,15 @@ def test_two_ranks_train_three_replicas_to_the_bits_of_one_process(alone: Path, 
 
 
 @pytest.mark.slow
+def test_two_ranks_prune_whole_channels_to_the_bits_of_one_process(tmp_path: Path) -> None:
+    options = [*ARGUMENTS, "--masks.pattern", "channels", "--sparsity", "0.5", "--data.limit", "300"]
+    fit(1, *options, "--out", str(tmp_path / "one"))
+    fit(2, *options, "--out", str(tmp_path / "two"))
+    assert same(tmp_path / "one", tmp_path / "two")
+    assert plain(tmp_path / "one") == plain(tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axis",
     [

@@ -261,7 +261,7 @@ def test_lists_and_help_show_them(site: Path, capsys: Capture) -> None:
     assert {row["state"] for row in rows.values()} == {"found"}
     assert "made_up_rules" not in sys.modules
     assert "{global,uniform,erk,lamp,boom,first,short}" in run(capsys, "fit", "--help")[1]
-    assert "{timm,onnx,torch,sparse,2:4,mine,other}" in run(capsys, "export", "--help")[1]
+    assert "{timm,onnx,torch,sparse,2:4,slim,mine,other}" in run(capsys, "export", "--help")[1]
     assert run(capsys, "plugins", "list", "--kind", "schedule")[1].count("sparsekit-rules") == 4
 
 

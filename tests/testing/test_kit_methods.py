@@ -54,6 +54,19 @@ def by_threshold(self: Any, step: PruningStep) -> Tensors:
     return {name: w.abs() >= threshold for name, w in step.weights.items()}
 
 
+def exactly_by_hand(self: Any, step: PruningStep) -> Tensors:
+    """The smallest weights, exactly, and never by `step.select`."""
+    flat = torch.cat([w.abs().where(m, -1.0).flatten() for w, m in zip_of(step)])
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[flat.argsort(stable=True)[: round(step.segment.sparsity * len(flat))]] = False
+    parts = kept.split([w.numel() for w in step.weights.values()])
+    return {name: part.reshape(w.shape) for (name, w), part in zip(step.weights.items(), parts, strict=True)}
+
+
+def zip_of(step: PruningStep) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(weight, step.masks[name]) for name, weight in step.weights.items()]
+
+
 def fails_on_nan(self: Any, step: PruningStep) -> Tensors:
     for weight in step.weights.values():
         int(weight.sum())  # cannot convert NaN to integer
@@ -296,6 +309,7 @@ METHODS: list[tuple[str, type[Any], str]] = [
         "must be a bool tensor",
     ),
     ("prunes_exactly", method(masks=lambda s, step: {}), r"masks\(\) gives none for"),
+    ("prunes_whole_channels", method(masks=exactly_by_hand), "--masks.pattern channels: .* step.select"),
     ("handles_ties", method(masks=by_threshold), "all weights equal: .* must prune"),
     ("handles_non_finite", method(masks=fails_on_nan), "two weights nan: ValueError: cannot convert"),
     (
