@@ -1,6 +1,6 @@
 """Takes a picture of a run's report in headless Chromium, light and dark: `python docs/screenshots.py`.
 
-The run is that of docs/terminal.py.
+The run is that of docs/terminal.py, whose picture is made anew with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     """Train, and take the pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        terminal.trained(folder)
+        terminal.draw(terminal.trained(folder))
         for file, dark in (("report.png", False), ("report-dark.png", True)):
             screenshot(folder, folder / "runs" / "first" / "report.html", FOLDER / file, dark)
             print(FOLDER / file)

@@ -50,12 +50,16 @@ def svg(lines: list[Text]) -> str:
     return drawn.replace("<svg ", f"<svg {label} ", 1)
 
 
+def draw(printed: str) -> None:
+    """Write the picture."""
+    FILE.write_text(svg(screen(printed)), "utf-8")
+    print(FILE)
+
+
 def main() -> None:
     """Train, and draw."""
     with tempfile.TemporaryDirectory() as folder:
-        lines = screen(trained(Path(folder)))
-    FILE.write_text(svg(lines), "utf-8")
-    print(FILE)
+        draw(trained(Path(folder)))
 
 
 if __name__ == "__main__":
