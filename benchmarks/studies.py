@@ -3,9 +3,9 @@
     make studies-digits                       # or: python benchmarks/studies.py NAME …  (without a name: all of digits)
     python benchmarks/studies.py --tell       # only the pages again, from the committed rows
 
-Every run that ends becomes a line of docs/results/NAME.jsonl, and those lines become docs/results/NAME.md; a test holds
-the two against each other. Nothing of a page is written by hand. A study goes on where it was cut off, in another
-checkout too: what has a line is not trained again.
+Every run that ends becomes a line of docs/results/NAME.jsonl, and those lines become docs/results/NAME.md and the table
+in README.md; tests hold them against each other. Nothing of these is written by hand. A study goes on where it was cut
+off, in another checkout too: what has a line is not trained again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import study_index
+import study_readme
 import study_when
 from study_tables import Row, select
 
@@ -29,6 +30,7 @@ from sparsekit.run import directory
 from sparsekit.sweep import runner, spec
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 STUDIES, RESULTS = ROOT / "configs" / "studies", ROOT / "docs" / "results"
 RUNS = ROOT / "runs" / "studies"
 """Under the project: a study's files name runs of another by it."""
@@ -225,7 +227,7 @@ def committed() -> dict[str, list[Row]]:
 
 
 def tell() -> None:
-    """Pages and plots from the rows, and the page that leads to them."""
+    """Pages and plots from the rows, the page that leads to them, and the README's table."""
     every = committed()
     for name in every:
         page = study_index.page(name, every)
@@ -236,6 +238,7 @@ def tell() -> None:
     (RESULTS / "when.md").write_text(text, "utf-8")
     (RESULTS / "when.svg").write_text(svg, "utf-8")
     (RESULTS / "index.md").write_text(study_index.index(every), "utf-8")
+    README.write_text(study_readme.filled(README.read_text("utf-8"), every), "utf-8")
 
 
 def main() -> int:

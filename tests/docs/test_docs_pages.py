@@ -162,10 +162,11 @@ def test_a_merges_picture_is_what_it_does(name: str) -> None:
 def test_every_picture_is_shown_and_every_shown_one_is_there() -> None:
     shown = {
         (page.parent / target).resolve()
-        for page in DOCS.rglob("*.md")
-        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text("utf-8"))
+        for page in (ROOT / "README.md", *DOCS.rglob("*.md"))
+        for pair in re.findall(r"!\[[^\]]+\]\(([^)]+)\)|src(?:set)?=\"([^\"]+)\"", page.read_text("utf-8"))
+        for target in filter(None, pair)
     }
-    there = set((DOCS / "pictures").rglob("*.svg"))
+    there = {path for path in (DOCS / "pictures").rglob("*") if path.suffix in (".svg", ".png")}
     assert {path for path in shown if path.is_relative_to(DOCS / "pictures")} == there
 
 
@@ -182,6 +183,24 @@ def test_the_api_page_has_every_public_name() -> None:
 
 
 # --- the site -------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_names_every_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert main.main(["plugins", "list"]) == 0
+    listed = re.findall(r"^(\w+) +(\S+) +sparsekit-", capsys.readouterr().out, re.M)
+    kinds = {
+        "methods": "method",
+        "merges": "merge",
+        "tasks": "task",
+        "data sets": "dataset",
+        "allocations": "allocation",
+        "export formats": "format",
+    }
+    for title, kind in kinds.items():
+        (row,) = re.findall(rf"^\| \[{title}\].*$", readme, re.M)
+        assert set(re.findall(r"`([^`]+)`", row)) == {name for of, name in listed if of == kind}, title
 
 
 def test_readme_and_contributing_link_to_what_is_there() -> None:

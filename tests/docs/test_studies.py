@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import studies
 import study_index
 import study_plots
+import study_readme
 import study_tables
 import study_tests
 import study_when
@@ -106,39 +107,38 @@ def test_the_page_that_leads_to_them_is_up_to_date() -> None:
         assert unnamed(there) == unnamed(drawn)
 
 
-def test_the_readme_quotes_the_rows() -> None:
-    readme = (studies.ROOT / "README.md").read_text("utf-8")
-    section = readme.partition("## Does averaging help?")[2].partition("\n## ")[0]
-    table = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][2:]
-    assert len(table) == 7
-    (default,) = [cells for what, *cells in table if "(default)" in what]
-    table = [row for row in table if row[1:] != default]
-    for what, *cells in table:
-        arm = what.strip().replace("soup of", "uniform soup of").replace("the batch", "the batch, as many steps")
-        for name, (images, at95, at98) in {"digits-gmp": cells[:3], "digits-bimp": cells[3:]}.items():
-            page = (studies.RESULTS / f"{name}.md").read_text("utf-8").splitlines()
-            rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page if line.startswith(f"| {arm} |")]
-            assert [row[3] for row in rows] == [at95.strip(), at98.strip()]
-            assert {round(int(row[1].replace(",", "")) / 1000) for row in rows} == {int(images)}
-    for part, (images, *accuracies) in (("2-soup", default[:3]), ("4-bimp-soup", default[3:])):
-        for sparsity, accuracy in zip((0.95, 0.98), accuracies, strict=True):
-            soup = Arm("", study_tables.select(EVERY["digits-robust"], part=part, sparsity=sparsity))
-            assert study_tables.mean(soup.reached("accuracy")) == accuracy.strip()
-            assert round(soup.rows[0]["images.total"] / 1000) == int(images)
-    fashion = section.partition("On Fashion-MNIST")[2].partition("\n- ")[0]
-    expected = []
-    for name, what, columns in (
-        ("fashion", "uniform soup of 3, forked at 0.2", ("one model", "its mean candidate", "one m times as long")),
-        ("fashion", "one model, 3 times the batch, as many steps", ("one model",)),
-        ("fashion-bimp", "uniform soup of 3, forked in the last segment", ("one model", "its mean candidate")),
-        ("fashion-bimp", "one model, 3 times the batch, as many steps", ("one model",)),
-    ):
-        page = (studies.RESULTS / f"{name}.md").read_text("utf-8").splitlines()
-        head = next(line.split(" | ") for line in page if line.startswith("| measure |"))
-        row = next(line.split(" | ") for line in page if line.startswith(f"| accuracy, points | {what} |"))
-        cells = dict(zip(head, row, strict=True))
-        expected += [float(cells[f"− {column}"].split()[0].strip("*+−")) for column in columns]
-    assert [float(value) for value in re.findall(r"\d\.\d\d", fashion)] == expected
+def cells(table: str) -> list[list[str]]:
+    """A table's rows, without its head."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()[2:]]
+
+
+def test_the_readme_has_the_figures_of_the_rows() -> None:
+    readme = studies.README.read_text("utf-8")
+    assert study_readme.filled(readme, EVERY) == readme
+    found = cells(study_readme.results(EVERY))
+    names = [
+        ("digits-gmp", "one model", "uniform soup of 3, forked from the start", "one model, 3 times as long"),
+        ("digits-saturated", "one model", "soup of 3", "one model, retrained 3×"),
+    ]
+    for (study, *arms), (what, *figures) in zip(names, found, strict=True):
+        assert f"(docs/results/{study}.md)" in what
+        page = (studies.RESULTS / f"{study}.md").read_text("utf-8").partition("## 98 % sparse")[2]
+        for arm, figure in zip(arms, figures, strict=True):
+            row = re.search(rf"^\| {re.escape(arm)} \| [\d,]+ \| (\d+) \| (.*?) \|", page, re.M)
+            assert figure.replace(study_tables.SPACE, " ") == (f"{row[2]} ({row[1]})" if row else "–")
+
+
+def test_the_readmes_table_copes_with_what_has_no_rows_yet() -> None:
+    assert [row[1:] for row in cells(study_readme.results({}))] == [["–"] * 3] * 2
+    single = [row for row in EVERY["digits-gmp"] if row["part"].endswith("-single")]
+    first, second = cells(study_readme.results({"digits-gmp": single}))
+    assert (re.match(r"9\d\.\d\d\s±\s", first[1]) is not None, first[2:], second[1:]) == (True, ["–"] * 2, ["–"] * 3)
+
+
+def test_a_readme_without_its_marks_is_refused() -> None:
+    for text in ("", study_readme.OPENED, 2 * (study_readme.OPENED + study_readme.CLOSED)):
+        with pytest.raises(ValueError, match="results"):
+            study_readme.filled(text, EVERY)
 
 
 def arm(name: str, measure: str, values: dict[int, float]) -> Arm:

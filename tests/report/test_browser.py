@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
+import sys
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,12 @@ from sparsekit.config.options import EvaluationConfig
 from sparsekit.display.text import duration, percent
 from sparsekit.launch import fit
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+DOCS = str(Path(__file__).parents[2] / "docs")
+sys.path.insert(0, DOCS)  # its scripts are no package
+from screenshots import CHROMIUM, chromium  # noqa: E402
+
+sys.path.remove(DOCS)
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium"),
@@ -51,21 +53,6 @@ addEventListener("load", () => {
   parent.document.body.append(out);
 });
 </script>"""
-
-
-def chromium(tmp_path: Path, page: Path, width: int, height: int, dark: bool, *options: str) -> str:
-    """Standard output of Chromium, with one page open."""
-    assert CHROMIUM
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--hide-scrollbars", "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},{height}",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--host-resolver-rules=MAP * ~NOTFOUND", *options,
-        page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def probed(tmp_path: Path, report: Path, width: int, dark: bool = False) -> dict[str, Any]:
