@@ -247,8 +247,15 @@ class Channels:
             found.append(min(group.size, step * ceil(max(wanted, 1) / step)))
         return found
 
-    def check(self, floor: float, sparsity: float) -> None:
-        """Raise UserError where the target cannot be reached."""
+    def check(self, floor: float, sparsity: float, initial: Mapping[str, Tensor] | None = None) -> None:
+        """Raise UserError where the target cannot be reached, or the masks of `--model.init` are beyond the floor."""
+        kept = self.kept(initial) if initial else [np.ones(group.size, dtype=bool) for group in self.groups]
+        for group, flags, least in zip(self.groups, kept, self.least(floor), strict=True):
+            if (left := int(flags.sum())) < least:
+                raise UserError(
+                    f"--masks.floor {floor:g} asks for {least * group.width:,} channels of {group.name}, but "
+                    f"--model.init keeps {left * group.width:,}; lower the floor, or start from another model"
+                )
         highest = self.removed([g.size - least for g, least in zip(self.groups, self.least(floor), strict=True)])
         if sparsity > highest + _ROUNDING:
             what = "" if self.target == "weights" else f" of {self.target}"

@@ -81,9 +81,15 @@ def prepare(
     channels = _channels(config, model, prunable, data) if training else None
     if channels is not None:
         notes.append(str(channels))
-        initial = channels.masks(channels.kept(initial), initial) if initial else {}
-        channels.check(config.masks.floor, config.sparsity)
-    if initial:
+        whole = channels.masks(channels.kept(initial), initial) if initial else {}
+        if again := masks.kept(whole) - masks.kept(initial):
+            notes.append(f"{source.where if source else ''}: {again:,} zeros in no removed channel are trained again")
+        initial = whole
+        channels.check(config.masks.floor, config.sparsity, initial)
+    if initial and channels is not None:
+        fine = 10**9  # of what --sparsity counts
+        stages = start_from_sparsity(stages, int((1.0 - channels.sparsity(initial)) * fine), fine)
+    elif initial:
         stages = start_from_sparsity(stages, masks.kept(initial), sum(mask.numel() for mask in initial.values()))
     plan = make_plan(config, stages, data.steps_per_epoch)
     if training:

@@ -91,6 +91,7 @@ def test_timm_refuses_a_masked_model_whose_layernorms_leave_channels_out(convnex
         timm.create_model(f"local-dir:{convnext / 'model'}", pretrained=True)
 
 
+@pytest.mark.slow
 def test_evaluate_merge_and_further_exports_take_it(resnet: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "slim"
     assert exported(resnet, folder) == 0

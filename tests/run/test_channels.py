@@ -177,3 +177,43 @@ def test_a_dense_model_begins_and_teaches(finished: Path, tmp_path: Path) -> Non
     assert fit(tmp_path / "more", *options, "--model.init", str(finished)) == 0
     before, after = (load_file(out / "masks.safetensors") for out in (finished, tmp_path / "more"))
     assert all(not (after[name] & ~before[name]).any() for name in before)
+
+
+def test_a_model_that_is_pruned_too_far_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = ["fit", *TINY, *QUIET, "--model.init", str(finished), "--masks.pattern", "channels"]
+    assert main([*begin, "--sparsity", "0.3", "--out", str(tmp_path / "run")]) == 2
+    assert "--sparsity is 0.3" in capsys.readouterr().err
+    assert main([*begin, "--sparsity", "0.6", "--masks.floor", "14", "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "--masks.floor 14" in told
+    assert "--model.init" in told or "--sparsity 0.6" in told
+    options = ["--sparsity", "0.8", "--masks.target", "flops", "--data.limit", "200", "--out", str(tmp_path / "flops")]
+    assert main([*begin, *options]) == 0
+    assert summary(tmp_path / "flops")["removed.flops"] <= 0.8
+
+
+def test_zeros_that_are_no_whole_channels_are_trained_again(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--data.image_size",
+        "8",
+        "--data.limit",
+        "200",
+        "--epochs",
+        "6",
+        *QUIET,
+        "--model.init",
+        str(tiny_run),
+    ]
+    assert main(["fit", *arguments, *CHANNELS, "--out", str(tmp_path / "run")]) == 0
+    assert "trained again" in capsys.readouterr().out
+    kept = load_file(tmp_path / "run" / "masks.safetensors")
+    for mask in kept.values():  # convolutions keep all of a row and column, or nothing
+        if mask.dim() == 4:
+            rows_of, columns_of = mask.any(dim=(1, 2, 3)), mask.any(dim=(0, 2, 3))
+            assert torch.equal(mask, (rows_of[:, None] & columns_of)[..., None, None].expand_as(mask))
+    told = summary(tmp_path / "run")
+    assert told["channels"] < told["channels.dense"]
