@@ -17,9 +17,9 @@ from sparsekit.errors import UserError
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.y*ml"))  # configs/sweeps: test_sweep_spec.py
 
-GMP = {"name": "gmp", "start": 0.1, "end": 0.7, "interval": 0.1, "initial": 0.0}
+GMP = {"name": "gmp", "start": 0.1, "end": 0.7, "interval": 0.1, "initial": 0.0, "retrain": None}
 IMP = {"name": "imp", "dense": 0.4, "cycles": 3, "retrain": "llr"}
-DPF = {"name": "dpf", "start": 0.05, "end": 0.6, "interval": 0.05, "freeze": 0.8}
+DPF = {"name": "dpf", "start": 0.05, "end": 0.6, "interval": 0.05, "freeze": 0.8, "retrain": None}
 
 Write = Callable[..., str]
 
