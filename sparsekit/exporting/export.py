@@ -14,6 +14,7 @@ from rich.filesize import decimal
 
 from sparsekit._types import Tensors
 from sparsekit.config.options import DataConfig, ExportConfig
+from sparsekit.display.text import percent
 from sparsekit.errors import RunError, UserError
 from sparsekit.exporting import onnx_file, semi_structured, slim, sparse, speed, timm_directory, torch_program
 from sparsekit.exporting.formats import Format, Loaded
@@ -165,7 +166,7 @@ def _table(export_model: ExportModel, name: str, out: Path, found: Comparison, l
     same = "no prediction differs" if not found.disagree else f"{found.disagree:,} predictions differ"
     lines = [
         ("format", f"{name}{f', {loaded.note}' if loaded.note else ''}"),
-        ("size", f"{decimal(size)}, {size / dense:.1%} of its dense tensors' {decimal(dense)}"),
+        ("size", f"{decimal(size)}, {percent(size / dense, 1)} of its dense tensors' {decimal(dense)}"),
         ("nonzero", f"{nonzero:,} of {total:,} parameters"),
         ("difference", f"{found.difference:.3g} at most, in logits up to {found.largest:.3g}; {same}"),
         ("compared", f"read back, on {found.images:,} {kind}"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -72,7 +71,7 @@ def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Seconds of two models, medians of rounds in which both take turns, and how much faster the second one is."""
+    """Seconds of two models, medians of rounds in which both take turns, and their ratio with quartiles over rounds."""
 
     first: float
     second: float
@@ -85,13 +84,8 @@ def paired(first: Loaded, second: Loaded, images: Tensor) -> Paired:
     repeats = max(1, round(_ROUND_SECONDS / most))
     rounds = [[_seconds(one, images, repeats) / repeats for one in (first, second)] for _ in range(ROUNDS)]
     ratios = sorted(a / b for a, b in rounds)
-    ratio = Ratio(median(ratios), ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4])
-    return Paired(median(a for a, _ in rounds), median(b for _, b in rounds), ratio)
-
-
-def all_threads() -> int:
-    """The number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own, other = (median(seconds) for seconds in zip(*rounds, strict=True))
+    return Paired(own, other, Ratio(own / other, ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4]))
 
 
 def verdict(dense: Ratio, name: str) -> str:
