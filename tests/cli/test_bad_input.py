@@ -248,7 +248,7 @@ PLAN = rows(
      "--replicas.values [1,2,3] --replicas.vary method.strength --method str"),
     ("--method str --replicas.vary method.search --replicas.values [0.5,0.6,0.7]", "method.search|plan|sweep",
      "--method str --replicas.vary method.strength --replicas.values [0.5,0.6,0.7]"),
-    ("--replicas.vary method.start --replicas.values [0,0.1,0.2]", "method.start|'gmp'|training|sweep",
+    ("--replicas.vary method.start --replicas.values [0,0.1,0.2]", "method.start|segments|plan|sweep",
      "--replicas.vary lr --replicas.values [0.1,0.2,0.3]"),
     ("--data.augment_strength 5", "--data.augment_strength|5.0|0 (none) to 4", "--data.augment_strength 4"),
     ("--data.augment false --data.augment_strength 2", "--data.augment_strength is 2|--data.augment is false",
