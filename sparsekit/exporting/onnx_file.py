@@ -24,9 +24,13 @@ from sparsekit.exporting.torch_program import traced
 
 def check(export_model: ExportModel) -> None:
     """Raise UserError if a package that ONNX export needs is missing."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'sparsekit-soups[export]'")
+    if lacking := missing():
+        raise UserError(f"--format onnx needs {', '.join(lacking)}: pip install 'sparsekit-soups[export]'")
+
+
+def missing() -> list[str]:
+    """The packages that ONNX export needs and that are not installed."""
+    return [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 def write(export_model: ExportModel, out: Path) -> None:

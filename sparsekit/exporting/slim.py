@@ -7,7 +7,6 @@ the network itself, as a `torch.export` program, as an ONNX file, and a loader o
 from __future__ import annotations
 
 import copy
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -133,7 +132,7 @@ def write(export_model: ExportModel, out: Path) -> None:
         save_model(copy.deepcopy(made.model), config, made.inputs, out, made.class_names)
         make_readable(out / "model.safetensors")
     torch_program.write(made, out / PROGRAM)
-    if not _missing():
+    if not onnx_file.missing():
         onnx_file.write(made, out / ONNX)
     channels, height, width = export_model.images.shape[1:]
     text = _LOADER.format(channels=channels, height=height, width=width, program=PROGRAM)
@@ -147,7 +146,7 @@ def load(out: Path, export_model: ExportModel) -> Loaded:
         return replace(found, note="timm loads it")
     program = torch_program.load(out / PROGRAM, export_model)
     if not (out / ONNX).is_file():
-        missing = ", ".join(_missing())
+        missing = ", ".join(onnx_file.missing())
         return replace(program, note=f"{PROGRAM} and load.py; no {ONNX} without {missing} (sparsekit-soups[export])")
     run = onnx_file.load(out / ONNX, export_model).predict
     images = export_model.images[:64]
@@ -161,11 +160,6 @@ def load(out: Path, export_model: ExportModel) -> Loaded:
 def reference(export_model: ExportModel) -> Loaded:
     """The masked model's logits, and the tensors of the small one."""
     return replace(Loaded.from_module(export_model.model), tensors=dict(small(export_model).state_dict()))
-
-
-def _missing() -> list[str]:
-    """The packages that an ONNX file needs and that are not installed."""
-    return [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 def _without_slim(export_model: ExportModel) -> dict[str, Any]:
@@ -248,7 +242,7 @@ def measure(export_model: ExportModel, out: Path) -> list[tuple[str, str]]:
         runtimes: dict[str, Callable[[], list[Loaded]]] = {
             "torch": lambda: [Loaded.from_module(one.model) for one, _ in pair]
         }
-        if not _missing():
+        if not onnx_file.missing():
             for one, path in pair:
                 onnx_file.write(one, path.with_suffix(".onnx"))
             runtimes["onnxruntime"] = lambda: [onnx_file.load(path.with_suffix(".onnx"), one) for one, path in pair]

@@ -58,15 +58,9 @@ def measure(export_model: ExportModel, exporter: Format, exported: Loaded, image
 
 def timed(candidates: list[Loaded], images: Tensor) -> list[Ratio]:
     """The speed-up of the first candidate over each of the others, measured in rounds of one turn each."""
-    placed = [(one, one.place(images)) for one in candidates]  # not timed: the copy to the device
-    first = [min(_seconds(*each) for _ in range(3)) for each in placed]
-    repeats = max(1, round(_ROUND_SECONDS / max(first)))
-    rounds = [[_seconds(*each, repeats) for each in placed] for _ in range(ROUNDS)]
-    found = []
-    for other in range(1, len(candidates)):
-        ratios = sorted(times[other] / times[0] for times in rounds)
-        found.append(Ratio(median(ratios), ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4]))
-    return found
+    first, *others = zip(*_rounds(candidates, images), strict=True)
+    found = [[b / a for a, b in zip(first, other, strict=True)] for other in others]
+    return [Ratio(median(ratios), *_quartiles(ratios)) for ratios in found]
 
 
 @dataclass(frozen=True)
@@ -80,12 +74,23 @@ class Paired:
 
 def paired(first: Loaded, second: Loaded, images: Tensor) -> Paired:
     """Time two models on the same images."""
-    most = max(min(_seconds(one, images) for _ in range(3)) for one in (first, second))
-    repeats = max(1, round(_ROUND_SECONDS / most))
-    rounds = [[_seconds(one, images, repeats) / repeats for one in (first, second)] for _ in range(ROUNDS)]
-    ratios = sorted(a / b for a, b in rounds)
+    rounds = _rounds([first, second], images)
     own, other = (median(seconds) for seconds in zip(*rounds, strict=True))
-    return Paired(own, other, Ratio(own / other, ratios[ROUNDS // 4], ratios[-1 - ROUNDS // 4]))
+    return Paired(own, other, Ratio(own / other, *_quartiles([a / b for a, b in rounds])))
+
+
+def _rounds(models: list[Loaded], images: Tensor) -> list[list[float]]:
+    """Seconds that each model takes for the images, in rounds in which all take a turn."""
+    placed = [(one, one.place(images)) for one in models]  # not timed: the copy to the device
+    slowest = max(min(_seconds(*each) for _ in range(3)) for each in placed)
+    repeats = max(1, round(_ROUND_SECONDS / slowest))
+    return [[_seconds(*each, repeats) / repeats for each in placed] for _ in range(ROUNDS)]
+
+
+def _quartiles(ratios: list[float]) -> tuple[float, float]:
+    """The first and the third quartile over the rounds."""
+    ordered = sorted(ratios)
+    return ordered[ROUNDS // 4], ordered[-1 - ROUNDS // 4]
 
 
 def verdict(dense: Ratio, name: str) -> str:

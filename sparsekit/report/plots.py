@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
+from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from sparsekit.display.text import is_share, percent, score_number
@@ -147,12 +149,8 @@ def rates(run: Run) -> Chart | None:
     return Chart("Learning rate.", svg, ("epoch", "rate"), data, note)
 
 
-def layers(run: Run) -> Chart | None:
-    """The sparsity of each layer after the last pruning."""
-    if not run.rows["segment"]:
-        return None
-    found = run.rows["segment"][-1]["layers"]
-    names, values = [name.removesuffix(".weight") for name in found], [100 * value for value in found.values()]
+def _shares(names: Sequence[str], values: Sequence[float], label: str, each: str, alt: str) -> Markup:
+    """A bar of 0 to 100 % for each layer by name; where there are many, a line over their numbers."""
     few = len(names) <= 40
     with Plot(max(3.0, 0.5 + 0.17 * len(names)) if few else 3.0) as plot:
         (panel,) = plot.panels
@@ -162,13 +160,22 @@ def layers(run: Run) -> Chart | None:
             panel.grid(axis="y", visible=False)
             panel.tick_params(axis="y", labelsize=7.5)
             panel.set_xlim(0, 100)
-            panel.set_xlabel("sparsity, %")
+            panel.set_xlabel(label)
         else:
             panel.step(range(1, len(names) + 1), values, where="mid", color=BLUE)
             panel.set_ylim(0, 100)
-            panel.set_xlabel("layer, from input to output")
-            panel.set_ylabel("sparsity, %")
-        svg = plot.svg("Sparsity of each layer")
+            panel.set_xlabel(f"{each}, from input to output")
+            panel.set_ylabel(label)
+        return plot.svg(alt)
+
+
+def layers(run: Run) -> Chart | None:
+    """The sparsity of each layer after the last pruning."""
+    if not run.rows["segment"]:
+        return None
+    found = run.rows["segment"][-1]["layers"]
+    names, values = [name.removesuffix(".weight") for name in found], [100 * value for value in found.values()]
+    svg = _shares(names, values, "sparsity, %", "layer", "Sparsity of each layer")
     data = [(name, percent(value, 2)) for name, value in zip(names, found.values(), strict=True)]
     return Chart("Where the sparsity went.", svg, ("layer", "sparsity"), data)
 
@@ -180,21 +187,8 @@ def channels(run: Run) -> Chart | None:
         return None
     left, whole = last["channels"], last["channels.of"]
     shares = [100 * left[name] / whole[name] for name in whole]
-    with Plot(max(3.0, 0.5 + 0.17 * len(whole)) if len(whole) <= 40 else 3.0) as plot:
-        (panel,) = plot.panels
-        if len(whole) <= 40:
-            panel.barh(list(whole), shares, color=BLUE, height=0.7)
-            panel.invert_yaxis()
-            panel.grid(axis="y", visible=False)
-            panel.tick_params(axis="y", labelsize=7.5)
-            panel.set_xlim(0, 100)
-            panel.set_xlabel("channels left, %")
-        else:
-            panel.step(range(1, len(whole) + 1), shares, where="mid", color=BLUE)
-            panel.set_ylim(0, 100)
-            panel.set_xlabel("group of coupled layers, from input to output")
-            panel.set_ylabel("channels left, %")
-        svg = plot.svg("Channels left of each group of coupled layers")
+    what = "Channels left of each group of coupled layers"
+    svg = _shares(list(whole), shares, "channels left, %", "group of coupled layers", what)
     data = [(name, f"{left[name]:,} of {whole[name]:,}") for name in whole]
     note = "A group is named after its first layer; heads count as their channels."
     return Chart("Channels left.", svg, ("group", "channels"), data, note)

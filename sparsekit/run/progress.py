@@ -209,9 +209,8 @@ def _restored(
 
 def _same_tensors(found: State, fresh: State) -> None:
     """Raise Damaged unless a state has the tensors and masks of the run's model."""
-    pairs = [(found.tensors, fresh.tensors), (found.masks, fresh.masks), (found.extra, fresh.extra)]
-    pairs += [(found.beside, fresh.beside)]
-    for stored, expected in pairs:
+    pairs = ((found.tensors, fresh.tensors), (found.extra, fresh.extra))
+    for stored, expected in (*pairs, (found.masks, fresh.masks), (found.beside, fresh.beside)):
         if {n: (t.shape, t.dtype) for n, t in stored.items()} != {n: (t.shape, t.dtype) for n, t in expected.items()}:
             raise Damaged("it holds another model")
 
